@@ -1,0 +1,69 @@
+"""What went wrong, in words a user can act on: every mistake that is not a bug in tclx.
+
+A `TclxError` is printed without a traceback and ends the command with its exit code. Anything else that escapes is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Location(NamedTuple):
+    """A place in a text file; lines and columns count from 1."""
+
+    path: Path | str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}"
+
+
+class Problem(NamedTuple):
+    """One mistake in the user's input: where, which key, what is wrong, what would be right."""
+
+    key: str
+    message: str
+    hint: str | None = None
+    where: Location | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        key = f"{self.key}: " if self.key else ""
+        return f"{place}{key}{self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+class TclxError(Exception):
+    """The parent of every mistake that a user can fix."""
+
+    exit_code = 1
+
+
+class InputError(TclxError):
+    """The spec, its files or the command line are wrong; nothing has been started. Carries every problem found, not the first."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class MachineError(TclxError):
+    """This machine cannot do what was asked: a full disk, a missing device, a folder that cannot be written."""
+
+    exit_code = 3
+
+
+class RunFailed(TclxError):
+    """A run started and could not go on, for a reason that the message explains (a non-finite loss, for instance)."""
+
+    exit_code = 1
+
+
+class Interrupted(TclxError):
+    """The user or the machine asked a run to stop; it was saved and `tclx run` continues it."""
+
+    exit_code = 130

@@ -1,0 +1,118 @@
+"""What is learned from: pictures, captions, and what is done to them on the way in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tclx.spec.base import Count, Fraction, LocalPath, Section, Weight
+
+
+class ScenesSource(Section):
+    """Generated pictures of coloured shapes with five varied captions each; the same seed and split give the same scenes."""
+
+    source: Literal["scenes"]
+    num_images: Count
+    """How many scenes."""
+    split: Literal["train", "val", "test"]
+    """Scenes of different splits never coincide."""
+    picture_size: Annotated[int, Field(ge=16, le=256)] = 32
+    """Side of a generated picture in pixels."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed, another world of scenes."""
+
+
+class FilesSource(Section):
+    """ALBEF/TCL JSON annotation files and a folder of pictures."""
+
+    source: Literal["files"]
+    form: Literal["pretrain", "retrieval"]
+    """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list} to
+    evaluate."""
+    files: Annotated[tuple[LocalPath, ...], Field(min_length=1)]
+    """JSON files, read one after the other."""
+    image_root: LocalPath
+    """The folder that the files' image paths start from."""
+    approximate_rows: Count | None = None
+    """Roughly how many rows the files hold, so that `tclx plan --without-data` can count steps where the files are not."""
+
+
+DataSource = Annotated[ScenesSource | FilesSource, Field(discriminator="source")]
+
+
+class HubTokenizer(Section):
+    """A tokenizer by name or folder."""
+
+    source: Literal["pretrained"]
+    name: str
+    """A hub name, or a local folder with `tokenizer.json` or `vocab.txt`."""
+
+
+class TrainedTokenizer(Section):
+    """A lower-case WordPiece tokenizer, trained on the training captions when the run starts and kept with it."""
+
+    source: Literal["captions"]
+    vocab_size: Annotated[int, Field(ge=64)] = 8192
+    """Upper bound of the vocabulary."""
+
+
+TokenizerSpec = Annotated[HubTokenizer | TrainedTokenizer, Field(discriminator="source")]
+
+
+class AugmentationSpec(Section):
+    """How a training picture is varied; the two views of IMC and LMI are two independent draws."""
+
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    """Range of the random resized crop's area."""
+    color_jitter: Fraction = 0.8
+    """Probability of jittering brightness, contrast, saturation (0.4 each) and hue (0.1)."""
+    grayscale: Fraction = 0.2
+    """Probability of dropping colour."""
+    blur: Fraction = 0.5
+    """Probability of a Gaussian blur, sigma 0.1 to 2 pixels."""
+    flip: Fraction = 0.5
+    """Probability of a left-right flip. Captions that speak of left and right want 0."""
+    random_ops: Annotated[int, Field(ge=0, le=8)] = 2
+    """RandAugment operations drawn per view, each applied with probability 0.5; 0 switches RandAugment off."""
+    random_magnitude: Annotated[int, Field(ge=0, le=10)] = 7
+    """RandAugment's magnitude."""
+
+
+class NormalizationSpec(Section):
+    """Per-channel statistics of the pictures on the scale 0 to 1; the default is CLIP's."""
+
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[Weight, Weight, Weight] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class BadImagesSpec(Section):
+    """What happens to pictures that are missing, truncated, not pictures or absurdly large."""
+
+    policy: Literal["refuse", "skip"] = "refuse"
+    """`refuse`: every picture is opened before training and one bad one stops the run. `skip`: a bad one is replaced by the next
+    good row, counted and reported; nothing is opened beforehand."""
+    limit: Fraction = 0.01
+    """With `skip`: the run stops when more than this share of the pictures of an epoch was bad."""
+    max_pixels: Annotated[int, Field(ge=10_000)] = 50_000_000
+    """Pictures with more pixels are never decoded."""
+
+
+class DataSpec(Section):
+    """Training, validation and test data, and the way from file to tensor."""
+
+    train: DataSource
+    val: DataSource | None = None
+    test: DataSource | None = None
+    tokenizer: TokenizerSpec = TrainedTokenizer(source="captions")
+    max_caption_words: Count = 30
+    """Captions are cut after this many words."""
+    max_caption_tokens: Annotated[int, Field(ge=2)] = 30
+    """And after this many tokens, [CLS] included."""
+    augmentation: AugmentationSpec = AugmentationSpec()
+    normalization: NormalizationSpec = NormalizationSpec()
+    bad_images: BadImagesSpec = BadImagesSpec()
+    decoder: Literal["fast", "pil"] = "fast"
+    """`fast`: turbo-JPEG and OpenCV. `pil`: Pillow throughout, as the official code."""
+    num_workers: Annotated[int, Field(ge=0, le=128)] = 4
+    """Loader processes per training process; results do not depend on it."""

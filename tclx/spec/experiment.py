@@ -1,0 +1,60 @@
+"""The experiment: one fully resolved spec is one run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tclx.spec.base import LocalPath, Section
+from tclx.spec.data import DataSpec
+from tclx.spec.evaluation import EvaluationSpec
+from tclx.spec.launch import LocalLaunch
+from tclx.spec.model import ModelSpec
+from tclx.spec.objectives import ObjectivesSpec
+from tclx.spec.optim import OptimSpec
+from tclx.spec.tracking import TrackingSpec
+from tclx.spec.training import TrainingSpec
+
+SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+"""Letters, digits and `._+-`, at most 64: names become folders and job names."""
+
+
+class InitSpec(Section):
+    """Weights to start from, all of the model that fits; position embeddings are interpolated to the new size."""
+
+    experiment: LocalPath | None = None
+    """Another experiment's file: its best checkpoint. Give this or `checkpoint`."""
+    variant: SafeName | None = None
+    """Which of that experiment's variants."""
+    checkpoint: LocalPath | None = None
+    """A run folder, a checkpoint folder, or an official `.pth`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.experiment is None) == (self.checkpoint is None):
+            raise ValueError("give exactly one of `experiment` and `checkpoint`")
+        if self.variant is not None and self.experiment is None:
+            raise ValueError("`variant` names a variant of `experiment`")
+        return self
+
+
+class ExperimentSpec(Section):
+    """One run, fully resolved: no `extends`, no variants, one seed."""
+
+    name: SafeName
+    variant: SafeName | None = None
+    """Filled in from `variants`; not written by hand."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides initial weights, order, augmentation, masking, dropout and negatives."""
+    compat: Literal["official"] | None = None
+    """`official` reproduces the quirks of the published code; docs/official-differences.md lists them."""
+    model: ModelSpec
+    objectives: ObjectivesSpec
+    data: DataSpec
+    optim: OptimSpec
+    training: TrainingSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    init: InitSpec | None = None
+    launch: LocalLaunch = LocalLaunch()
+    tracking: TrackingSpec = TrackingSpec()

@@ -1,0 +1,99 @@
+"""What is trained: the encoders, their momentum copies and the feature queues."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tclx.spec.base import Count, LocalPath, Section
+
+Weights = Literal["hub"] | LocalPath | None
+"""Where an encoder's first weights come from: `hub` (downloaded, or the hub's cache), null (random) or a local path."""
+
+
+class ImageEncoderSpec(Section):
+    """A timm model that gives patch features: a ViT, or a CNN whose grid cells serve as patches."""
+
+    name: str
+    """The timm model, for instance `vit_base_patch16_224`."""
+    image_size: Annotated[int, Field(ge=8, le=2048)]
+    """Side of the square input in pixels."""
+    weights: Weights = None
+    """`hub`, null (random) or a path to a `.safetensors`, `.pth` or `.pt` state dict with timm's names."""
+    patch_size: Annotated[int, Field(ge=1)] | None = None
+    """Overrides the ViT's patch size, in pixels."""
+    width: Count | None = None
+    """Overrides the ViT's embedding width."""
+    depth: Count | None = None
+    """Overrides the ViT's number of blocks."""
+    num_heads: Count | None = None
+    """Overrides the ViT's number of attention heads."""
+    stem: Literal["patch", "conv"] = "patch"
+    """How a ViT cuts patches: one strided convolution (the paper), or a stack of 3 x 3 ones, which small data likes better."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth rate of the last block."""
+
+
+class TextSizes(Section):
+    """The sizes of a BERT written out, when no model is named."""
+
+    width: Count
+    """Hidden width; a multiple of `num_heads`."""
+    num_heads: Count
+    """Attention heads."""
+    intermediate_size: Count
+    """Width inside the feed-forward layers."""
+    max_positions: Count = 512
+    """Longest sequence the position embeddings cover, in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}; change one of them")
+        return self
+
+
+class TextEncoderSpec(Section):
+    """The lower layers of a BERT-like transformers model."""
+
+    name: str | None = None
+    """A hub name such as `bert-base-uncased`, or a local folder with a `config.json`. Give this or `sizes`."""
+    sizes: TextSizes | None = None
+    """The architecture written out. Give this or `name`."""
+    num_layers: Count
+    """Layers that see text alone; the model's next layers start the fusion encoder."""
+    weights: Weights = None
+    """`hub`, null (random) or a local folder in transformers' format."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Hidden and attention dropout of the text and fusion layers; IMC's two text views differ by it alone."""
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> Self:
+        if (self.name is None) == (self.sizes is None):
+            raise ValueError("give exactly one of `name` and `sizes`")
+        if self.sizes is not None and self.weights is not None:
+            raise ValueError("`weights` need a `name`: sizes written out start from random weights")
+        return self
+
+
+class FusionEncoderSpec(Section):
+    """Layers that read the text through self-attention and the picture through cross-attention."""
+
+    num_layers: Count
+    """Number of fusion layers. They start from the text model's upper layers when it has them; cross-attention starts random."""
+
+
+class ModelSpec(Section):
+    """Two encoders, a fusion encoder, momentum copies and queues."""
+
+    image_encoder: ImageEncoderSpec
+    text_encoder: TextEncoderSpec
+    fusion_encoder: FusionEncoderSpec | None = None
+    """Needed by ITM and MLM; not built when both are off."""
+    embed_dim: Count = 256
+    """Width of the space in which images and texts are compared."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """The momentum encoders keep this share of themselves at every step."""
+    queue_size: Annotated[int, Field(ge=0)] = 65536
+    """Past momentum features kept as negatives, per modality; 0 keeps none."""

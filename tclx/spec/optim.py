@@ -1,0 +1,47 @@
+"""How the weights move: AdamW, its learning rate over time, clipping."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tclx.spec.base import Section, Weight
+
+LearningRate = Annotated[float, Field(ge=0)]
+
+
+class CosineSchedule(Section):
+    """Linear warm-up, then half a cosine down to the minimum at the last step."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up. Under `compat: official` a multiple of 100, taken as the official stairs of 100
+    iterations within the first epoch."""
+    warmup_learning_rate: LearningRate = 0.0
+    """Where the warm-up starts."""
+    minimum_learning_rate: LearningRate = 0.0
+    """Where the cosine ends."""
+
+
+class ConstantSchedule(Section):
+    """The same learning rate throughout, after an optional linear warm-up from 0."""
+
+    name: Literal["constant"]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+Schedule = Annotated[CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+class OptimSpec(Section):
+    """AdamW and its schedule. Biases, norms, [CLS], positions and temperatures are not decayed."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate; never scaled by the number of processes behind your back."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip_gradient_norm: Weight | None = None
+    """Largest global gradient norm; null does not clip."""
+    schedule: Schedule = CosineSchedule()

@@ -1,0 +1,46 @@
+"""How long, how large, in which precision, and what is kept on the way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tclx.spec.base import Count, Section
+
+
+class CheckpointsSpec(Section):
+    """When the whole state is saved; a run resumes from the newest complete checkpoint, bit for bit."""
+
+    every_steps: Count | None = None
+    """Save after this many optimizer steps; null saves at the end of every epoch."""
+    keep_last: Count = 2
+    """Newest checkpoints kept, besides the best."""
+
+
+class TrainingSpec(Section):
+    """Length, batch, precision. Give `epochs` or `steps`."""
+
+    epochs: Count | None = None
+    """Passes over the training data, the last incomplete batch of each dropped."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    batch_size_per_gpu: Count
+    """Image-text pairs per process and forward pass (per process on a CPU, too)."""
+    accumulation_steps: Count = 1
+    """Forward and backward passes per optimizer step. Negatives come from one pass and the queue."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU when there is one."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the matrix products; softmaxes and losses are always fp32."""
+    compile: bool = False
+    """Whether the encoders go through torch.compile."""
+    activation_checkpointing: bool = False
+    """Recompute the encoders' activations in the backward pass: less memory, about a third more time."""
+    checkpoints: CheckpointsSpec = CheckpointsSpec()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
