@@ -22,8 +22,17 @@ class PathMarker:
         return {**handler(core_schema), "format": "path"}
 
 
+class HubNameMarker:
+    """Marks a string as a name that may also be a folder, where it is written like a path."""
+
+
 LocalPath = Annotated[str, Field(min_length=1), PathMarker()]
-"""A path on this machine. `${NAME}` is replaced by that environment variable; relative paths start at the spec's own folder."""
+"""A path on this machine. `${NAME}` is replaced by that environment variable; relative paths start at the spec's own folder.
+`package:NAME` is no path but data that an installed Python package carries, and stays as it is."""
+
+HubName = Annotated[str, Field(min_length=1), HubNameMarker()]
+"""A hub name, `package:NAME`, or a local folder, which is written with `./`, `../`, `/`, `~` or `${` in front and then read as a
+path: what begins with `/` after loading is a folder."""
 
 Weight = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, Fraction, LocalPath, Section, Weight
+from tclx.spec.base import Count, Fraction, HubName, LocalPath, Section, Weight
 
 
 class ScenesSource(Section):
     """Generated pictures of coloured shapes with five varied captions each; the same seed and split give the same scenes."""
 
     source: Literal["scenes"]
+    """Generated, so nothing is downloaded."""
     num_images: Count
     """How many scenes."""
     split: Literal["train", "val", "test"]
@@ -27,6 +28,7 @@ class FilesSource(Section):
     """ALBEF/TCL JSON annotation files and a folder of pictures."""
 
     source: Literal["files"]
+    """Your own pictures and captions."""
     form: Literal["pretrain", "retrieval"]
     """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list} to
     evaluate."""
@@ -45,14 +47,16 @@ class HubTokenizer(Section):
     """A tokenizer by name or folder."""
 
     source: Literal["pretrained"]
-    name: str
-    """A hub name, or a local folder with `tokenizer.json` or `vocab.txt`."""
+    """Made elsewhere, with its own vocabulary."""
+    name: HubName
+    """A hub name, or a local folder with `tokenizer.json` or `vocab.txt` (written `./folder` or `/folder`)."""
 
 
 class TrainedTokenizer(Section):
     """A lower-case WordPiece tokenizer, trained on the training captions when the run starts and kept with it."""
 
     source: Literal["captions"]
+    """Learned from the training captions."""
     vocab_size: Annotated[int, Field(ge=64)] = 8192
     """Upper bound of the vocabulary."""
 
@@ -78,12 +82,21 @@ class AugmentationSpec(Section):
     random_magnitude: Annotated[int, Field(ge=0, le=10)] = 7
     """RandAugment's magnitude."""
 
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        low, high = self.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(f"`crop_scale` [{low:g}, {high:g}] is no range of areas: the first is above 0 and at most the second")
+        return self
+
 
 class NormalizationSpec(Section):
     """Per-channel statistics of the pictures on the scale 0 to 1; the default is CLIP's."""
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Subtracted from red, green and blue."""
     std: tuple[Weight, Weight, Weight] = (0.26862954, 0.26130258, 0.27577711)
+    """What red, green and blue are divided by afterwards."""
 
 
 class BadImagesSpec(Section):
@@ -102,16 +115,23 @@ class DataSpec(Section):
     """Training, validation and test data, and the way from file to tensor."""
 
     train: DataSource
+    """What is learned from."""
     val: DataSource | None = None
+    """What tells during training how well it goes, and picks the best checkpoint."""
     test: DataSource | None = None
+    """What the final figures come from."""
     tokenizer: TokenizerSpec = TrainedTokenizer(source="captions")
+    """How captions become tokens."""
     max_caption_words: Count = 30
     """Captions are cut after this many words."""
     max_caption_tokens: Annotated[int, Field(ge=2)] = 30
     """And after this many tokens, [CLS] included."""
     augmentation: AugmentationSpec = AugmentationSpec()
+    """How training pictures are varied; evaluation only resizes."""
     normalization: NormalizationSpec = NormalizationSpec()
+    """How pixels are scaled; what the image encoder's weights were trained with."""
     bad_images: BadImagesSpec = BadImagesSpec()
+    """What happens to pictures that cannot be used."""
     decoder: Literal["fast", "pil"] = "fast"
     """`fast`: turbo-JPEG and OpenCV. `pil`: Pillow throughout, as the official code."""
     num_workers: Annotated[int, Field(ge=0, le=128)] = 4

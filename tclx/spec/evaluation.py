@@ -24,6 +24,7 @@ class EvaluationSpec(Section):
     """Evaluation during training and at its end."""
 
     retrieval: RetrievalSpec | None = None
+    """Image-text retrieval; null measures nothing."""
     during_training: Split | None = None
     """The split evaluated on a schedule, which also picks the best checkpoint; null evaluates at the end only."""
     every_epochs: Count | None = None

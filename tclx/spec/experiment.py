@@ -43,6 +43,7 @@ class ExperimentSpec(Section):
     """One run, fully resolved: no `extends`, no variants, one seed."""
 
     name: SafeName
+    """What the run is called: letters, digits and `._+-`."""
     variant: SafeName | None = None
     """Filled in from `variants`; not written by hand."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -50,11 +51,20 @@ class ExperimentSpec(Section):
     compat: Literal["official"] | None = None
     """`official` reproduces the quirks of the published code; docs/official-differences.md lists them."""
     model: ModelSpec
+    """What is trained."""
     objectives: ObjectivesSpec
+    """What it learns from: the terms of the loss."""
     data: DataSpec
+    """The pictures and captions."""
     optim: OptimSpec
+    """How the weights move."""
     training: TrainingSpec
+    """How long, how large, in which precision."""
     evaluation: EvaluationSpec = EvaluationSpec()
+    """What is measured, on which data, how often."""
     init: InitSpec | None = None
+    """A trained model to start from; null starts from the encoders' own `weights`."""
     launch: LocalLaunch = LocalLaunch()
+    """Where it runs."""
     tracking: TrackingSpec = TrackingSpec()
+    """What is written down while it runs."""

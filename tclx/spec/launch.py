@@ -11,5 +11,6 @@ class LocalLaunch(Section):
     """Processes on this machine."""
 
     backend: Literal["local"] = "local"
+    """This machine."""
     num_processes: Count = 1
     """Training processes, one per GPU (or several on the CPU); more than one trains through torchrun with DDP."""

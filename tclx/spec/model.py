@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, LocalPath, Section
+from tclx.spec.base import Count, HubName, LocalPath, Section
 
 Weights = Literal["hub"] | LocalPath | None
 """Where an encoder's first weights come from: `hub` (downloaded, or the hub's cache), null (random) or a local path."""
@@ -15,7 +15,7 @@ Weights = Literal["hub"] | LocalPath | None
 class ImageEncoderSpec(Section):
     """A timm model that gives patch features: a ViT, or a CNN whose grid cells serve as patches."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     """The timm model, for instance `vit_base_patch16_224`."""
     image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square input in pixels."""
@@ -57,8 +57,9 @@ class TextSizes(Section):
 class TextEncoderSpec(Section):
     """The lower layers of a BERT-like transformers model."""
 
-    name: str | None = None
-    """A hub name such as `bert-base-uncased`, or a local folder with a `config.json`. Give this or `sizes`."""
+    name: HubName | None = None
+    """A hub name such as `bert-base-uncased`, or a local folder with a `config.json` (written `./folder` or `/folder`). Give this
+    or `sizes`."""
     sizes: TextSizes | None = None
     """The architecture written out. Give this or `name`."""
     num_layers: Count
@@ -88,7 +89,9 @@ class ModelSpec(Section):
     """Two encoders, a fusion encoder, momentum copies and queues."""
 
     image_encoder: ImageEncoderSpec
+    """What looks at the picture."""
     text_encoder: TextEncoderSpec
+    """What reads the caption."""
     fusion_encoder: FusionEncoderSpec | None = None
     """Needed by ITM and MLM; not built when both are off."""
     embed_dim: Count = 256

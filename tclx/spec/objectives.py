@@ -90,10 +90,15 @@ class ObjectivesSpec(Section):
     soft_labels: SoftLabelSpec | None = SoftLabelSpec()
     """Momentum soft labels for CMA and MLM; null trains on the ground truth alone."""
     cma: CmaSpec | None = None
+    """Cross-modal alignment."""
     imc: ImcSpec | None = None
+    """Intra-modal contrast."""
     lmi: LmiSpec | None = None
+    """Local mutual information."""
     itm: ItmSpec | None = None
+    """Image-text matching."""
     mlm: MlmSpec | None = None
+    """Masked language modelling."""
     in_batch_negatives: Literal["global", "local"] = "global"
     """Whether several processes compare across the whole global batch, or each within its own (the official code)."""
 

@@ -15,6 +15,7 @@ class CosineSchedule(Section):
     """Linear warm-up, then half a cosine down to the minimum at the last step."""
 
     name: Literal["cosine"] = "cosine"
+    """The paper's schedule."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps of linear warm-up. Under `compat: official` a multiple of 100, taken as the official stairs of 100
     iterations within the first epoch."""
@@ -28,7 +29,9 @@ class ConstantSchedule(Section):
     """The same learning rate throughout, after an optional linear warm-up from 0."""
 
     name: Literal["constant"]
+    """No decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up."""
 
 
 Schedule = Annotated[CosineSchedule | ConstantSchedule, Field(discriminator="name")]
@@ -40,8 +43,12 @@ class OptimSpec(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate; never scaled by the number of processes behind your back."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    """Share of a decayed weight that goes at every step, times the learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Memory of AdamW's mean and of its mean square."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator of AdamW's step."""
     clip_gradient_norm: Weight | None = None
     """Largest global gradient norm; null does not clip."""
     schedule: Schedule = CosineSchedule()
+    """The learning rate over time."""

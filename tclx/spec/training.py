@@ -23,8 +23,8 @@ class TrainingSpec(Section):
 
     epochs: Count | None = None
     """Passes over the training data, the last incomplete batch of each dropped."""
-    steps: Count | None = None
-    """Optimizer steps."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps; 0 trains nothing and only evaluates."""
     batch_size_per_gpu: Count
     """Image-text pairs per process and forward pass (per process on a CPU, too)."""
     accumulation_steps: Count = 1
@@ -38,6 +38,7 @@ class TrainingSpec(Section):
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass: less memory, about a third more time."""
     checkpoints: CheckpointsSpec = CheckpointsSpec()
+    """What is saved on the way."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -1,0 +1,5 @@
+"""`python -m tclx.cli` is `tclx`."""
+
+from tclx.cli import main
+
+main()

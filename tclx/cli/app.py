@@ -1,0 +1,57 @@
+"""Which commands are there, and what happens to a mistake that a user can fix?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tclx import __version__
+from tclx.cli import data, evaluate, plan, results, run, schema, weights
+from tclx.cli.console import print_error
+from tclx.errors import TclxError
+
+
+class Commands(TyperGroup):
+    """Prints a `TclxError` as plain lines and exits with its code; bugs keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TclxError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_code) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  tclx run experiments/quickstart.yaml",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Vision-language pre-training with triple contrastive learning: a spec in, a trained and evaluated model out."""
+
+
+app.command(epilog=run.EXAMPLE)(run.run)
+app.command(epilog=plan.EXAMPLE)(plan.plan)
+app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(epilog=results.EXAMPLE)(results.results)
+app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
+app.command(epilog=schema.EXAMPLE)(schema.schema)

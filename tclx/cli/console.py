@@ -1,0 +1,55 @@
+"""How does the command line speak? Data to stdout, messages to stderr, colour only for people who want it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tclx.errors import TclxError
+
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", envvar="TCLX_RUNS", metavar="FOLDER", help="Where runs are kept.", file_okay=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the spec; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
+DEFAULT_RUNS_DIR = Path("runs")
+
+
+def say(line: str) -> None:
+    """A message for people, to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_error(error: TclxError) -> None:
+    """Every problem on lines of its own, to stderr."""
+    label = "\033[1;31merror:\033[0m" if wants_colour(sys.stderr) else "error:"
+    for line in str(error).splitlines() or [type(error).__name__]:
+        say(f"{label} {line}")
+
+
+def print_json(value: Any) -> None:
+    """The one JSON document of a command, to stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def wants_colour(stream: Any) -> bool:
+    """Whether the stream is a terminal whose user has not set NO_COLOR."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell: the first to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    padded = (
+        [cell.rjust(width) if position else cell.ljust(width) for position, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

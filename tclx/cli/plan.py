@@ -1,0 +1,3 @@
+"""`tclx plan`: what would run."""
+EXAMPLE=''
+def plan() -> None: ...

@@ -1,0 +1,39 @@
+"""`tclx schema`: the JSON Schema that editors complete specs with."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tclx.cli.console import say
+
+EXAMPLE = "Example:  tclx schema -o experiments/schema.json"
+
+
+class Kind(StrEnum):
+    """What there is a schema of."""
+
+    EXPERIMENT = "experiment"
+
+
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="Of which kind of file.")] = Kind.EXPERIMENT,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a spec file, for editors and other tools."""
+    import json
+
+    from tclx.runs import write_atomically
+    from tclx.spec.schema import experiment_schema
+
+    text = json.dumps(experiment_schema(), indent=1) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(output, text)
+        say(f"wrote {output}")

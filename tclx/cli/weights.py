@@ -1,0 +1,49 @@
+"""`tclx weights`: official TCL and ALBEF checkpoints in, and out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tclx.cli.console import say
+
+app = typer.Typer(no_args_is_help=True, help="Read and write official TCL and ALBEF checkpoints.")
+
+
+class Form(StrEnum):
+    """Which official script reads it."""
+
+    PRETRAIN = "pretrain"
+    RETRIEVAL = "retrieval"
+
+
+@app.command("import", epilog="Example:  tclx weights import TCL_4M.pth tcl-4m.safetensors")
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="An official checkpoint; nothing in it is executed.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write; for init.checkpoint.")],
+) -> None:
+    """Translate an official checkpoint into tclx's names, as safetensors."""
+    from tclx.model.weights import import_official, write_tensors
+
+    tensors = import_official(file)
+    write_tensors(output, tensors)
+    say(f"wrote {len(tensors)} tensors to {output}")
+
+
+@app.command("export", epilog="Example:  tclx weights export runs/tcl-4m-s0-1a2b3c4d tcl.pth --form pretrain")
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.pth", help="Where to write.")],
+    form: Annotated[Form, typer.Option("--form", help="The official script that will read it.")],
+) -> None:
+    """Write a run's best weights as an official checkpoint."""
+    from tclx.launch.saved import export_run
+
+    export_run(run, output, form=form.value)
+    say(f"wrote {output}")
+
+
+EXAMPLE = "Example:  tclx weights import TCL_4M.pth tcl-4m.safetensors"

@@ -1,0 +1,1 @@
+"""From annotation files, pictures and generated scenes to batches of tensors."""

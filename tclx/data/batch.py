@@ -1,0 +1,66 @@
+"""What does one training step receive?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tclx.spec.data import NormalizationSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B image-text pairs of one process: pictures as bytes, captions as token ids padded to the longest, L tokens."""
+
+    images: Tensor
+    """[B, 3, S, S] uint8: the first augmented view."""
+    images_second: Tensor | None
+    """[B, 3, S, S] uint8: the second view; None when no term asks for one."""
+    input_ids: Tensor
+    """[B, L] int64: `[CLS]`, then the caption's tokens, then padding."""
+    attention_mask: Tensor
+    """[B, L] bool: False at padding."""
+    masked_input_ids: Tensor | None
+    """[B, L] int64: the ids that MLM reads; None when MLM is off."""
+    mlm_positions: Tensor | None
+    """[M] int64: the M hidden tokens as positions into the flattened B * L; M may be 0."""
+    mlm_labels: Tensor | None
+    """[M] int64: the true ids there."""
+    image_index: Tensor
+    """[B] int64: equal for equal pictures, dense from 0."""
+    row: Tensor
+    """[B] int64: the training rows these pairs come from."""
+    num_bad_images: int
+    """Pictures that could not be read and were replaced by the next good row."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; torch's loader calls this by name."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+
+
+def normalise(images: Tensor, spec: NormalizationSpec) -> Tensor:
+    """Pictures as the image encoder reads them, on the device they are on.
+
+    Args:
+        images: [B, 3, H, W] uint8, RGB.
+
+    Returns:
+        [B, 3, H, W] fp32: (images / 255 - mean) / std per channel.
+    """
+    normalised = images.float()
+    # Python scalars per channel: a tensor of means made here would be a host-to-device copy, hence a sync, in every step.
+    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        normalised[:, channel].sub_(255 * mean).div_(255 * std)
+    return normalised

@@ -1,0 +1,224 @@
+"""How do several training processes act as one? The only file that calls torch.distributed.
+
+torchrun's environment says who we are; without it every function here is the identity, so that the same code trains one process
+and many. Losses never see any of this: they receive tensors that are gathered already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tclx.errors import TclxError
+
+T = TypeVar("T")
+
+# Rank 0 alone trains a tokenizer and writes checkpoints while the others wait in a collective. A dead rank does not need this
+# timeout: its connections close, and torchrun ends the rest.
+_PATIENCE = timedelta(hours=1)
+
+
+@contextmanager
+def start(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun's environment names, and leave them at the end; nothing to do for a single process.
+
+    Args:
+        device: this process's device; decides between NCCL (GPUs) and gloo (CPU).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """This process among those on this machine, from 0; known before `start`."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and speaks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of every process in rank order, without a gradient.
+
+    Args:
+        x: [B, ...], the same shape in every process.
+
+    Returns:
+        [W * B, ...]; row i of rank r is row r * B + i.
+    """
+    if not dist.is_initialized():
+        return x.detach()
+    x = x.detach().contiguous()
+    gathered = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(gathered, x)
+    return torch.cat(gathered)
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather forward; backward sums what every rank's loss says about the own rows.
+
+    DDP averages parameter gradients over ranks, so this sum makes them the gradient of the mean of the ranks' losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.num_rows = x.shape[0]
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The rows of every process in rank order, as `gather`, differentiable on every rank.
+
+    Every process must take the same backward passes, since each of them communicates.
+    """
+    if not dist.is_initialized():
+        return x
+    return cast(Tensor, _Gather.apply(x))
+
+
+def maximum(x: Tensor) -> Tensor:
+    """Elementwise maximum over processes."""
+    if dist.is_initialized():
+        x = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def total(x: Tensor) -> Tensor:
+    """Elementwise sum over processes."""
+    if dist.is_initialized():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def mean(x: Tensor) -> Tensor:
+    """Elementwise mean over processes."""
+    return total(x) / world_size() if dist.is_initialized() else x
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in at least one process; every process must ask."""
+    return bool(maximum(torch.tensor([flag], dtype=torch.uint8, device=_device())).item()) if dist.is_initialized() else flag
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every process's value (small, picklable), in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Do something in rank 0 only; every process returns its result (small, picklable) or raises its error.
+
+    An error that only rank 0 knew of would leave the others waiting in the next collective.
+    """
+    if not dist.is_initialized():
+        return action()
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if is_main():
+        try:
+            outcome[0] = action()
+        except Exception as error:  # shared with the other ranks first, raised by all of them below
+            failure = error
+            outcome[1] = error if isinstance(error, TclxError) else RuntimeError(f"rank 0 failed: {error!r}")
+    dist.broadcast_object_list(outcome, src=0)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast(T, outcome[0])
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors in place with rank 0's."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """The module with its gradients averaged over processes in every backward pass; itself without a process group.
+
+    Buffers are not broadcast: the queues are equal by construction, and batch-norm statistics are copied when they are used
+    (`copy_from_main`).
+    """
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def without_averaging(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, backward passes only accumulate; the first one outside averages what has been accumulated."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def settle_buckets(module: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Run two backward passes and drop their gradients, so that a resumed run adds numbers in the usual order.
+
+    DDP regroups its gradient buckets after the first backward pass it sees, and the grouping decides the order of additions:
+    without this a run resumed at step k, whose step k is that first pass, differs in the last bits from one that never stopped.
+
+    Args:
+        module: what `wrap` returned.
+        loss: one forward pass through `module` on any batch, to the scalar that is trained on.
+    """
+    if not isinstance(module, DistributedDataParallel):
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # batch-norm statistics move in a forward pass
+    for _ in range(2):
+        loss().backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    module.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""What a trained model can do, in numbers: one file a task."""

@@ -1,0 +1,1 @@
+"""Where runs are started, and in which order."""

@@ -1,0 +1,124 @@
+"""Which runs does a spec ask for, and what must run before them? Spec files -> planned runs, prerequisites first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tclx.data.facts import collect_facts
+from tclx.errors import InputError, Problem
+from tclx.plan import DataFacts, Plan, make_plan, run_id
+from tclx.spec.data import DataSpec
+from tclx.spec.experiment import ExperimentSpec, InitSpec
+from tclx.spec.load import Experiment, load_experiments
+
+
+class PlannedRun(NamedTuple):
+    """One run, ready to start."""
+
+    spec: ExperimentSpec
+    """With `init.experiment` replaced by the run folder that it stands for."""
+    plan: Plan
+    needs: str | None
+    """Id of the run whose best weights it starts from."""
+    asked_for: bool
+    """False for a run that only another one needs."""
+
+
+Step = tuple[Path, str | None]
+"""A spec file and one of its variants."""
+
+
+def plan_runs(
+    paths: Sequence[Path], overrides: Sequence[str] = (), *, runs_dir: Path, without_data: bool = False
+) -> list[PlannedRun]:
+    """Load, resolve and plan every run of the spec files; a run stands after the one it starts from, and only once.
+
+    Args:
+        paths: experiment files.
+        overrides: `key=value` for these files; the experiments that they start from are taken as written.
+        runs_dir: where runs are kept, hence where `init.experiment` finds its weights.
+        without_data: count from the spec where the data is not at hand.
+
+    Raises:
+        InputError: with the problems of all files.
+    """
+    planner = _Planner(runs_dir, without_data)
+    problems: dict[Problem, None] = {}
+    for path in paths:
+        try:
+            experiments = load_experiments(path, overrides)
+        except InputError as error:
+            problems.update(dict.fromkeys(error.problems))
+            continue
+        for experiment in experiments:
+            try:
+                planner.add(experiment, path, before=(), asked_for=True)
+            except InputError as error:
+                problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise InputError(*problems)
+    return list(planner.runs.values())
+
+
+class _Planner:
+    """Runs found so far, by id, and the facts of data read so far."""
+
+    def __init__(self, runs_dir: Path, without_data: bool) -> None:
+        self.runs: dict[str, PlannedRun] = {}
+        self._runs_dir = runs_dir
+        self._without_data = without_data
+        self._facts: dict[DataSpec, DataFacts] = {}
+
+    def add(self, experiment: Experiment, path: Path, *, before: tuple[Step, ...], asked_for: bool) -> str:
+        """Plan one run after what it needs; returns its id."""
+        spec = experiment.spec
+        plan = make_plan(spec, self._collect(spec.data), experiment.origins)
+        needs = None
+        if spec.init is not None and spec.init.experiment is not None:
+            steps = (*before, (path.resolve(), spec.variant))
+            needs = self._add_needed(experiment, spec.init, steps)
+            # The weights' own run id goes into this one's: with another pre-training it is another run, wherever runs are kept.
+            identity = spec.model_copy(update={"init": InitSpec(experiment=needs)})
+            plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
+            spec = spec.model_copy(update={"init": InitSpec(checkpoint=str((self._runs_dir / needs).resolve()))})
+        known = self.runs.get(plan.run_id)
+        self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for or (known is not None and known.asked_for))
+        return plan.run_id
+
+    def _add_needed(self, experiment: Experiment, init: InitSpec, steps: tuple[Step, ...]) -> str:
+        path = Path(init.experiment or "")
+        needed = _choose(load_experiments(path), init, seed=experiment.spec.seed, asking=experiment)
+        if (path.resolve(), needed.spec.variant) in steps:
+            chain = " -> ".join(f"{step.name}" + (f" ({variant})" if variant else "") for step, variant in steps)
+            raise InputError(_problem(experiment, f"runs start from each other in a circle: {chain} -> {path.name}"))
+        return self.add(needed, path, before=steps, asked_for=False)
+
+    def _collect(self, data: DataSpec) -> DataFacts:
+        if data not in self._facts:
+            self._facts[data] = collect_facts(data, without_data=self._without_data)
+        return self._facts[data]
+
+
+def _choose(experiments: Sequence[Experiment], init: InitSpec, *, seed: int, asking: Experiment) -> Experiment:
+    """The one run to start from: of the variant asked for, with the same seed where there are several."""
+    variants = list(dict.fromkeys(found.spec.variant for found in experiments))
+    if init.variant is None and len(variants) > 1:
+        named = ", ".join(str(variant) for variant in variants)
+        raise InputError(_problem(asking, f"{init.experiment} has several variants: name one of {named} as `variant`"))
+    matching = [found for found in experiments if init.variant in (None, found.spec.variant)]
+    if not matching:
+        named = ", ".join(str(variant) for variant in variants if variant)
+        hint = f"it has {named}" if named else "it has none"
+        raise InputError(_problem(asking, f"{init.experiment} has no variant {init.variant!r}", hint))
+    same_seed = [found for found in matching if found.spec.seed == seed]
+    if len(matching) > 1 and not same_seed:
+        seeds = ", ".join(str(found.spec.seed) for found in matching)
+        raise InputError(_problem(asking, f"{init.experiment} has the seeds {seeds} but not this run's seed {seed}"))
+    return same_seed[0] if same_seed else matching[0]
+
+
+def _problem(experiment: Experiment, message: str, hint: str | None = None) -> Problem:
+    return Problem("init.experiment", message, hint, experiment.origins.get("init.experiment"))

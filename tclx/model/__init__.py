@@ -1,0 +1,1 @@
+"""What is trained: modules that return embeddings and logits, never losses."""

@@ -1,0 +1,174 @@
+"""How text and picture meet: layers that read the text through self-attention and the picture through cross-attention.
+
+The picture's keys and values depend on neither the text nor its masking, so they are computed once for B pictures; positive,
+hard-negative and masked texts then run as one pass that looks its picture up by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
+
+class KeysValues(NamedTuple):
+    """What one fusion layer attends to: keys and values of B pictures, each [B, heads, N, head width]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def of_rows(self, rows: Tensor | None) -> KeysValues:
+        """The pictures in the order of `rows`, [R] int64; None keeps them as they are."""
+        # Indexing, not index_select: its backward sorts instead of adding atomically, so a GPU repeats itself bit for bit.
+        return self if rows is None else KeysValues(self.keys[rows], self.values[rows])
+
+
+def run_layer(layer: nn.Module, *inputs: object, recompute: bool) -> Tensor:
+    """Call a layer; with `recompute` its activations are dropped and computed again, dropout alike, in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        output: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+    else:
+        output = layer(*inputs)
+    return output
+
+
+def padding_mask(attention_mask: Tensor) -> Tensor:
+    """[R, L] bool, False at padding -> the [R, 1, 1, L] that scaled_dot_product_attention broadcasts over heads and queries."""
+    return attention_mask[:, None, None, :]
+
+
+class CrossAttention(nn.Module):
+    """Text tokens ask, image tokens answer; residual and LayerNorm as in BERT. Starts from N(0, 0.02).
+
+    Args:
+        config: the text model's: width, heads, dropout, LayerNorm epsilon.
+        image_width: width of the image tokens.
+    """
+
+    def __init__(self, config: PretrainedConfig, *, image_width: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads: int = config.num_attention_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(image_width, width)
+        self.value = nn.Linear(image_width, width)
+        self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention_dropout: float = config.attention_probs_dropout_prob
+        for linear in (self.query, self.key, self.value, self.dense):
+            initialise_linear(linear)
+
+    def keys_values(self, image_tokens: Tensor) -> KeysValues:
+        """[B, N, image width] -> what `forward` attends to."""
+        return KeysValues(self._split(self.key(image_tokens)), self._split(self.value(image_tokens)))
+
+    def forward(self, states: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """States [R, L, D], keys and values [R, heads, N, D / heads] -> [R, L, D]."""
+        dropout = self.attention_dropout if self.training else 0.0
+        heads = functional.scaled_dot_product_attention(self._split(self.query(states)), keys, values, dropout_p=dropout)
+        mixed = self.dropout(self.dense(heads.transpose(1, 2).flatten(2)))
+        normalised: Tensor = self.norm(mixed + states)
+        return normalised
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FusionLayer(nn.Module):
+    """One layer of a BERT-like model with cross-attention between its self-attention and its feed-forward part.
+
+    Args:
+        layer: the transformers layer whose `attention`, `intermediate` and `output` are taken over, weights included.
+        config: that model's configuration.
+        image_width: width of the image tokens.
+    """
+
+    def __init__(self, layer: nn.Module, config: PretrainedConfig, *, image_width: int) -> None:
+        super().__init__()
+        self.attention = layer.attention
+        self.cross_attention = CrossAttention(config, image_width=image_width)
+        self.intermediate = layer.intermediate
+        self.output = layer.output
+
+    def forward(self, states: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """States [R, L, D], mask [R, 1, 1, L], keys and values [R, heads, N, D / heads] -> [R, L, D]."""
+        read = self.attention(states, mask)[0]
+        seen = self.cross_attention(read, keys, values)
+        fused: Tensor = self.output(self.intermediate(seen), seen)
+        return fused
+
+
+class FusionEncoder(nn.Module):
+    """The fusion layers in order."""
+
+    def __init__(self, layers: Sequence[FusionLayer], *, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.activation_checkpointing = activation_checkpointing
+
+    def keys_values(self, image_tokens: Tensor) -> tuple[KeysValues, ...]:
+        """Image tokens [B, N, image width], [CLS] included -> keys and values of every layer, for `forward`."""
+        return tuple(layer.cross_attention.keys_values(image_tokens) for layer in self.layers)
+
+    def forward(
+        self,
+        text_states: Tensor,
+        attention_mask: Tensor,
+        keys_values: Sequence[KeysValues],
+        image_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Fuse R texts with a picture each.
+
+        Args:
+            text_states: [R, L, D] from the text encoder.
+            attention_mask: [R, L] bool, False at padding.
+            keys_values: of B pictures, from `keys_values`.
+            image_rows: [R] int64, which of the B pictures each text is read with; None where R = B and they pair up in order.
+
+        Returns:
+            [R, L, D]; the first token tells whether text and picture match, every token what stands there.
+        """
+        mask, states = padding_mask(attention_mask), text_states
+        for layer, pictures in zip(self.layers, keys_values, strict=True):
+            keys, values = pictures.of_rows(image_rows)
+            states = run_layer(layer, states, mask, keys, values, recompute=self.activation_checkpointing)
+        return states
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Which word stands here: BERT's prediction head, its decoder tied to the word embeddings.
+
+    Args:
+        word_embeddings: the text encoder's table [V, E], used as the decoder.
+        config: the text model's: width, activation, LayerNorm epsilon.
+    """
+
+    def __init__(self, word_embeddings: nn.Embedding, config: PretrainedConfig) -> None:
+        super().__init__()
+        num_words, width = word_embeddings.weight.shape
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(num_words))
+        initialise_linear(self.dense)
+        # In a tuple the table is not registered a second time, so the state dict holds it once, under the text encoder; copying
+        # both modules in one go keeps them tied.
+        self._tied = (word_embeddings,)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [M, D] -> logits [M, V]."""
+        transformed = self.norm(self.activation(self.dense(states)))
+        return functional.linear(transformed, self._tied[0].weight, self.bias)
+
+
+def initialise_linear(linear: nn.Linear) -> None:
+    """BERT's start: weights from N(0, 0.02), no bias."""
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)

@@ -1,0 +1,208 @@
+"""What TCL consists of: the trained encoders, their momentum copies, the feature queue, the ITM head, the temperatures.
+
+Only what the objectives need is built; a part that no active term uses is None.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tclx.errors import InputError, Problem
+from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
+from tclx.model.queue import FeatureQueue
+from tclx.model.text import TextEncoder, build_text
+from tclx.model.vision import ImageEncoder
+from tclx.plan import needs_fusion, needs_momentum
+from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.objectives import ObjectivesSpec, TemperatureSpec
+
+ContrastiveTerm = Literal["cma", "imc", "lmi"]
+CONTRASTIVE_TERMS: tuple[ContrastiveTerm, ...] = ("cma", "imc", "lmi")
+
+
+class Encoded(NamedTuple):
+    """A batch of pictures or captions."""
+
+    tokens: Tensor
+    """[B, 1 + N, width]; the first one is [CLS]."""
+    embedding: Tensor | None
+    """[B, D] fp32, L2-normalised projection of [CLS]; None in a model without a contrastive term."""
+
+
+class Encoders(nn.Module):
+    """Everything that a momentum copy may copy: encoders, projections, fusion encoder, MLM head. None marks what is not built."""
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        *,
+        image_projection: nn.Linear | None = None,
+        text_projection: nn.Linear | None = None,
+        fusion_encoder: FusionEncoder | None = None,
+        mlm_head: MaskedLanguageModelHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_projection = image_projection
+        self.text_projection = text_projection
+        self.fusion_encoder = fusion_encoder
+        self.mlm_head = mlm_head
+
+    def encode_image(self, images: Tensor) -> Encoded:
+        """Images [B, 3, S, S], normalised."""
+        tokens: Tensor = self.image_encoder(images)
+        return Encoded(tokens, _embed(tokens[:, 0], self.image_projection))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """Token ids [B, L] and mask [B, L] bool, False at padding."""
+        tokens: Tensor = self.text_encoder(input_ids, attention_mask)
+        return Encoded(tokens, _embed(tokens[:, 0], self.text_projection))
+
+    def project_image_locals(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, 1 + N, width] -> L2-normalised patch embeddings [B, N, D] fp32, [CLS] left out."""
+        return _locals(tokens, self.image_projection)
+
+    def project_text_locals(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L, width] -> L2-normalised token embeddings [B, L - 1, D] fp32, [CLS] left out, padding not."""
+        return _locals(tokens, self.text_projection)
+
+    def momentum_copy(self, *, with_fusion: bool) -> Encoders:
+        """A frozen copy in the same state; tensors tied in here are tied in there.
+
+        Args:
+            with_fusion: whether the fusion encoder and the MLM head are copied.
+        """
+        left_out = set() if with_fusion else {"fusion_encoder", "mlm_head"}
+        parts = deepcopy({name: part for name, part in self.named_children() if name not in left_out})
+        return Encoders(**parts).requires_grad_(False)  # type: ignore[arg-type]
+
+
+def _embed(states: Tensor, projection: nn.Linear | None) -> Tensor | None:
+    return None if projection is None else functional.normalize(projection(states).float(), dim=-1)
+
+
+def _locals(tokens: Tensor, projection: nn.Linear | None) -> Tensor:
+    embedded = _embed(tokens[:, 1:], projection)
+    if embedded is None:
+        raise TypeError("this model has no projections: cma, imc and lmi are all off")
+    return embedded
+
+
+class Temperatures(nn.Module):
+    """The softmax temperatures in use: `shared`, and one under a term's name where the term sets its own.
+
+    A learned one is a 0-D parameter, a fixed one a buffer. `shared` exists when a term without its own is on, or when ITM needs it
+    to draw hard negatives; in the latter case alone nothing can train it, and it is fixed.
+    """
+
+    def __init__(self, objectives: ObjectivesSpec) -> None:
+        super().__init__()
+        self.bounds: dict[str, tuple[float, float]] = {}
+        on = {term: getattr(objectives, term) for term in CONTRASTIVE_TERMS if getattr(objectives, term) is not None}
+        self._terms = {term: "shared" if own.temperature is None else term for term, own in on.items()}
+        for term, own in on.items():
+            if own.temperature is not None:
+                self._add(term, own.temperature, trained=True)
+        draws_negatives = objectives.itm is not None and bool(on) and "cma" not in on
+        if "shared" in self._terms.values() or draws_negatives:
+            self._add("shared", objectives.temperature, trained="shared" in self._terms.values())
+
+    def _add(self, name: str, spec: TemperatureSpec, *, trained: bool) -> None:
+        self.bounds[name] = (spec.minimum, spec.maximum)
+        value = torch.tensor(spec.initial)
+        if spec.learned and trained:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def of(self, term: ContrastiveTerm) -> Tensor:
+        """0-D temperature of a term; of CMA, where it is off, the shared one, with which hard negatives are drawn."""
+        temperature: Tensor = getattr(self, self._terms.get(term, "shared"))
+        return temperature
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Move every temperature into its bounds, in place."""
+        for name, (minimum, maximum) in self.bounds.items():
+            getattr(self, name).clamp_(minimum, maximum)
+
+
+class TCL(nn.Module):
+    """The whole model, built on the CPU from the spec's seed; the global random state stays as it was.
+
+    Under `torch.device("meta")` nothing is allocated and no weights are loaded.
+
+    Args:
+        spec: the experiment.
+        vocab_size, pad_token_id: of its tokenizer.
+
+    Attributes:
+        online: the trained encoders.
+        momentum: their frozen copy, equal at the start; None when no term compares with one. It has a fusion encoder and an MLM head
+            only when MLM has soft labels.
+        itm_head: [CLS] of the fusion encoder -> (no match, match); None when ITM is off.
+        queue: None without CMA and IMC, or with queue_size 0.
+        temperatures: see `Temperatures`.
+
+    Raises:
+        InputError, MachineError: as `ImageEncoder` and `build_text`.
+    """
+
+    def __init__(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(spec.seed)
+            self._build(spec, vocab_size=vocab_size, pad_token_id=pad_token_id)
+
+    def _build(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> None:
+        objectives = spec.objectives
+        self.online = _encoders(spec, vocab_size=vocab_size, pad_token_id=pad_token_id)
+        distils_mlm = objectives.mlm is not None and objectives.soft_labels is not None
+        self.momentum = self.online.momentum_copy(with_fusion=distils_mlm) if needs_momentum(spec) else None
+        self.itm_head = nn.Linear(self.online.text_encoder.width, 2) if objectives.itm else None
+        has_keys = bool(objectives.cma or objectives.imc) and spec.model.queue_size > 0
+        self.queue = FeatureQueue(spec.model.queue_size, spec.model.embed_dim) if has_keys else None
+        self.temperatures = Temperatures(objectives)
+
+    def temperature(self, term: ContrastiveTerm) -> Tensor:
+        """0-D temperature of a term, its own or the shared one; after `clamp_temperatures` inside its bounds."""
+        return self.temperatures.of(term)
+
+    def clamp_temperatures(self) -> None:
+        """Move the temperatures into their bounds, in place, as the official code does before every forward pass."""
+        self.temperatures.clamp_()
+
+
+def _encoders(spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> Encoders:
+    model, objectives = spec.model, spec.objectives
+    if needs_fusion(spec) and model.fusion_encoder is None:
+        raise InputError(Problem("model.fusion_encoder", "itm and mlm need one", "for instance {num_layers: 6}"))
+    recompute = spec.training.activation_checkpointing
+    image_encoder = ImageEncoder(model.image_encoder, activation_checkpointing=recompute)
+    text = build_text(
+        model.text_encoder,
+        model.fusion_encoder if needs_fusion(spec) else None,
+        vocab_size=vocab_size,
+        pad_token_id=pad_token_id,
+        image_width=image_encoder.width,
+        mlm=objectives.mlm is not None,
+        max_tokens=spec.data.max_caption_tokens,
+        activation_checkpointing=recompute,
+    )
+    contrasts = bool(objectives.cma or objectives.imc or objectives.lmi)
+    return Encoders(
+        image_encoder,
+        text.text_encoder,
+        image_projection=nn.Linear(image_encoder.width, model.embed_dim) if contrasts else None,
+        text_projection=nn.Linear(text.text_encoder.width, model.embed_dim) if contrasts else None,
+        fusion_encoder=text.fusion_encoder,
+        mlm_head=text.mlm_head,
+    )
+

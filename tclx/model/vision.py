@@ -1,0 +1,261 @@
+"""What a picture shows: any timm ViT, or a CNN whose grid cells serve as patches, as [CLS] and patch tokens."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from tclx.errors import InputError, MachineError, Problem
+from tclx.model.weights import fit_tensor, read_tensors
+from tclx.spec.model import ImageEncoderSpec
+
+KEY = "model.image_encoder"
+
+
+class ImageEncoder(nn.Module):
+    """A timm model without its classifier.
+
+    The first token stands for the whole picture: the model's class token, or the mean of the patches where it has none. Register
+    and distillation tokens are dropped.
+
+    Args:
+        spec: which model, which size, which weights. On the meta device weights are never loaded.
+        activation_checkpointing: recompute the blocks in the backward pass.
+
+    Attributes:
+        body: the timm model, under timm's names.
+        width: of the tokens.
+        grid: rows and columns of patches.
+
+    Raises:
+        InputError: timm does not know the model, it does not take an override, or the weights do not fit.
+        MachineError: the hub cannot be reached.
+    """
+
+    def __init__(self, spec: ImageEncoderSpec, *, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        arguments = _arguments(spec)
+        self.body = _create(spec, arguments)
+        if torch.get_default_device().type != "meta" and spec.weights not in (None, "hub"):
+            load_image_weights(self.body, Path(str(spec.weights)), key=f"{KEY}.weights")
+        with torch.device("meta"):
+            probe = _probe(_create(spec.model_copy(update={"weights": None}), arguments), spec.image_size)
+        _tidy(self.body, probe.unused)
+        self.width, self.grid = probe.width, probe.grid
+        self.num_prefix_tokens = int(getattr(self.body, "num_prefix_tokens", 0))
+        self.has_class_token = bool(getattr(self.body, "has_class_token", self.num_prefix_tokens > 0))
+        if activation_checkpointing:
+            _recompute_activations(self.body, spec)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], normalised -> tokens [B, 1 + rows * columns, width], [CLS] first."""
+        features = _features(self.body, images)
+        patches = features[:, self.num_prefix_tokens :]
+        whole = features[:, :1] if self.has_class_token else patches.mean(dim=1, keepdim=True)
+        return torch.cat([whole, patches], dim=1)
+
+
+class ConvStem(nn.Module):
+    """Patches cut by a stack of strided 3 x 3 convolutions and a 1 x 1 one, in place of one large strided convolution.
+
+    Takes the arguments timm's VisionTransformer gives its `embed_layer`. Normalised per sample, not per batch: a batch of one, a
+    resumed run and several processes all see the same function.
+
+    Args:
+        img_size, patch_size: pixels; patch_size a power of two, at least 2.
+        embed_dim: output width; the channels double on the way up to half of it.
+
+    Source: Xiao et al. 2021, arXiv:2106.14881.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        bias: bool = True,
+        **_unused: Any,
+    ) -> None:
+        super().__init__()
+        size, patch = _side(img_size), _side(patch_size)
+        self.img_size, self.patch_size = (size, size), (patch, patch)
+        self.grid_size = (size // patch, size // patch)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        num_halvings = patch.bit_length() - 1
+        widths = [in_chans, *(max(8, embed_dim >> (num_halvings - step)) for step in range(num_halvings))]
+        self.stack = nn.Sequential(*(_halving(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=1, bias=bias)
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per patch; timm asks."""
+        return self.patch_size[0] if as_scalar else self.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, patches, embed_dim]."""
+        patches: Tensor = self.proj(self.stack(images))
+        return patches.flatten(2).transpose(1, 2)
+
+
+def _halving(width_in: int, width_out: int) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(1, width_out), nn.GELU())
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+class Probe(NamedTuple):
+    """What a trial run on the meta device tells about a model."""
+
+    width: int
+    grid: tuple[int, int]
+    unused: tuple[str, ...]
+    """Parameters that the tokens do not depend on: norms and pools of the classifier."""
+
+
+@torch.enable_grad()
+def _probe(body: nn.Module, image_size: int) -> Probe:
+    body.eval()
+    raw = body.forward_features(torch.empty(1, 3, image_size, image_size, device="meta"))
+    features = _as_tokens(body, raw)
+    features.sum().backward()
+    unused = tuple(name for name, parameter in body.named_parameters() if parameter.grad is None)
+    return Probe(features.shape[-1], _grid(body, raw, features), unused)
+
+
+def _grid(body: nn.Module, raw: Tensor, features: Tensor) -> tuple[int, int]:
+    if raw.ndim == 4:
+        rows_columns = raw.shape[1:3] if _channels_last(body) else raw.shape[2:]
+        return int(rows_columns[0]), int(rows_columns[1])
+    num_patches = features.shape[1] - int(getattr(body, "num_prefix_tokens", 0))
+    side = math.isqrt(num_patches)  # the input is square
+    return side, num_patches // side
+
+
+def _features(body: nn.Module, images: Tensor) -> Tensor:
+    return _as_tokens(body, body.forward_features(images))
+
+
+def _as_tokens(body: nn.Module, raw: Tensor) -> Tensor:
+    """Whatever `forward_features` gives -> [B, tokens, width], normalised as the classifier would see it."""
+    if raw.ndim == 4:
+        return raw.flatten(1, 2) if _channels_last(body) else raw.flatten(2).transpose(1, 2)
+    # Models made for average pooling put their last norm behind the pool; per token it does the same work.
+    late_norm = getattr(body, "fc_norm", None)
+    return late_norm(raw) if late_norm is not None and isinstance(getattr(body, "norm", None), nn.Identity) else raw
+
+
+def _channels_last(body: nn.Module) -> bool:
+    return str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+def _tidy(body: nn.Module, unused: tuple[str, ...]) -> None:
+    """Drop parameters that would never get a gradient: DDP would wait for them, and they are not the model's."""
+    for name in unused:
+        path, _, leaf = name.rpartition(".")
+        setattr(body.get_submodule(path), leaf, None)
+
+
+def _recompute_activations(body: nn.Module, spec: ImageEncoderSpec) -> None:
+    try:
+        body.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise InputError(
+            Problem("training.activation_checkpointing", f"timm's {spec.name} cannot recompute its activations", "set it to false")
+        ) from error
+
+
+def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
+    """What timm is asked for beside the name; refuses what the model does not take."""
+    if not timm.is_model(spec.name):
+        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists them"
+        raise InputError(Problem(f"{KEY}.name", f"timm has no model {spec.name!r}", hint))
+    written = {
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.width,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "embed_layer": _conv_stem(spec),
+    }
+    arguments: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
+    if spec.drop_path:
+        arguments["drop_path_rate"] = spec.drop_path
+    if _fixed_input_size(spec.name):
+        arguments["img_size"] = spec.image_size
+    return arguments
+
+
+def _fixed_input_size(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
+
+
+def _conv_stem(spec: ImageEncoderSpec) -> type[ConvStem] | None:
+    return ConvStem if spec.stem == "conv" else None
+
+
+def _create(spec: ImageEncoderSpec, arguments: Mapping[str, Any]) -> nn.Module:
+    pretrained = spec.weights == "hub" and torch.get_default_device().type != "meta"
+    if pretrained and not _has_hub_weights(spec.name):
+        raise InputError(Problem(f"{KEY}.weights", f"timm publishes no weights for {spec.name}", "set it to null or to a file"))
+    try:
+        body: nn.Module = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
+    except TypeError as error:
+        raise _refused_override(spec, error) from error
+    except (AssertionError, ValueError) as error:
+        raise InputError(Problem(KEY, f"timm cannot build {spec.name} with {_written(arguments)}: {error}")) from error
+    except OSError as error:
+        raise MachineError(
+            f"{KEY}.weights: the weights of {spec.name} could not be fetched from the hub ({str(error).splitlines()[0]}); "
+            "check the network, or download them and name the file"
+        ) from error
+    return body
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in arguments.items() if name != "embed_layer") or "its defaults"
+
+
+def _has_hub_weights(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.has_weights)
+
+
+def _refused_override(spec: ImageEncoderSpec, error: TypeError) -> InputError:
+    keys = {"embed_dim": "width", "embed_layer": "stem", "drop_path_rate": "drop_path"}
+    named = [word for word in (*keys, "patch_size", "depth", "num_heads") if f"'{word}'" in str(error)]
+    key = keys.get(named[0], named[0]) if named else "name"
+    return InputError(Problem(f"{KEY}.{key}", f"timm's {spec.name} does not take it: {error}", "only ViTs take sizes and stems"))
+
+
+def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
+    """Load a state dict with timm's names; position embeddings are interpolated to the model's grid.
+
+    Raises:
+        InputError: the file cannot be read safely, or less than 90 % of the model's tensors are in it with their own shape.
+    """
+    tensors = read_tensors(path, key=key)
+    own = body.state_dict()
+    fitting = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
+    loaded = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
+    if len(loaded) < 0.9 * len(own):
+        lacking = [name for name in own if name not in loaded]
+        raise InputError(
+            Problem(
+                key,
+                f"only {len(loaded)} of the model's {len(own)} tensors are in {path} with the right shape; "
+                f"not there, for instance: {', '.join(lacking[:4])}",
+                f"the names must be those of timm's model, {KEY}.name",
+            )
+        )
+    body.load_state_dict(loaded, strict=False)

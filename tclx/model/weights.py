@@ -1,0 +1,422 @@
+"""Which weights a model starts from, and how official TCL and ALBEF checkpoints translate.
+
+| official                                       | here, after `online.` (after `momentum.` for parts called `_m`)  |
+|------------------------------------------------|------------------------------------------------------------------|
+| visual_encoder.X                               | image_encoder.body.X                                             |
+| text_encoder.[bert.]embeddings.X               | text_encoder.embeddings.X                                        |
+| text_encoder.[bert.]encoder.layer.I.X          | text_encoder.layers.I.X below the first cross-attention, then    |
+|                                                | fusion_encoder.layers.(I - first).X                              |
+| ... .crossattention.self.X, .output.X          | ... .cross_attention.X                                           |
+| text_encoder.cls.predictions.X                 | mlm_head.X; the tied decoder is not kept a second time           |
+| vision_proj, text_proj                         | image_projection, text_projection                                |
+| **official**                                   | **here**                                                         |
+| itm_head, temp                                 | itm_head, temperatures.shared                                    |
+| image_queue, text_queue [D, K], queue_ptr [1]  | queue.image, queue.text [K, D], queue.pointer                    |
+| idx_queue [1, K], retrieval only               | queue.image_index [K]                                            |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tclx.errors import InputError, Problem
+from tclx.model.queue import NO_IMAGE
+from tclx.runs import machine_error
+
+KEY = "init.checkpoint"
+
+OfficialForm = Literal["pretrain", "retrieval"]
+"""`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with picture indices in the queue."""
+
+
+def read_tensors(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
+    """A state dict from `.safetensors`, or from a torch file that holds one, flat or under `model`. Nothing in it is run.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(Problem(key, f"there is no file {path}"))
+    content = _read_safetensors(path, key) if path.suffix == ".safetensors" else _read_torch(path, key)
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(Problem(key, f"{path} holds no tensors, neither at the top nor under `model`"))
+    return tensors
+
+
+def _read_safetensors(path: Path, key: str) -> dict[str, object]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(Problem(key, f"{path} could not be read as safetensors: {error}")) from error
+
+
+def _read_torch(path: Path, key: str) -> dict[str, object]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            Problem(
+                key,
+                f"{path} holds Python objects beside its tensors, and reading those could run foreign code; it was not opened",
+                "save its tensors alone: torch.save(checkpoint['model'], ...) where you trust the file",
+            )
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise InputError(Problem(key, f"{path} could not be read: {error}")) from error
+    if not isinstance(content, dict):
+        raise InputError(Problem(key, f"{path} holds a {type(content).__name__}, not a state dict"))
+    return content
+
+
+def fit_tensor(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """A ViT's position embedding is interpolated to the size of `target`; anything else comes back as it is."""
+    if not name.endswith("pos_embed") or tensor.ndim != 3 or tensor.shape == target.shape:
+        return tensor
+    return resize_position_embedding(tensor, num_tokens=target.shape[1])
+
+
+def resize_position_embedding(embedding: Tensor, *, num_tokens: int) -> Tensor:
+    """Interpolate a square grid of position embeddings, bicubic; [CLS] and other prefix tokens stay.
+
+    Args:
+        embedding: [1, P + n * n, D], P < 2n + 1 prefix tokens.
+        num_tokens: P + m * m, of the new grid.
+
+    Returns:
+        [1, num_tokens, D]; `embedding` itself where no P makes both grids square.
+
+    Source: official `interpolate_pos_embed`, which knows P = 1.
+    """
+    num_old = embedding.shape[1]
+    prefixes = [p for p in range(8) if _is_square(num_old - p) and _is_square(num_tokens - p)]
+    if not prefixes:
+        return embedding
+    prefix = prefixes[0]
+    side = math.isqrt(num_tokens - prefix)
+    grid = embedding[:, prefix:].unflatten(1, (-1, math.isqrt(num_old - prefix))).permute(0, 3, 1, 2)
+    resized = functional.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :prefix], resized.to(embedding.dtype).flatten(2).transpose(1, 2)], dim=1)
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+# ------------------------------------------------------------------------------------------------------- starting from weights
+
+
+class LoadReport(NamedTuple):
+    """What of a model came from a file; names are the model's."""
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    """Position embeddings that were interpolated; they count as loaded, too."""
+    missing: tuple[str, ...]
+    """Not in the file: as random as before, except momentum encoders, which are equal to the online ones."""
+    unused: tuple[str, ...]
+    """In the file, but not in the model."""
+
+
+def load_initial_weights(model: nn.Module, path: Path, *, key: str = KEY) -> LoadReport:
+    """Start a TCL model from a checkpoint: all of the model that the file has.
+
+    Momentum encoders that it lacks are set to the online ones. Queued features are taken over where the queues have the same
+    size, without their picture indices: those count the pictures of other data.
+
+    Args:
+        model: a TCL.
+        path: a checkpoint folder, a file with our names, or an official TCL or ALBEF file.
+        key: the spec key that errors name.
+
+    Raises:
+        InputError: the file cannot be read safely, its tensors have other shapes, or most of an encoder is not in it.
+    """
+    tensors = read_weights(path, key=key)
+    own = model.state_dict()
+    fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors and _taken_over(name)}
+    other_shape = {name for name, tensor in fitted.items() if tensor.shape != own[name].shape}
+    if any(name.startswith("queue.") for name in other_shape):
+        other_shape -= (queue := {name for name in fitted if name.startswith("queue.")})
+        fitted = {name: tensor for name, tensor in fitted.items() if name not in queue}
+    _check_fit(path, own, fitted, other_shape, key=key)
+    model.load_state_dict(own | fitted | _momentum_from_online(own, fitted))
+    return LoadReport(
+        loaded=tuple(fitted),
+        resized=tuple(name for name, tensor in fitted.items() if tensor is not tensors[name]),
+        missing=tuple(name for name in own if name not in fitted),
+        unused=tuple(name for name in tensors if name not in fitted),
+    )
+
+
+def read_weights(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
+    """A state dict with our names, from a checkpoint folder, a file with our names or an official file.
+
+    Raises:
+        InputError: it cannot be read safely, or is no checkpoint of TCL.
+    """
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors = read_tensors(path, key=key)
+    if any(name.startswith("online.") for name in tensors):
+        return tensors
+    return from_official(tensors, source=path, key=key)
+
+
+def _taken_over(name: str) -> bool:
+    return name != "queue.image_index"
+
+
+def _check_fit(
+    path: Path, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], other_shape: set[str], *, key: str
+) -> None:
+    problems = [
+        Problem(key, f"{name} is {list(fitted[name].shape)} in {path}, {list(own[name].shape)} in this model")
+        for name in sorted(other_shape)[:5]
+    ]
+    for part, section in (("image_encoder", "model.image_encoder"), ("text_encoder", "model.text_encoder")):
+        names = [name for name in own if name.startswith(f"online.{part}.")]
+        lacking = [name for name in names if name not in fitted]
+        if len(lacking) > 0.1 * len(names):
+            message = f"{path} lacks {len(lacking)} of the {len(names)} tensors of {section}, for instance {lacking[0]}"
+            problems.append(Problem(key, message, f"{section} must describe the model that the file was made with"))
+    if problems:
+        raise InputError(*problems)
+
+
+def _momentum_from_online(own: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values for the momentum tensors that the file lacks."""
+    lacking = [name.removeprefix("momentum.") for name in own if name.startswith("momentum.") and name not in fitted]
+    online = {name: f"online.{name}" for name in lacking}
+    return {f"momentum.{name}": fitted.get(source, own[source]) for name, source in online.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- official checkpoints
+
+_PART = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)(_m)?\.(?:bert\.)?(.+)")
+_CROSS_ATTENTION = re.compile(r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
+_MLM = "text_encoder.cls.predictions."
+_WORDS = "text_encoder.embeddings.word_embeddings.weight"
+_REPEATED = (f"{_MLM}decoder.weight", f"{_MLM}decoder.bias", "text_encoder.embeddings.position_ids")
+"""Written down twice: the decoder is the word embeddings and the bias, the position ids count from 0."""
+_WHOLE = {
+    "itm_head.weight": "itm_head.weight",
+    "itm_head.bias": "itm_head.bias",
+    "temp": "temperatures.shared",
+    "image_queue": "queue.image",
+    "text_queue": "queue.text",
+    "queue_ptr": "queue.pointer",
+    "idx_queue": "queue.image_index",
+}
+_EXPECTED = {
+    "visual_encoder.cls_token": "a ViT with a class token",
+    "vision_proj.weight": "one of objectives.cma, imc and lmi",
+    "temp": "a shared objectives.temperature",
+    "image_queue": "objectives.cma or imc, and a model.queue_size",
+    "itm_head.weight": "objectives.itm",
+    f"{_MLM}bias": "objectives.mlm",
+}
+"""What an official checkpoint always has, and what builds it here."""
+
+
+def import_official(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
+    """Read an official TCL or ALBEF checkpoint, of pre-training or retrieval, under our names.
+
+    Raises:
+        InputError: it cannot be read safely, or is another model's.
+    """
+    return from_official(read_tensors(path, key=key), source=path, key=key)
+
+
+def export_official(tensors: Mapping[str, Tensor], path: Path, *, form: OfficialForm) -> None:
+    """Write a TCL state dict as the official code would: `.pth` with the tensors under `model`, or `.safetensors`.
+
+    Raises:
+        InputError: the model has no counterpart in the official code.
+        MachineError: the file cannot be written.
+    """
+    save_weights(to_official(tensors, form=form), path)
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict: `.safetensors`, or else a torch file with it under `model`. Replaces `path` once it is complete.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)  # tied ones, too, once each
+        else:
+            torch.save({"model": dict(tensors)}, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise machine_error(error, f"could not write {path}") from error
+
+
+def from_official(tensors: Mapping[str, Tensor], *, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
+    """Official names -> ours. Nothing is lost: `to_official` gives the same tensors back.
+
+    Raises:
+        InputError: a tensor is of another model (VQA, NLVR2, ...), or the MLM decoder is not the word embeddings.
+    """
+    plain = {_plain(name): tensor for name, tensor in tensors.items()}
+    first = min((int(found[1]) for _, name in plain if (found := _CROSS_ATTENTION.match(name))), default=sys.maxsize)
+    prefixes = _prefixes(_num_layers(name for _, name in plain), first_fusion=first)
+    result, strange = {}, []
+    for (copy, name), tensor in plain.items():
+        renamed = _renamed(name, prefixes)
+        if name in _REPEATED:
+            _check_repeated(name, tensor, plain.get((copy, _WORDS)), plain.get((copy, f"{_MLM}bias")), source=source, key=key)
+        elif name in _WHOLE:
+            result[_WHOLE[name]] = _queue_entry(name, tensor)
+        elif renamed is not None:
+            result[f"{copy}.{renamed}"] = tensor
+        else:
+            strange.append(name)
+    if strange or "online.image_encoder.body.pos_embed" not in result:
+        message = f"{source} is neither a checkpoint of tclx nor an official one of pre-training or retrieval"
+        raise InputError(Problem(key, message, f"it holds {', '.join((strange or list(tensors))[:4])}"))
+    if "queue.image" in result:  # nothing in the file says how much was ever written; the official code uses all of it
+        result["queue.filled"] = torch.tensor(len(result["queue.image"]), device=result["queue.image"].device)
+    return result
+
+
+def to_official(tensors: Mapping[str, Tensor], *, form: OfficialForm) -> dict[str, Tensor]:
+    """Our names -> official ones; what the momentum encoders do not have is taken from the online ones.
+
+    Raises:
+        InputError: the model lacks a part that an official checkpoint has, or has one that it cannot hold.
+    """
+    online = _under(tensors, "online.")
+    num_text = _num_layers(f"{name}." for name in online if name.startswith("text_encoder.layers."))
+    num_fusion = _num_layers(f"{name}." for name in online if name.startswith("fusion_encoder.layers."))
+    prefixes = [(ours, official) for official, ours in _prefixes(num_text + num_fusion, first_fusion=num_text)]
+    result = {official: _official_entry(official, tensors[ours]) for official, ours in _WHOLE.items() if ours in tensors}
+    strange = [name for name in tensors if name.startswith("temperatures.") and name != _WHOLE["temp"]]
+    for suffix, parts in (("", online), ("_m", online | _under(tensors, "momentum."))):
+        renamed = {name: _renamed(name, prefixes) for name in parts}
+        strange += [name for name, official in renamed.items() if official is None]
+        named = {official: parts[name] for name, official in renamed.items() if official is not None}
+        result |= {_decorated(name, suffix, form): tensor for name, tensor in _with_repeated(named, form).items()}
+    _check_exportable(result, strange, form)
+    return _in_form(result, form)
+
+
+def _plain(name: str) -> tuple[str, str]:
+    """An official name -> which encoders it is of, and its name without the marks of the copy and of BERT's wrapper."""
+    found = _PART.fullmatch(name)
+    return ("momentum" if found[2] else "online", f"{found[1]}.{found[3]}") if found else ("online", name)
+
+
+def _decorated(name: str, suffix: str, form: OfficialForm) -> str:
+    """The marks put back."""
+    part, _, rest = name.partition(".")
+    wrapper = "bert." if form == "pretrain" and part == "text_encoder" and not rest.startswith("cls.") else ""
+    return f"{part}{suffix}.{wrapper}{rest}"
+
+
+def _prefixes(num_layers: int, *, first_fusion: int) -> list[tuple[str, str]]:
+    """Beginnings of plain official names and of ours, the more special first."""
+    pairs = [
+        ("visual_encoder.", "image_encoder.body."),
+        ("vision_proj.", "image_projection."),
+        ("text_proj.", "text_projection."),
+        ("text_encoder.embeddings.", "text_encoder.embeddings."),
+        (f"{_MLM}transform.dense.", "mlm_head.dense."),
+        (f"{_MLM}transform.LayerNorm.", "mlm_head.norm."),
+        (f"{_MLM}bias", "mlm_head.bias"),
+    ]
+    for index in range(num_layers):
+        official = f"text_encoder.encoder.layer.{index}."
+        if index < first_fusion:
+            pairs.append((official, f"text_encoder.layers.{index}."))
+            continue
+        ours = f"fusion_encoder.layers.{index - first_fusion}."
+        pairs += [
+            (f"{official}crossattention.self.", f"{ours}cross_attention."),
+            (f"{official}crossattention.output.dense.", f"{ours}cross_attention.dense."),
+            (f"{official}crossattention.output.LayerNorm.", f"{ours}cross_attention.norm."),
+            (official, ours),
+        ]
+    return sorted(pairs, key=lambda pair: -max(map(len, pair)))
+
+
+def _renamed(name: str, prefixes: list[tuple[str, str]]) -> str | None:
+    return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), None)
+
+
+def _num_layers(names: Iterable[str]) -> int:
+    return max((int(found[1]) + 1 for name in names if (found := re.search(r"\.layers?\.(\d+)\.", name))), default=0)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _queue_entry(name: str, tensor: Tensor) -> Tensor:
+    if name in ("image_queue", "text_queue"):
+        return tensor.T.contiguous()
+    return tensor.flatten() if name == "idx_queue" else tensor.reshape(()) if name == "queue_ptr" else tensor
+
+
+def _official_entry(name: str, tensor: Tensor) -> Tensor:
+    if name in ("image_queue", "text_queue"):
+        return tensor.T.contiguous()
+    return tensor[None] if name in ("idx_queue", "queue_ptr") else tensor
+
+
+def _with_repeated(named: dict[str, Tensor], form: OfficialForm) -> dict[str, Tensor]:
+    words, positions = named[_WORDS], named["text_encoder.embeddings.position_embeddings.weight"]
+    counted = {_REPEATED[2]: torch.arange(len(positions), device=positions.device)[None]}
+    if form == "retrieval":
+        return {name: tensor for name, tensor in named.items() if not name.startswith(_MLM)} | counted
+    bias = named.get(f"{_MLM}bias")
+    decoder = {} if bias is None else {_REPEATED[0]: words, _REPEATED[1]: bias}
+    return named | counted | decoder
+
+
+def _in_form(result: dict[str, Tensor], form: OfficialForm) -> dict[str, Tensor]:
+    """`idx_queue` only where the form has it."""
+    without = {name: tensor for name, tensor in result.items() if name != "idx_queue"}
+    if form == "pretrain":
+        return without
+    size, device = result["image_queue"].shape[1], result["image_queue"].device
+    return without | {"idx_queue": result.get("idx_queue", torch.full((1, size), NO_IMAGE, device=device))}
+
+
+def _check_repeated(
+    name: str, tensor: Tensor, words: Tensor | None, bias: Tensor | None, *, source: Path | str, key: str
+) -> None:
+    twin = {_REPEATED[0]: words, _REPEATED[1]: bias}.get(name)
+    if twin is not None and not tensor.is_meta and not torch.equal(tensor, twin):
+        raise InputError(Problem(key, f"in {source}, {name} differs from the tensor that it should repeat; it is not tied"))
+
+
+def _check_exportable(result: Mapping[str, Tensor], strange: list[str], form: OfficialForm) -> None:
+    lacking = [
+        Problem("", f"the official {form} checkpoint has {name}, which this model does not", f"it comes with {what}")
+        for name, what in _EXPECTED.items()
+        if name not in result and not (form == "retrieval" and name.startswith(_MLM))
+    ]
+    foreign = [Problem("", f"the official {form} checkpoint has no place for {name}") for name in strange[:4]]
+    if lacking or foreign:
+        raise InputError(*lacking, *foreign)

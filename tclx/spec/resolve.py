@@ -1,0 +1,66 @@
+"""What do the words of a merged spec stand for? Kinds left to their default are written in, paths become absolute."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from tclx.errors import Location, Problem
+from tclx.spec.fields import ROOT, Place
+from tclx.spec.yaml import Node
+
+_VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+_PATH_STARTS = ("./", "../", "/", "~", "${")
+_PACKAGE = "package:"
+
+
+def with_default_kinds(node: Node, place: Place | None = ROOT) -> Node:
+    """Every mapping that may be of several kinds says which; `schedule: {warmup_steps: 10}` is the default's kind."""
+    if place is None or not isinstance(node.value, dict):
+        return node
+    value = {key: with_default_kinds(child, place.child(key)) for key, child in node.value.items()}
+    if place.tag and place.default_kind and place.tag not in value:
+        value = {place.tag: Node(place.default_kind, node.where), **value}
+    return replace(node, value=value)
+
+
+def with_absolute_paths(node: Node, problems: list[Problem], place: Place | None = ROOT, key: str = "") -> Node:
+    """Expand and anchor every path of the spec; a variable that is not set is added to `problems`."""
+    if place is None:
+        return node
+    if isinstance(node.value, dict):
+        inside = {name: (child, place.child(name), f"{key}.{name}" if key else name) for name, child in node.value.items()}
+        return replace(node, value={name: with_absolute_paths(one, problems, *at) for name, (one, *at) in inside.items()})
+    if isinstance(node.value, tuple):
+        items = enumerate(node.value)
+        return replace(node, value=tuple(with_absolute_paths(item, problems, place, f"{key}[{i}]") for i, item in items))
+    if isinstance(node.value, str) and _is_path(node.value, place):
+        return replace(node, value=absolute_path(node.value, node.where, key, problems))
+    return node
+
+
+def _is_path(value: str, place: Place) -> bool:
+    if not value or value in place.choices or value.startswith(_PACKAGE):
+        return False
+    return place.is_path or (place.is_hub_name and (value in (".", "..") or value.startswith(_PATH_STARTS)))
+
+
+def absolute_path(value: str, where: Location, key: str, problems: list[Problem]) -> str:
+    """`${NAME}` and `~` expanded, relative paths read from the folder of the file that says them, or the current one for `--set`.
+
+    A variable or a user that does not exist is added to `problems`.
+    """
+    expanded = os.path.expanduser(_VARIABLE.sub(lambda match: _variable(match[1], where, key, problems), value))
+    if expanded.startswith("~"):
+        problems.append(Problem(key, f"no such user: {expanded.split('/')[0]}", where=where))
+    folder = Path(where.path).resolve().parent if isinstance(where.path, Path) else Path.cwd()
+    return os.path.normpath(folder / expanded)
+
+
+def _variable(name: str, where: Location, key: str, problems: list[Problem]) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        problems.append(Problem(key, f"the environment variable `{name}` is not set", f"export {name}=...", where))
+    return value

@@ -1,0 +1,160 @@
+"""What is wrong with a spec, in the user's words? pydantic's errors -> problems with their place, their key and the nearest right one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tclx.errors import Location, Problem
+from tclx.spec.fields import ROOT, Place, nearest, nearest_key
+from tclx.spec.yaml import Node
+
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "model_type": "a section with keys",
+    "dict_type": "a section with keys",
+    "tuple_type": "a list",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "letters, digits and `._+-`, at most 64, the first a letter or digit",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "greater than {}"),
+    "greater_than_equal": ("ge", "at least {}"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "too_short": ("min_length", "a list of at least {}"),
+    "too_long": ("max_length", "a list of at most {}"),
+}
+
+
+class _Spot(NamedTuple):
+    """Where in the spec an error belongs."""
+
+    key: str
+    place: Place | None
+    """What the spec allows there; None at an unknown key."""
+    section: Place
+    """The section around it."""
+    node: Node
+    """What stands there, or the section in which it is missing."""
+
+
+def problems_of(error: ValidationError, tree: Node) -> list[Problem]:
+    """One problem a key, in the order in which pydantic found them.
+
+    Args:
+        error: of validating `tree`.
+        tree: the mapping that was validated.
+    """
+    found: dict[str, tuple[_Spot, list[ErrorDetails]]] = {}
+    for detail in error.errors(include_url=False):
+        spot = _tag_spot(detail, tree) if detail["type"].startswith("union_tag") else _follow(detail["loc"], tree)
+        found.setdefault(spot.key, (spot, []))[1].append(detail)
+    return [_problem(spot, details) for key, (spot, details) in found.items() if not _echoes(key, details, found)]
+
+
+def _echoes(key: str, details: list[ErrorDetails], found: dict[str, Any]) -> bool:
+    """A list whose items are wrong is also reported as too short."""
+    return details[0]["type"] == "too_short" and any(other.startswith(f"{key}[") for other in found)
+
+
+def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
+    """Walk pydantic's location, which mixes keys with names of union members, along the spec and the tree."""
+    place: Place | None = ROOT
+    section, node, key = ROOT, tree, ""
+    for part in loc:
+        if place is None:
+            break
+        if part in place.kinds:
+            place = place.narrowed(str(part))
+        elif isinstance(part, int):
+            key, node = f"{key}[{part}]", _item(node, part)
+        elif place.sections:
+            section, place = place, place.child(part)
+            key, node = f"{key}.{part}" if key else part, _entry(node, part)
+    return _Spot(key, place, section, node)
+
+
+def _tag_spot(detail: ErrorDetails, tree: Node) -> _Spot:
+    spot = _follow(detail["loc"], tree)
+    tag = detail["ctx"]["discriminator"].strip("'")
+    return _Spot(f"{spot.key}.{tag}", spot.place, spot.place or ROOT, _entry(spot.node, tag))
+
+
+def _entry(node: Node, key: str) -> Node:
+    return node.value.get(key, node) if isinstance(node.value, dict) else node
+
+
+def _item(node: Node, index: int) -> Node:
+    return node.value[index] if isinstance(node.value, tuple) and index < len(node.value) else node
+
+
+def _problem(spot: _Spot, details: list[ErrorDetails]) -> Problem:
+    message, hint = _words(spot, details)
+    return Problem(spot.key, message, hint, spot.node.where)
+
+
+def _words(spot: _Spot, details: list[ErrorDetails]) -> tuple[str, str | None]:
+    detail = details[0]
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return "unknown key", nearest_key(str(detail["loc"][-1]), spot.section)
+    if kind == "missing":
+        return ("too few values" if isinstance(detail["loc"][-1], int) else "missing"), None
+    if kind == "union_tag_not_found":
+        return "missing", _one_of(list(spot.section.kinds))
+    if kind == "union_tag_invalid":
+        return _must_be(_one_of(list(spot.section.kinds)), spot.node), _did_you_mean(spot.node, list(spot.section.kinds))
+    if kind == "value_error":
+        return str(detail["ctx"]["error"]), None
+    expected = [words for detail in details if (words := _expected(detail, spot.place))]
+    if not expected:
+        return detail["msg"], None
+    return _must_be(" or ".join(expected), spot.node), _did_you_mean(spot.node, spot.place.choices if spot.place else ())
+
+
+def _expected(detail: ErrorDetails, place: Place | None) -> str | None:
+    kind = detail["type"]
+    if kind == "literal_error" and place is not None:
+        return _one_of(place.choices)
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return words.format(_number(detail["ctx"][name]))
+    return _KINDS.get(kind)
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"`{words[0]}`" if len(words) == 1 else "one of " + ", ".join(words)
+
+
+def _must_be(expected: str, node: Node) -> str:
+    return f"must be {expected}, not {_shown(node, as_text='number' in expected or 'true' in expected)}"
+
+
+def _did_you_mean(node: Node, words: Sequence[str]) -> str | None:
+    match = nearest(node.value, words) if isinstance(node.value, str) else None
+    return f"did you mean `{match}`?" if match else None
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+def _shown(node: Node, *, as_text: bool) -> str:
+    """A value as the user may have written it; a word where a number is due is called a text, since it may look like one."""
+    if isinstance(node.value, dict):
+        return "a section"
+    if isinstance(node.value, tuple):
+        return f"a list of {len(node.value)}"
+    if isinstance(node.value, str):
+        word = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+        return f"the text `{word}`" if as_text else f"`{word}`"
+    return json.dumps(node.value)

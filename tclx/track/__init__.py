@@ -1,0 +1,1 @@
+"""Where the numbers go: a JSON line a row, always, and a progress bar for whoever watches."""

@@ -1,0 +1,96 @@
+"""metrics.jsonl: one JSON object a row, the source of truth for every number of a run.
+
+A killed process can leave half a line at the end, and rows that a resumed run is about to write again. Both are removed before
+anything is appended.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tclx.errors import InputError, Problem
+from tclx.runs import machine_error, write_atomically
+
+Row = dict[str, Any]
+
+
+class MetricsFile:
+    """Appends rows to a JSON-lines file; each is in the operating system's hands when `append` returns.
+
+    Raises:
+        MachineError: the disk is full or the file cannot be written; rows written before are intact.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, row: Mapping[str, float | int | str | None]) -> None:
+        """Add one row; it must carry its `step`.
+
+        JSON has no NaN or infinity: such a value becomes null, and its name is listed under `nonfinite`.
+        """
+        if "step" not in row:
+            raise ValueError("a row of metrics needs its step")
+        nonfinite = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        finite = {name: None if name in nonfinite else value for name, value in row.items()}
+        self._write(json.dumps({**finite, "nonfinite": nonfinite} if nonfinite else finite, allow_nan=False) + "\n")
+
+    def _write(self, line: str) -> None:
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                _write_all(file, line.encode())
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise machine_error(error, f"could not write {self._path}") from error
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk. A checkpoint must never be newer than the rows that led to it."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def truncate_after(self, step: int) -> list[Row]:
+        """Drop every row of a later step, and half a line at the end; returns the rows that stay."""
+        if not self._path.exists():
+            return []
+        rows = [row for row in read(self._path) if row["step"] <= step]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+def read(path: Path) -> list[Row]:
+    """All complete rows of a metrics file; half a line at its end is left out.
+
+    Raises:
+        InputError: a line that is not the last is no row: the file was edited or is none of ours.
+    """
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline was never completed
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise InputError(Problem(key="", message=f"line {number} of {path} is not a row of metrics", hint="was it edited?"))
+        rows.append(row)
+    return rows
+
+
+def _write_all(file: int, line: bytes) -> None:
+    """Write a whole line or nothing: half of one would be glued to the next row once the disk has space again."""
+    size = os.fstat(file).st_size
+    try:
+        while line:
+            line = line[os.write(file, line) :]
+    except OSError:
+        os.ftruncate(file, size)
+        raise

@@ -1,0 +1,105 @@
+"""How do the weights move? Which parameters decay, AdamW, and what changes from step to step.
+
+Everything that changes over time is a pure function of the optimizer step, so a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+from tclx.spec.objectives import SoftLabelSpec
+from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
+
+# Last parts of the names under which timm and transformers keep learned tokens and positions.
+_TOKENS_AND_POSITIONS = frozenset({"cls_token", "dist_token", "reg_token", "pos_embed", "position_embeddings"})
+
+_OFFICIAL_STAIR = 100
+"""The published scripts move the learning rate once every so many iterations, during the warm-up."""
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, official: bool) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, decayed and not, each with the names of its members (`param_names`).
+
+    Not decayed are biases, norms, temperatures, and learned tokens and positions. `official` decays all but one-dimensional
+    tensors and biases: the temperature (a scalar), [CLS] and the positions shrink, too.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    spared = _is_spared_officially if official else _is_spared
+    groups = []
+    for is_spared, decay in ((False, weight_decay), (True, 0.0)):
+        members = [(name, parameter) for name, parameter in trainable if spared(name, parameter) is is_spared]
+        if members:
+            names, parameters = zip(*members, strict=True)
+            groups.append({"params": list(parameters), "param_names": list(names), "weight_decay": decay})
+    return groups
+
+
+def _is_spared(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim <= 1 or not _TOKENS_AND_POSITIONS.isdisjoint(name.split("."))
+
+
+def _is_spared_officially(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 1 or name.endswith(".bias")
+
+
+def build_optimizer(model: nn.Module, optim: OptimSpec, *, official: bool) -> AdamW:
+    """AdamW over the trainable parameters, in its fused form (one kernel a step; on a CPU 3.5 times the speed of the loop)."""
+    groups = parameter_groups(model, weight_decay=optim.weight_decay, official=official)
+    return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.epsilon, fused=True)
+
+
+def parameters_of(optimizer: AdamW) -> Iterable[nn.Parameter]:
+    """Every parameter the optimizer moves."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def learning_rate(step: int, *, optim: OptimSpec, total_steps: int, steps_per_epoch: int, official: bool) -> float:
+    """The learning rate of the update from `step` to `step + 1`, step in [0, total_steps).
+
+    By default the warm-up rises linearly from its start at step 0 to the peak at step `warmup_steps`, and the cosine reaches
+    its minimum at exactly the last step. `official` reproduces the published scripts: stairs of 100 iterations within the first
+    epoch (cut off where that epoch is shorter), then one value per epoch, which never reaches the minimum.
+    """
+    schedule = optim.schedule
+    if official and isinstance(schedule, CosineSchedule):
+        epoch, iteration = divmod(step, steps_per_epoch)
+        num_epochs = math.ceil(total_steps / steps_per_epoch)
+        return _official_cosine(epoch, iteration, num_epochs=num_epochs, peak=optim.learning_rate, schedule=schedule)
+    if step < schedule.warmup_steps:
+        start = 0.0 if isinstance(schedule, ConstantSchedule) else schedule.warmup_learning_rate
+        return start + (optim.learning_rate - start) * step / schedule.warmup_steps
+    if isinstance(schedule, ConstantSchedule):
+        return optim.learning_rate
+    num_cosine_steps = max(1, total_steps - 1 - schedule.warmup_steps)
+    return _cosine(
+        (step - schedule.warmup_steps) / num_cosine_steps, peak=optim.learning_rate, minimum=schedule.minimum_learning_rate
+    )
+
+
+def _cosine(progress: float, *, peak: float, minimum: float) -> float:
+    return minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * progress))
+
+
+def _official_cosine(epoch: int, iteration: int, *, num_epochs: int, peak: float, schedule: CosineSchedule) -> float:
+    """timm 0.4's scheduler as the published scripts step it: after the iteration, in epochs and hundreds of iterations."""
+    if epoch > 0:
+        return _cosine(epoch / num_epochs, peak=peak, minimum=schedule.minimum_learning_rate)
+    num_stairs = schedule.warmup_steps // _OFFICIAL_STAIR
+    stair = max(0, iteration - 1) // _OFFICIAL_STAIR
+    if stair >= num_stairs:
+        return peak
+    return schedule.warmup_learning_rate + stair * (peak - schedule.warmup_learning_rate) / num_stairs
+
+
+def soft_label_weight(step: int, *, soft_labels: SoftLabelSpec | None, ramp_steps: float) -> float:
+    """The share of the momentum model's prediction in the targets at this step: a linear ramp from 0, then constant."""
+    if soft_labels is None:
+        return 0.0
+    if ramp_steps <= 0:
+        return soft_labels.weight
+    return soft_labels.weight * min(1.0, step / ramp_steps)

@@ -1,0 +1,142 @@
+"""Each promise is kept by 2 and by 4 real gloo processes; this file is also the program they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tclx import distributed
+from tclx.errors import MachineError
+from tests.processes import finish_processes, start_processes
+
+NUM_ROWS, WIDTH = 3, 5
+
+
+def local_loss(queries: Tensor, keys: Tensor, first_row: int) -> Tensor:
+    """InfoNCE of some queries among all keys, with gradient through both."""
+    return nn.functional.cross_entropy(queries @ keys.T, torch.arange(first_row, first_row + len(queries)))
+
+
+def check_gather() -> dict[str, bool]:
+    rank, world_size = distributed.rank(), distributed.world_size()
+    mine = torch.full((2, 2), rank)
+    flags = torch.tensor([rank % 2 == 0, True])
+    everyone = torch.arange(world_size).repeat_interleave(2)
+    return {
+        "gather_orders_rows_by_rank": bool((distributed.gather(mine)[:, 0] == everyone).all()),
+        "gather_keeps_bool": distributed.gather(flags).tolist() == [v for r in range(world_size) for v in (r % 2 == 0, True)],
+        "objects_come_in_rank_order": distributed.all_gather_object(rank) == list(range(world_size)),
+        "any_rank_sees_the_last_rank": distributed.any_rank(rank == world_size - 1) and not distributed.any_rank(False),
+        "mean_is_over_ranks": distributed.mean(torch.tensor(float(rank))).item() == (world_size - 1) / 2,
+    }
+
+
+def check_gradient() -> dict[str, bool]:
+    """DDP's averaged gradient equals that of the mean of the ranks' losses, computed in one process."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    rows = torch.randn(world_size * NUM_ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    net = nn.Linear(WIDTH, 4)
+    embedded = net(rows)
+    chunks = [local_loss(part, embedded, r * NUM_ROWS) for r, part in enumerate(embedded.split(NUM_ROWS))]
+    expected = torch.autograd.grad(torch.stack(chunks).mean(), net.weight)[0]
+
+    wrapped = distributed.wrap(net)
+    mine = wrapped(rows[rank * NUM_ROWS : (rank + 1) * NUM_ROWS])
+    local_loss(mine, distributed.gather_with_gradient(mine), rank * NUM_ROWS).backward()
+    return {"gradient_is_that_of_the_mean_loss": torch.allclose(net.weight.grad, expected, rtol=1e-5, atol=1e-7)}
+
+
+def check_errors() -> dict[str, bool]:
+    def fill_the_disk() -> None:
+        raise MachineError("the disk is full")
+
+    try:
+        distributed.on_main(fill_the_disk)
+    except MachineError as error:
+        raised = str(error)
+    tensor = torch.full((2,), float(distributed.rank()))
+    distributed.copy_from_main([tensor])
+    return {
+        "an_error_of_rank_0_reaches_all": raised == "the disk is full",
+        "a_result_of_rank_0_reaches_all": distributed.on_main(lambda: f"from {distributed.rank()}") == "from 0",
+        "copy_from_main_overwrites": bool((tensor == 0).all()),
+    }
+
+
+def train(*, first: int, state: dict[str, Tensor] | None, settle: bool) -> dict[str, Tensor]:
+    """Steps first..8 of plain gradient descent on a net whose bucket order changes after the first backward pass."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(37, 37) for _ in range(6)), nn.BatchNorm1d(37))
+    if state is not None:
+        net.load_state_dict(state)
+    wrapped = distributed.wrap(net)
+    generator = torch.Generator()
+
+    def loss(step: int) -> Tensor:
+        rows = torch.randn(8, 37, generator=generator.manual_seed(100 * step + distributed.rank()))
+        return wrapped(rows).square().mean()
+
+    if settle:
+        distributed.settle_buckets(wrapped, lambda: loss(first))
+    for step in range(first, 8):
+        loss(step).backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter -= 0.3 * parameter.grad
+                parameter.grad = None
+        if step == 3 and first == 0:
+            halfway = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()} | (
+        {f"halfway/{name}": tensor for name, tensor in halfway.items()} if first == 0 else {}
+    )
+
+
+def resumes_exactly(*, settle: bool) -> bool:
+    whole = train(first=0, state=None, settle=settle)
+    halfway = {name.removeprefix("halfway/"): tensor for name, tensor in whole.items() if name.startswith("halfway/")}
+    resumed = train(first=4, state=halfway, settle=settle)
+    return all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+
+
+def check_resume() -> dict[str, bool]:
+    settled, unsettled = resumes_exactly(settle=True), resumes_exactly(settle=False)
+    # Two numbers add up the same in either order, so only more than two processes can tell the difference.
+    return {"settled_buckets_resume_bit_for_bit": settled, "and_unsettled_ones_do_not": not unsettled or distributed.world_size() == 2}
+
+
+CHECKS = (check_gather, check_gradient, check_errors, check_resume)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_act_as_one(world_size: int) -> None:
+    processes = start_processes([__file__], world_size=world_size)
+    for output in finish_processes(processes):
+        verdicts = json.loads(output)
+        assert len(verdicts) == 11
+        assert [promise for promise, kept in verdicts.items() if not kept] == []
+
+
+def test_a_single_process_needs_no_group() -> None:
+    x = torch.ones(2, 3, requires_grad=True)
+    with distributed.start(torch.device("cpu")):
+        assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+        assert distributed.gather_with_gradient(x) is x
+        assert torch.equal(distributed.gather(x), x)
+        assert not distributed.gather(x).requires_grad
+        assert distributed.wrap(nn.Linear(1, 1)).__class__ is nn.Linear
+        assert distributed.all_gather_object("a") == ["a"]
+        assert distributed.any_rank(True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.start(torch.device("cpu")):
+        found: dict[str, bool] = {}
+        for check in CHECKS:
+            found |= check()
+    json.dump(found, sys.stdout)

@@ -1,0 +1,304 @@
+"""Complete or not there: what a save, a kill, a full disk and a forged file leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tclx.errors import InputError, MachineError
+from tclx.runs import RunFolder
+from tclx.spec.optim import OptimSpec
+from tclx.train import checkpoint
+from tclx.train.checkpoint import Damaged, Progress
+from tclx.train.optim import build_optimizer
+
+RUN = "toy-s0-00000000"
+
+
+class Tied(nn.Module):
+    """Like TCL's MLM head, two names for one tensor; a buffer; a scalar."""
+
+    def __init__(self, width: int = 8, *, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Embedding(11, width)
+        self.head = nn.Linear(width, 11, bias=False)
+        self.head.weight = self.words.weight
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.register_buffer("queue", torch.randn(5, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return (self.head(self.words(ids)) / self.temperature).square().mean()
+
+
+def trained(*, num_steps: int = 2, width: int = 8, seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
+    model = Tied(width, seed=seed)
+    optimizer = build_optimizer(model, OptimSpec(learning_rate=0.01), official=False)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(torch.arange(11)).backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, *, num_steps: int = 2) -> Path:
+    model, optimizer = trained(num_steps=num_steps)
+    return checkpoint.save(folder, Progress(step), model=model, optimizer=optimizer, run_id=RUN)
+
+
+def resume(folder: Path, *, width: int = 8, run_id: str = RUN) -> tuple[Progress | None, Tied, torch.optim.AdamW, list[str]]:
+    model, optimizer = trained(num_steps=0, width=width, seed=1)
+    reports: list[str] = []
+    progress = checkpoint.resume(folder, model=model, optimizer=optimizer, run_id=run_id, report=reports.append)
+    return progress, model, optimizer, reports
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    told = Progress(step=2, num_bad_images=3, scaler={"scale": 65536.0, "_growth_tracker": 2})
+    checkpoint.save(tmp_path, told, model=model, optimizer=optimizer, run_id=RUN)
+    progress, loaded, loaded_optimizer, reports = resume(tmp_path)
+    assert (progress, reports) == (told, [])
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert loaded.head.weight is loaded.words.weight
+    before, after = (checkpoint.optimizer_tensors(each) for each in (optimizer, loaded_optimizer))
+    assert set(before) == set(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for net, moves in ((model, optimizer), (loaded, loaded_optimizer)):
+        moves.zero_grad()
+        net(torch.arange(11)).backward()
+        moves.step()
+    assert torch.equal(model.words.weight, loaded.words.weight)
+
+
+def test_moments_follow_names_not_positions(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    model = Tied(seed=1)
+    groups = [{"params": [model.temperature, model.words.weight], "param_names": ["temperature", "words.weight"]}]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    checkpoint.resume(tmp_path, model=model, optimizer=optimizer, run_id=RUN, report=pytest.fail)
+    assert optimizer.state[model.words.weight]["exp_avg"].shape == (11, 8)
+    assert optimizer.state[model.temperature]["exp_avg"].shape == ()
+
+
+def test_newest_complete_one_wins(tmp_path: Path) -> None:
+    save(tmp_path, 9)
+    save(tmp_path, 10)
+    torn = save(tmp_path, 11)
+    (torn / "manifest.json").unlink()
+    (tmp_path / "step-12").mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000010"
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", ["missing", "short", "one bit"])
+def test_a_damaged_one_is_set_aside_and_the_next_older_is_used(tmp_path: Path, name: str, harm: str) -> None:
+    save(tmp_path, 1, num_steps=1)
+    path = save(tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    {"missing": path.unlink, "short": lambda: os.truncate(path, 10), "one bit": lambda: path.write_bytes(content)}[harm]()
+    progress, model, _, reports = resume(tmp_path)
+    assert progress == Progress(1)
+    assert torch.equal(model.words.weight, trained(num_steps=1)[0].words.weight)
+    if harm == "one bit":  # only the checksum tells
+        assert len(reports) == 1
+        assert f"checksum of {name}" in reports[0]
+        assert (tmp_path / "step-00000002.damaged").is_dir()
+    assert save(tmp_path, 2).is_dir()  # the step is saved again when it is reached again
+
+
+def test_without_a_sound_one_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "state.json").write_bytes(b"x" * (folder / "state.json").stat().st_size)
+    progress, model, optimizer, reports = resume(tmp_path)
+    assert progress is None
+    assert len(reports) == 1
+    assert torch.equal(model.words.weight, Tied(seed=1).words.weight)
+    assert not optimizer.state
+
+
+def test_another_runs_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(InputError, match=f"saved by run {RUN}, and this is run other"):
+        resume(tmp_path, run_id="other")
+
+
+def test_another_models_checkpoint_is_refused_by_what_differs(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(InputError, match=r"words.weight is \[11, 8\], here \[11, 16\]"):
+        resume(tmp_path, width=16)
+    model = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="lacks bias, weight.*has head.weight, queue, temperature, words.weight besides"):
+        checkpoint.put_weights(tmp_path, checkpoint.read_weights(tmp_path / "step-00000001"), model)
+
+
+def test_a_checkpoint_of_another_format_version_is_not_used(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    assert checkpoint.newest(tmp_path) is None
+    with pytest.raises(Damaged, match="version 99"):
+        checkpoint.read_manifest(folder)
+
+
+def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=2, keep_step=1)
+    assert [checkpoint.step_of(folder) for folder in checkpoint.complete(tmp_path)] == [4, 3, 1]
+
+
+def test_best_or_newest_follows_best_json(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert checkpoint.best_or_newest(run) is None
+    save(run.checkpoints, 1)
+    save(run.checkpoints, 2)
+    assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000002"
+    run.write_json(run.best, {"step": 1, "metric": "retrieval/val/r_mean", "value": 3.0})
+    assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000001"
+    shutil.rmtree(run.checkpoints / "step-00000001")
+    assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000002"
+
+
+# --------------------------------------------------------------------------------------------------------- disk and rights
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"may not mount a small disk here ({mounted.stderr.strip()}); the file-size limit below still tests this")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_full_disk_keeps_the_checkpoints_before_and_leaves_nothing_half(small_disk: Path) -> None:
+    step = 1
+    with pytest.raises(MachineError, match="the disk is full: free some space and run the same command again"):
+        for step in range(1, 100):
+            save(small_disk, step)
+    assert left_behind(small_disk) == [f"step-{done:08d}" for done in range(1, step)]
+    assert resume(small_disk)[0] == Progress(step - 1)
+    shutil.rmtree(small_disk / "step-00000001")
+    assert save(small_disk, step).is_dir()
+
+
+@pytest.mark.parametrize("limit", [0, 100, 600, 900])
+def test_a_write_that_the_system_cuts_short_leaves_nothing_half(tmp_path: Path, limit: int) -> None:
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(MachineError, match="step-00000002.*those before it are intact"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left_behind(tmp_path) == ["step-00000001"]
+    assert resume(tmp_path)[0] == Progress(1)
+
+
+def test_a_place_that_cannot_be_written_is_a_machine_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="could not save"):
+        save(tmp_path / "file" / "checkpoints", 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- forgeries
+
+
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self._marker,))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "ran"
+    folder = save(tmp_path / "checkpoints", 1)
+    forged = pickle.dumps(Payload(marker))
+    pickle.loads(forged)  # it would work
+    marker.unlink()
+    (folder / name).write_bytes(forged)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(forged), "sha256": checkpoint._sha256(folder / name)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    progress, _, _, reports = resume(tmp_path / "checkpoints")
+    assert progress is None
+    assert f"{name} cannot be read" in reports[0]
+    assert not marker.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------ kills
+
+
+
+def save_for_ever(folder: Path, acknowledge: int) -> None:
+    """Save step after step, telling each that is done; 2 MB a piece, long enough to be hit."""
+    model, optimizer = trained()
+    model.queue = torch.zeros(500_000)
+    checkpoint.sweep_leftovers(folder)
+    newest = checkpoint.newest(folder)
+    step = checkpoint.step_of(newest) if newest else 0
+    while True:
+        step += 1
+        model.queue.fill_(step)
+        checkpoint.save(folder, Progress(step), model=model, optimizer=optimizer, run_id=RUN)
+        checkpoint.prune(folder, keep_last=2, keep_step=None)
+        os.write(acknowledge, b"%d\n" % step)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_killed_at_any_moment_of_saving_the_newest_always_loads(tmp_path: Path) -> None:
+    """TCLX_KILLS=200 for a longer storm. No acknowledged save may be lost, no checkpoint may be torn or mixed."""
+    draw = random.Random(0)
+    acknowledged = 0
+    for _ in range(int(os.environ.get("TCLX_KILLS", "10"))):
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:  # pragma: no cover
+            torch.set_num_threads(1)
+            save_for_ever(tmp_path, writer)
+        os.close(writer)
+        time.sleep(draw.uniform(0.02, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(reader) as told:
+            acknowledged = max([acknowledged, *map(int, told)])
+        newest = checkpoint.newest(tmp_path)
+        step = checkpoint.step_of(newest) if newest else 0
+        assert step >= acknowledged
+        if newest:
+            checkpoint.verify(newest, checkpoint.read_manifest(newest))
+            assert (checkpoint.read_weights(newest)["queue"] == step).all()
+    assert acknowledged > 0
+    checkpoint.sweep_leftovers(tmp_path)
+    assert left_behind(tmp_path) == sorted(folder.name for folder in checkpoint.complete(tmp_path))

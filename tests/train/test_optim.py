@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tclx.spec.objectives import SoftLabelSpec
+from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
+from tclx.train.optim import build_optimizer, learning_rate, parameter_groups, soft_label_weight
+
+
+class Tiny(nn.Module):
+    """One parameter of every kind that a rule speaks of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
+        self.shared = nn.Parameter(torch.tensor(0.07))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 3))
+        self.reg_token = nn.Parameter(torch.zeros(1, 4, 3))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 3))
+        self.position_embeddings = nn.Embedding(7, 3)
+        self.word_embeddings = nn.Embedding(7, 3)
+        self.momentum = nn.Linear(3, 3).requires_grad_(False)
+
+
+def decayed(*, official: bool) -> set[str]:
+    groups = parameter_groups(Tiny(), weight_decay=0.1, official=official)
+    assert sum(len(group["params"]) for group in groups) == 10  # every trainable parameter once, the momentum copy never
+    return {name for group in groups if group["weight_decay"] for name in group["param_names"]}
+
+
+def test_only_matrices_decay() -> None:
+    assert decayed(official=False) == {"linear.weight", "word_embeddings.weight"}
+
+
+def test_officially_temperature_tokens_and_positions_decay_too() -> None:
+    assert decayed(official=True) == {
+        "linear.weight", "word_embeddings.weight", "shared", "cls_token", "reg_token", "pos_embed", "position_embeddings.weight",
+    }  # fmt: skip
+
+
+def test_a_model_without_decayed_parameters_has_one_group() -> None:
+    assert len(parameter_groups(nn.LayerNorm(3), weight_decay=0.1, official=False)) == 1
+
+
+def test_optimizer_is_adamw_by_the_formula() -> None:
+    """One step from zero moments moves every weight by lr * (sign of its gradient + decay * weight), epsilon aside."""
+    net = nn.Linear(2, 1)
+    before = net.weight.detach().clone()
+    optimizer = build_optimizer(net, OptimSpec(learning_rate=0.5, weight_decay=0.2, epsilon=1e-12), official=False)
+    net(torch.tensor([[1.0, -2.0]])).sum().backward()
+    optimizer.step()
+    expected = before - 0.5 * (torch.tensor([[1.0, -1.0]]) + 0.2 * before)
+    assert torch.allclose(net.weight, expected, atol=1e-6)
+
+
+def rate(step: int, schedule: CosineSchedule | ConstantSchedule, *, total_steps: int = 100) -> float:
+    optim = OptimSpec(learning_rate=1.0, schedule=schedule)
+    return learning_rate(step, optim=optim, total_steps=total_steps, steps_per_epoch=10, official=False)
+
+
+def test_cosine_rises_linearly_then_falls_to_exactly_the_minimum_at_the_last_step() -> None:
+    schedule = CosineSchedule(warmup_steps=10, warmup_learning_rate=0.2, minimum_learning_rate=0.1)
+    assert rate(0, schedule) == 0.2
+    assert rate(5, schedule) == pytest.approx(0.6)
+    assert rate(10, schedule) == 1.0
+    assert rate(99, schedule) == 0.1
+    assert rate(10 + 89 // 2, schedule) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 44 / 89)))
+    falling = [rate(step, schedule) for step in range(10, 100)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3])
+def test_cosine_of_very_short_runs_stays_within_its_bounds(total_steps: int) -> None:
+    schedule = CosineSchedule(warmup_steps=2)
+    assert all(0 <= rate(step, schedule, total_steps=total_steps) <= 1 for step in range(total_steps))
+
+
+def test_constant_stays_at_the_peak_after_its_warm_up() -> None:
+    schedule = ConstantSchedule(name="constant", warmup_steps=4)
+    assert [rate(step, schedule) for step in (0, 1, 2, 3, 4, 99)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_soft_labels_ramp_linearly_and_then_stay() -> None:
+    weights = [soft_label_weight(step, soft_labels=SoftLabelSpec(weight=0.4), ramp_steps=8) for step in (0, 2, 8, 100)]
+    assert weights == pytest.approx([0.0, 0.1, 0.4, 0.4])
+    assert soft_label_weight(0, soft_labels=SoftLabelSpec(weight=0.4, ramp_epochs=0), ramp_steps=0) == 0.4
+    assert soft_label_weight(5, soft_labels=None, ramp_steps=0) == 0.0
