@@ -23,8 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tclx.errors import InputError, Interrupted, Problem, RunFailed, TclxError
-from tclx.launch.local import INTERRUPTED_AND_SAVED
 from tclx.runs import RunFolder, RunState, Status
+
+INTERRUPTED_AND_SAVED = 75
+"""EX_TEMPFAIL of sysexits.h: try again later."""
 
 
 class _Held(RunFailed):
@@ -58,11 +60,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(folder: RunFolder) -> None:
-    from tclx.plan import load_plan
+    from tclx.plan import Plan
     from tclx.spec.load import load_spec_json
     from tclx.train.loop import train
 
-    train(folder, load_spec_json(folder.spec), load_plan(folder.plan))
+    train(folder, load_spec_json(folder.spec), Plan.from_json(folder.read_json(folder.plan)))
 
 
 @contextmanager

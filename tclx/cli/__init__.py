@@ -1,4 +1,4 @@
-"""The `tclx` command: parse, call one function, print. One command a file; nothing heavy is imported before a command needs it."""
+"""The `tclx` command: parse, call one function, print. One command a file; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 

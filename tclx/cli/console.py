@@ -48,8 +48,5 @@ def wants_colour(stream: Any) -> bool:
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell: the first to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    padded = (
-        [cell.rjust(width) if position else cell.ljust(width) for position, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    )
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+    formats = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
+    return "\n".join("  ".join(formats).format(*line).rstrip() for line in lines)

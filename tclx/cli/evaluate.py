@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tclx.cli.console import AsJson, Overrides, print_json
+from tclx.cli.console import AsJson, Overrides, aligned, print_json
 
 EXAMPLE = "Example:  tclx eval runs/quickstart-s0-1a2b3c4d --split test"
 
 
+class Split(StrEnum):
+    """What can be evaluated on."""
+
+    TEST = "test"
+    VAL = "val"
+
+
 def evaluate(
-    target: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run folder, a checkpoint folder or an official .pth.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run or checkpoint folder, or an official .pth.")
+    ],
     spec: Annotated[
         Path | None, typer.Option("--spec", metavar="SPEC", help="What to evaluate and on which data; a run's own by default.")
     ] = None,
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option("--split", metavar="NAME", help="test or val.")] = "test",
+    split: Annotated[Split, typer.Option("--split", help="On which data.")] = Split.TEST,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", metavar="WHICH", help="Of a run folder: best, last or a step.")
     ] = "best",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate zero-shot image-text retrieval of a run, a checkpoint or official weights.
+    """Evaluate a run, a checkpoint or official weights.
 
-    A run's figures are also written to its evaluation folder, where `tclx results` finds them.
+    Zero-shot image-text retrieval, in percent. What a run's best weights reach on its own spec is also written to the run folder,
+    where `tclx results` finds it.
     """
-    from tclx.eval.checkpoint import evaluate_target
+    from tclx.launch.saved import evaluate_saved
 
-    evaluation = evaluate_target(target, split=split, checkpoint=checkpoint, spec_path=spec, overrides=overrides or [])
+    evaluation = evaluate_saved(target, split=split.value, which=checkpoint, spec_path=spec, overrides=overrides or [])
     if as_json:
         print_json(evaluation)
         return
-    for name, value in evaluation["metrics"].items():
-        print(f"{name}  {value:.2f}")
+    print(aligned([(name, f"{value:.2f}") for name, value in evaluation["metrics"].items()]))

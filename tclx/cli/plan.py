@@ -1,3 +1,6 @@
 """`tclx plan`: what would run."""
-EXAMPLE=''
+
+EXAMPLE = ""
+
+
 def plan() -> None: ...

@@ -26,7 +26,9 @@ def results(
         list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="test or val; test where there is one.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table as CSV.", dir_okay=False)] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table here.", dir_okay=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: one row per experiment and variant, mean and sample deviation over seeds."""

@@ -26,10 +26,10 @@ def import_weights(
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write; for init.checkpoint.")],
 ) -> None:
     """Translate an official checkpoint into tclx's names, as safetensors."""
-    from tclx.model.weights import import_official, write_tensors
+    from tclx.model.weights import import_official, save_weights
 
-    tensors = import_official(file)
-    write_tensors(output, tensors)
+    tensors = import_official(file, key="FILE.pth")
+    save_weights(tensors, output)
     say(f"wrote {len(tensors)} tensors to {output}")
 
 
@@ -40,10 +40,7 @@ def export_weights(
     form: Annotated[Form, typer.Option("--form", help="The official script that will read it.")],
 ) -> None:
     """Write a run's best weights as an official checkpoint."""
-    from tclx.launch.saved import export_run
+    from tclx.launch.saved import export_saved
 
-    export_run(run, output, form=form.value)
+    export_saved(run, output, form=form.value)
     say(f"wrote {output}")
-
-
-EXAMPLE = "Example:  tclx weights import TCL_4M.pth tcl-4m.safetensors"

@@ -1,7 +1,7 @@
 """Which pictures and captions do the annotation files name? Read once, checked row by row, kept in a few flat arrays.
 
-The arrays matter: loader processes are forked, and four million Python strings would be copied into each of them as soon as their
-reference counts are touched.
+The arrays matter: loader processes are forked, and four million Python strings would be copied into each of them as soon as
+their reference counts are touched.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
     rows = [row for path in source.files for row in _read_file(Path(path), source, problems, training=training)]
     problems.raise_if_any()
     if not rows:
-        raise InputError(Problem(f"{key}.files", "the files hold no rows", "expected JSON lists of objects with `image` and `caption`"))
+        expected = "expected JSON lists of objects with `image` and `caption`"
+        raise InputError(Problem(f"{key}.files", "the files hold no rows", expected))
     return _pack(rows)
 
 
@@ -173,8 +174,8 @@ def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[st
     if isinstance(caption, str):
         return
     if row_per_caption:
-        hint = "one row per caption in the retrieval form; `form: pretrain` takes lists" if isinstance(caption, list) else "expected text"
-        yield f"`caption` is {_kind(caption)}", hint
+        lists_elsewhere = "one row per caption in the retrieval form; `form: pretrain` takes lists"
+        yield f"`caption` is {_kind(caption)}", lists_elsewhere if isinstance(caption, list) else "expected text"
     elif not isinstance(caption, list):
         yield f"`caption` is {_kind(caption)}", "expected text or a list of texts"
     elif not caption:

@@ -1,7 +1,7 @@
 """How is a training picture varied? The official operations in the official order, drawn first, then applied.
 
-`draw_view` decides everything about a view; `apply_view` carries it out with OpenCV and NumPy (`fast`) or with Pillow (`pil`), so
-both give the same view up to rounding and resampling. RandAugment is OpenCV in both, as in the official code.
+`draw_view` decides everything about a view; `apply_view` carries it out with OpenCV and NumPy (`fast`) or with Pillow (`pil`),
+so both give the same view up to rounding and resampling. RandAugment is OpenCV in both, as in the official code.
 
 Order: random resized crop, colour jitter, grayscale, blur, flip, RandAugment.
 """
@@ -83,13 +83,14 @@ def draw_view(rng: np.random.Generator, spec: AugmentationSpec, *, height: int, 
     )
 
 
-def apply_view(picture: Picture, view: ViewParameters, *, image_size: int, decoder: Decoder) -> Picture:
+def apply_view(picture: Picture, view: ViewParameters, *, image_size: int, decoder: Decoder, official: bool = False) -> Picture:
     """The view of a picture.
 
     Args:
         picture: [H, W, 3] uint8 RGB, of the size that the view was drawn for.
         image_size: side S of the result in pixels.
         decoder: `fast` or `pil`.
+        official: see `apply_operation`.
 
     Returns:
         [S, S, 3] uint8 RGB, contiguous.
@@ -99,7 +100,7 @@ def apply_view(picture: Picture, view: ViewParameters, *, image_size: int, decod
         varied = varied[:, ::-1]
     varied = np.ascontiguousarray(varied)
     for name, argument in view.operations:
-        varied = apply_operation(varied, name, argument)
+        varied = apply_operation(varied, name, argument, official=official)
     return np.ascontiguousarray(varied)
 
 
@@ -226,12 +227,13 @@ def _adjust_with_pillow(image: Image.Image, name: Adjustment, factor: float) -> 
 # RandAugment's operations
 
 
-def apply_operation(picture: Picture, name: Operation, argument: float) -> Picture:
-    """One RandAugment operation, pixel for pixel as the official code does it.
+def apply_operation(picture: Picture, name: Operation, argument: float, *, official: bool = False) -> Picture:
+    """One RandAugment operation; all but Sharpness are the official ones pixel for pixel.
 
     Args:
         picture: [H, W, 3] uint8 RGB, contiguous.
         argument: a factor (Brightness, Sharpness), slope, number of pixels or angle in degrees; the others ignore it.
+        official: let Sharpness overflow as the official code does, which turns 256 into black; else it saturates.
     """
     height, width = picture.shape[:2]
     match name:
@@ -244,7 +246,7 @@ def apply_operation(picture: Picture, name: Operation, argument: float) -> Pictu
         case "Brightness":
             return _as_picture(cv2.LUT(picture, _as_bytes(np.arange(256, dtype=np.float32) * argument)))
         case "Sharpness":
-            return _sharpen(picture, argument)
+            return _sharpen(picture, argument, overflow=official)
         case "Rotate":
             return _warp(picture, cv2.getRotationMatrix2D((width / 2, height / 2), argument, 1))
         case "ShearX":
@@ -290,19 +292,21 @@ def _equalize_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     return _as_bytes((below + step // 2) // step)
 
 
-def _sharpen(picture: Picture, factor: float) -> Picture:
+def _sharpen(picture: Picture, factor: float, *, overflow: bool) -> Picture:
     """Away from (factor > 1) or towards the picture smoothed with 3 x 3 weights of 1, 5 in the middle; the border stays."""
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
     smooth = cv2.filter2D(picture, -1, kernel / 13).astype(np.float32)[1:-1, 1:-1]
     sharpened = picture.copy()
-    sharpened[1:-1, 1:-1] = _as_bytes(smooth + factor * (picture[1:-1, 1:-1] - smooth))
+    inner = smooth + factor * (picture[1:-1, 1:-1] - smooth)
+    sharpened[1:-1, 1:-1] = (inner.astype(np.int32) & 255) if overflow else _as_bytes(inner)
     return sharpened
 
 
 def _as_picture(array: cv2.typing.MatLike) -> Picture:
     """OpenCV's stubs say any dtype; 8-bit input gives 8-bit output."""
-    return array.astype(np.uint8, copy=False)
+    picture: Picture = array.astype(np.uint8, copy=False)
+    return picture
 
 
 def _as_bytes(values: NDArray[np.floating | np.integer]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Decoder = Literal["fast", "pil"]
 Picture = NDArray[np.uint8]
@@ -82,9 +82,10 @@ def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Picture |
         if color_space not in {"YCbCr", "RGB", "Gray"}:
             return None
         _check_size(path, width, height, max_pixels)
-        return simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        picture: Picture = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
     except ValueError:
         return None
+    return picture
 
 
 def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int) -> Picture:
@@ -98,9 +99,9 @@ def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int) -> Pi
         raise
     except Image.DecompressionBombError:
         raise BadImage(path, f"has more than {max_pixels:,} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage(path, "is not a picture in a known format") from None
-    except Exception as error:  # whatever a decoder raises on hostile bytes: OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:  # decoders raise anything on hostile bytes: OSError, SyntaxError, struct.error, zlib.error
         raise BadImage(path, f"cannot be decoded: {error}") from error
 
 

@@ -31,7 +31,7 @@ def mask_tokens(
 ) -> MaskedTokens:
     """Hide each token with a probability: 80 % become [MASK], 10 % a random token, 10 % stay.
 
-    Every token takes the same number of draws, hidden or not, so the choice at one position never shifts another.
+    Every position takes three draws, hidden or not, so that padding a caption further changes nothing.
 
     Args:
         input_ids: [L] token ids.
@@ -44,9 +44,10 @@ def mask_tokens(
 
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
-    hide, kind = rng.random((2, len(input_ids)))
-    replacements = random_ids[rng.integers(len(random_ids), size=len(input_ids))]
-    hidden = (hide < probability) & ~np.isin(input_ids, list(spared_ids))
+    hide, kind, word = rng.random((len(input_ids), 3)).T
+    replacements = random_ids[(word * len(random_ids)).astype(np.int64)]
+    spared = np.logical_or.reduce([input_ids == token for token in spared_ids])
+    hidden = (hide < probability) & ~spared
     masked = np.where(hidden & (kind < 0.8), mask_id, input_ids)
     masked = np.where(hidden & (kind >= 0.8) & (kind < 0.9), replacements, masked)
     positions = np.flatnonzero(hidden)

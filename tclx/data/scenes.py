@@ -186,7 +186,8 @@ def draw_picture(scene: Scene) -> NDArray[np.uint8]:
     for item in scene.objects:
         _draw_shape(canvas, item)
     noise = np.random.default_rng(scene.noise_seed).integers(-NOISE, NOISE + 1, size=(side, side, 1))
-    return np.clip(np.asarray(image, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    noisy: NDArray[np.uint8] = np.clip(np.asarray(image, dtype=np.int16) + noise, 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _draw_shape(canvas: ImageDraw, item: SceneObject) -> None:
@@ -281,6 +282,9 @@ def position(scene: Scene, item: SceneObject) -> str:
     return f"in the {vertical} {horizontal} corner" if vertical and horizontal else f"at the {vertical or horizontal}"
 
 
+Row = dict[str, str | list[str]]
+
+
 def write_scenes(folder: Path, source: ScenesSource) -> Path:
     """Write a source as pictures and ALBEF JSON, to look at or to train on as files.
 
@@ -295,7 +299,7 @@ def write_scenes(folder: Path, source: ScenesSource) -> Path:
     """
     scenes = Scenes(source)
     paths = [f"images/{source.split}/{number:06d}.png" for number in range(len(scenes))]
-    rows = [{"image": path, "caption": list(captions)} for path, captions in zip(paths, scenes.captions, strict=True)]
+    rows: list[Row] = [{"image": path, "caption": [*texts]} for path, texts in zip(paths, scenes.captions, strict=True)]
     try:
         _write_pictures(folder, paths, scenes.pictures)
         if source.split != "train":
@@ -306,10 +310,9 @@ def write_scenes(folder: Path, source: ScenesSource) -> Path:
         raise machine_error(error, f"could not write the scenes to {folder}") from error
 
 
-def _row_per_caption(rows: list[dict[str, object]]) -> Iterator[dict[str, object]]:
+def _row_per_caption(rows: list[Row]) -> Iterator[Row]:
     for number, row in enumerate(rows):
-        captions = row["caption"]
-        for caption in captions if isinstance(captions, list) else [captions]:
+        for caption in row["caption"]:
             yield {"image": row["image"], "image_id": f"scene-{number}", "caption": caption}
 
 
@@ -321,7 +324,7 @@ def _write_pictures(folder: Path, paths: list[str], pictures: NDArray[np.uint8])
         Image.fromarray(picture).save(folder / path)
 
 
-def _write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+def _write_rows(path: Path, rows: list[Row]) -> Path:
     path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return path
 

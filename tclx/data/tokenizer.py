@@ -1,7 +1,7 @@
 """How does a caption become token ids? `[CLS] x` without `[SEP]`, whichever tokenizer makes the x.
 
-Three origins (the hub, a local folder, or WordPiece trained on the captions) end in one thing: a Rust tokenizer plus the names of
-its special tokens, which a run keeps in its folder.
+Three origins (the hub, a local folder, or WordPiece trained on the captions) end in one thing: a Rust tokenizer plus the names
+of its special tokens, which a run keeps in its folder.
 """
 
 from __future__ import annotations
@@ -50,13 +50,12 @@ class CaptionTokenizer:
         backend.no_truncation()
         # Registered, they are recognised when they stand in a text, as the official tokenizer does.
         backend.add_special_tokens(list(special_tokens.values()))
-        ids = {role: backend.token_to_id(token) for role, token in special_tokens.items()}
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.pad_id: int = ids["pad"]
-        self.unk_id: int = ids["unk"]
-        self.cls_id: int = ids["cls"]
-        self.mask_id: int = ids["mask"]
-        self.special_ids: tuple[int, ...] = tuple(sorted(ids.values()))
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = len(vocabulary)
+        self.pad_id, self.unk_id, self.cls_id, self.mask_id = (
+            vocabulary[special_tokens[role]] for role in ("pad", "unk", "cls", "mask")
+        )
+        self.special_ids = tuple(sorted(vocabulary[token] for token in special_tokens.values()))
 
     def encode(self, captions: Sequence[str], *, max_tokens: int, fixed_length: bool = False) -> EncodedCaptions:
         """Ids of `[CLS] caption`, cut at the end and padded.
@@ -134,8 +133,8 @@ def train_wordpiece(captions: Iterable[str], *, vocab_size: int) -> CaptionToken
     backend = _bert_pipeline(models.WordPiece(unk_token="[UNK]"), lowercase=True)
     special = list(BERT_SPECIAL_TOKENS.values())
     letters = _frequent_letters(texts, backend, most=(vocab_size - len(special)) // 2)
-    # The trainer numbers inner letters (##a) in the order of a randomised hash map, and ties between merges follow the numbers, so
-    # that two runs differ. Naming all letters as special tokens fixes their numbers; only the vocabulary is then taken over.
+    # The trainer numbers inner letters (##a) in the order of a randomised hash map, and ties between merges follow the numbers,
+    # so that two runs differ. Naming all letters as special tokens fixes their numbers; only the vocabulary is taken over.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
@@ -191,7 +190,8 @@ def _special_tokens(backend: Tokenizer, settings: Mapping[str, Any], *, where: s
     found: dict[str, str] = {}
     for role in BERT_SPECIAL_TOKENS:
         named = settings.get(f"{role}_token")
-        candidates = [named["content"] if isinstance(named, dict) else named, BERT_SPECIAL_TOKENS[role], ROBERTA_SPECIAL_TOKENS[role]]
+        named = named["content"] if isinstance(named, dict) else named
+        candidates = (named, BERT_SPECIAL_TOKENS[role], ROBERTA_SPECIAL_TOKENS[role])
         known = [token for token in candidates if token and backend.token_to_id(token) is not None]
         if known:
             found[role] = known[0]
@@ -211,9 +211,10 @@ def _from_hub(name: str) -> CaptionTokenizer:
     except (OSError, ValueError) as error:
         raise MachineError(
             f"{KEY}: {name!r} is no local folder, and the hub did not give it: {str(error).splitlines()[0]}\n"
-            "Check the name; without a network, copy the tokenizer's files to a folder and name that, or let tclx train one on the "
-            "captions with `data.tokenizer: {source: captions}`."
+            "Check the name; without a network, copy the tokenizer's files to a folder and name that, or let tclx train one "
+            "on the captions with `data.tokenizer: {source: captions}`."
         ) from error
     if not pretrained.is_fast:
         raise InputError(Problem(KEY, f"{name} has no tokenizer.json", "choose a tokenizer with a fast version"))
-    return CaptionTokenizer(pretrained.backend_tokenizer, _special_tokens(pretrained.backend_tokenizer, pretrained.special_tokens_map, where=name))
+    backend = pretrained.backend_tokenizer
+    return CaptionTokenizer(backend, _special_tokens(backend, pretrained.special_tokens_map, where=name))

@@ -81,8 +81,8 @@ def find_runs(selection: Sequence[str], *, runs_dir: Path) -> list[Path]:
     """Run folders in a stable order.
 
     Args:
-        selection: run folders, folders of runs, or in `runs_dir` run ids, experiments and `experiment-variant`s; empty for all of
-            `runs_dir`. Runs that `--again` set aside are found only by their own name.
+        selection: run folders, folders of runs, or in `runs_dir` run ids, experiments and `experiment-variant`s; empty for all
+            that are there. Runs that `--again` set aside are found only by their own name.
         runs_dir: where runs are kept.
 
     Raises:
@@ -116,9 +116,7 @@ def read_run(folder: Path) -> RunResult:
         spec = run.read_json(run.spec)
         evaluations = {path.stem: _metrics(run.read_json(path)) for path in sorted(run.evaluation.glob("*.json"))}
         state = run.read_state() or RunState("created")
-        return RunResult(
-            folder.name, folder, spec["name"], spec["variant"], spec["seed"], state, _identity(spec), evaluations
-        )
+        return RunResult(folder.name, folder, spec["name"], spec["variant"], spec["seed"], state, _identity(spec), evaluations)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(Problem("", f"{folder} is not a readable run folder: {error!r}")) from error
 
@@ -213,7 +211,9 @@ def as_json(results: Results) -> dict[str, Any]:
             }
             for row in results.rows
         ],
-        "unfinished": [{"run_id": run.run_id, "status": run.state.status, "state": describe_state(run)} for run in results.unfinished],
+        "unfinished": [
+            {"run_id": run.run_id, "status": run.state.status, "state": describe_state(run)} for run in results.unfinished
+        ],
     }
 
 
@@ -282,7 +282,8 @@ def _choose_split(runs: Sequence[RunResult], split: str | None) -> str:
     if split is None:
         return next((name for name in SPLITS if name in present), SPLITS[0])
     if runs and split not in present:
-        raise InputError(Problem("--split", f"no finished run was evaluated on {split!r}", f"there is {', '.join(sorted(present))}"))
+        there = ", ".join(sorted(present)) or "none"
+        raise InputError(Problem("--split", f"no finished run was evaluated on {split!r}", f"splits: {there}"))
     return split
 
 

@@ -1,14 +1,13 @@
 """Zero-shot image-text retrieval as TCL does it: cosine similarity finds candidates, image-text matching sorts them.
 
-1. Every caption goes through the text encoder, every picture through the image encoder; their embeddings are compared (dual
-   encoder) and each query keeps its `top_k` best keys.
-2. Each candidate pair goes through the fusion encoder once, also when both its picture and its caption asked for it, and its score
-   is the ITM logit of "matched" (not a probability). Keys that are no candidates score -100.
+1. Captions and pictures go through their encoders; their embeddings are compared and each query keeps its `top_k` best keys.
+2. Each candidate pair goes through the fusion encoder, once even where picture and caption both asked for it. Its score is the
+   ITM logit of "matched" (not a probability). Keys that are no candidates score -100.
 
-Memory stays small at COCO's 5,000 pictures and 25,000 captions: token features of pictures are never kept (5,000 x 577 x 768 in
-fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` pictures at a time, which costs 1 % of the matching; token
-features of captions are kept on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16), and score
-matrices exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
+Memory stays small at COCO's 5,000 pictures and 25,000 captions. Token features of pictures are never kept (5,000 x 577 x 768 in
+fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` pictures at a time, at 1 % of the matching's cost. Those of
+captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices exist for a
+chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
 
 With several processes, pictures, queries and pairs are divided among them in consecutive parts and gathered as objects in that
 order, without the repeated samples of a distributed sampler.
@@ -26,9 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from tclx import distributed
+from tclx.data.batch import normalise
+from tclx.data.dataset import open_evaluation_set
+from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem, RunFailed
 from tclx.eval.metrics import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
 from tclx.model.tcl import TCL, Encoded
+from tclx.spec.evaluation import RetrievalSpec, Split
+from tclx.spec.experiment import ExperimentSpec
 
 UNSCORED = -100.0
 """The score of keys that are not among a query's candidates, as in the official score matrices."""
@@ -83,6 +87,44 @@ class Retrieval(NamedTuple):
     """[Q] numbers of the pictures that ask: those with a caption"""
     image_of_caption: Tensor
     """[T] int64"""
+
+
+def evaluate_retrieval(
+    model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
+) -> dict[str, float]:
+    """Retrieval figures of a model on `data.val` or `data.test`; every process of a run calls this and gets the same.
+
+    Args:
+        model: on `device`.
+        spec: data, precision and `evaluation.retrieval` (its defaults where it is null).
+        tokenizer: the one that the model was trained with.
+
+    Returns:
+        `retrieval/<split>/` before the names of `retrieval_figures`, and `num_images` and `num_captions` there.
+
+    Raises:
+        InputError: the spec has no such split, its files are wrong, or the model has no common embedding space.
+        RunFailed: a picture cannot be read, or the model's output is not finite.
+    """
+    settings = spec.evaluation.retrieval or RetrievalSpec()
+    source = open_evaluation_set(spec, split)
+
+    def pictures(numbers: Sequence[int]) -> Iterator[Tensor]:
+        for images in source.image_batches(numbers, batch_size=settings.batch_size):
+            yield normalise(images.to(device), spec.data.normalization)
+
+    found = retrieve(
+        model,
+        pictures=pictures,
+        num_images=source.num_images,
+        captions=Captions(*source.encode_captions(tokenizer), torch.from_numpy(source.image_of_caption)),
+        top_k=settings.top_k,
+        batch_size=settings.batch_size,
+        precision=spec.training.precision,
+    )
+    counts = {"num_images": float(source.num_images), "num_captions": float(source.num_captions)}
+    figures = retrieval_figures(found, num_images=source.num_images) | counts
+    return {f"retrieval/{split}/{name}": value for name, value in figures.items()}
 
 
 @torch.no_grad()
@@ -196,7 +238,8 @@ def _encode_captions(model: TCL, captions: Captions, *, batch_size: int, device:
     tokens = torch.zeros(*input_ids.shape, model.online.text_encoder.width, dtype=_kept_dtype(device), device=device)
     embeddings: list[Tensor] = []
     order = lengths.argsort(stable=True)
-    for rows in order.split(batch_size):
+    for part in chunks(len(order), batch_size):
+        rows = order[part]
         length = int(lengths[rows].max())
         there = rows.to(device)
         encoded = model.online.encode_text(input_ids[there, :length], attention_mask[there, :length])
@@ -222,7 +265,8 @@ def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_k
     """Compare this process's part of the queries with all keys, chunk by chunk."""
     ranks, candidates = [], []
     mine = _my_part(torch.arange(queries.shape[0], device=queries.device))
-    for rows in mine.split(DEFAULT_CHUNK) if len(mine) else ():
+    for part in chunks(len(mine), DEFAULT_CHUNK):
+        rows = mine[part]
         with torch.autocast(queries.device.type, enabled=False):
             similarity = queries[rows] @ keys.T
         ranks.append(rank_of_best_relevant(similarity, image_of_query[rows, None] == image_of_key).cpu())
@@ -239,7 +283,8 @@ def _candidate_pairs(found: Retrieval) -> Tensor:
     rows = torch.arange(num_captions, device=found.image_of_caption.device)
     wanted_by_images = found.image_queries[:, None] * num_captions + found.image_to_text.candidates
     wanted_by_texts = found.text_to_image.candidates * num_captions + rows[:, None]
-    return torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]).unique()
+    wanted: Tensor = torch.unique(torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]))
+    return wanted
 
 
 def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures: Pictures, *, batch_size: int) -> Tensor:
@@ -247,10 +292,11 @@ def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures:
     mine = _my_part(pair_ids)
     num_captions = texts.tokens.shape[0]
     image, caption = mine // num_captions, mine % num_captions
-    numbers, counts = image.unique_consecutive(return_counts=True)
+    numbers, counts = torch.unique(image, return_counts=True)
     parts, start = [], 0
     batches = pictures(numbers.tolist()) if len(numbers) else iter(())
-    for images, pairs_per_image in zip(batches, counts.split(batch_size), strict=True):
+    for images, group in zip(batches, chunks(len(counts), batch_size), strict=True):
+        pairs_per_image = counts[group]
         stop = start + int(pairs_per_image.sum())
         image_rows = torch.arange(len(pairs_per_image), device=image.device).repeat_interleave(pairs_per_image)
         parts.append(_match_batch(model, images, image_rows, caption[start:stop], texts, batch_size).cpu())
@@ -268,7 +314,9 @@ def _match_batch(
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)
     lengths = texts.attention_mask.sum(dim=1)[caption_rows]
     scores = torch.empty(len(caption_rows), device=images.device)
-    for rows in lengths.argsort(stable=True).split(batch_size * PAIRS_PER_PICTURE_OF_A_BATCH):
+    order = lengths.argsort(stable=True)
+    for part in chunks(len(order), batch_size * PAIRS_PER_PICTURE_OF_A_BATCH):
+        rows = order[part]
         captions, length = caption_rows[rows], int(lengths[rows].max())
         states = fusion(
             texts.tokens[captions, :length], texts.attention_mask[captions, :length], keys_values, image_rows=image_rows[rows]
@@ -295,7 +343,7 @@ def _require_finite(values: Tensor, what: str) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with every module's own mode and the random state put back: evaluating must not change what training does next."""
+    """Eval mode; every module's own mode and the random state are put back, since training must not notice an evaluation."""
     modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng(devices=[]):
         model.eval()

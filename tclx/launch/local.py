@@ -22,8 +22,6 @@ from tclx.launch.order import PlannedRun
 from tclx.runs import RunFolder, RunState, machine_error
 
 Ending = Literal["finished", "already finished", "interrupted", "failed", "held", "skipped"]
-INTERRUPTED_AND_SAVED = 75
-"""Exit code of a worker that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Say = Callable[[str], None]
 
@@ -129,7 +127,7 @@ def _follow(command: Sequence[str], folder: RunFolder, started_at: float) -> int
 
 
 def _pass_on(number: int, process: subprocess.Popen[bytes], folder: RunFolder, started_at: float) -> None:
-    """Tell the process that decides: rank 0 once it trains (torchrun itself would give its workers 30 seconds), else the child."""
+    """Tell the process that decides: rank 0 once it trains (torchrun would end it after 30 seconds, saved or not), else the child."""
     state = folder.read_state()
     trains = state is not None and state.status == "running" and state.updated_at >= started_at and state.pid
     if number == signal.SIGHUP:
@@ -154,7 +152,7 @@ def _passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
 
 
 def _outcome(folder: RunFolder, exit_code: int, started_at: float) -> Outcome:
-    """What the state says, since torchrun replaces the worker's exit code with its own; the exit code where there is no state."""
+    """What the state says, since torchrun replaces the worker's exit code with its own; the code where no state was written."""
     state = folder.read_state()
     if state is None or state.updated_at < started_at or state.status in ("created", "running"):
         return Outcome(folder, "failed", _sudden_end(exit_code), RunFailed.exit_code)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Problem
-from tclx.plan import DataFacts, Plan, make_plan, run_id
+from tclx.plan import DataFacts, Plan, check_spec, make_plan, run_id
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.load import Experiment, load_experiments
@@ -75,7 +75,8 @@ class _Planner:
     def add(self, experiment: Experiment, path: Path, *, before: tuple[Step, ...], asked_for: bool) -> str:
         """Plan one run after what it needs; returns its id."""
         spec = experiment.spec
-        plan = make_plan(spec, self._collect(spec.data), experiment.origins)
+        check_spec(spec, experiment.origins, without_data=self._without_data)
+        plan = make_plan(spec, self._collect(spec.data), experiment.origins, without_data=self._without_data)
         needs = None
         if spec.init is not None and spec.init.experiment is not None:
             steps = (*before, (path.resolve(), spec.variant))

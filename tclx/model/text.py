@@ -17,6 +17,7 @@ from transformers import logging as transformers_logging
 
 from tclx.errors import InputError, MachineError, Problem
 from tclx.model.fusion import FusionEncoder, FusionLayer, MaskedLanguageModelHead, padding_mask, run_layer
+from tclx.model.weights import on_meta
 from tclx.spec.model import FusionEncoderSpec, TextEncoderSpec, TextSizes
 
 KEY = "model.text_encoder"
@@ -123,7 +124,7 @@ def build_text(
     num_fusion = fusion.num_layers if fusion else 0
     config = text_config(spec, num_layers=spec.num_layers + num_fusion, vocab_size=vocab_size, pad_token_id=pad_token_id)
     _check_length(config, max_tokens)
-    model = _loaded(spec, config) if spec.weights is not None and not _on_meta() else _random(config)
+    model = _loaded(spec, config) if spec.weights is not None and not on_meta() else _random(config)
     base = model.base_model
     layers = list(base.encoder.layer)
     encoder = TextEncoder(
@@ -226,10 +227,6 @@ def _check_length(config: PretrainedConfig, max_tokens: int) -> None:
         )
 
 
-def _on_meta() -> bool:
-    return torch.get_default_device().type == "meta"
-
-
 def _random(config: PretrainedConfig) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
     return model
@@ -292,6 +289,6 @@ def _mlm_head(model: PreTrainedModel, encoder: TextEncoder, config: PretrainedCo
         "norm.bias": f"{norm}.bias",
         "bias": bias,
     }
-    if not _on_meta():
+    if not on_meta():
         head.load_state_dict({name: tensors[source] for name, source in sources.items()})
     return head

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tclx.errors import InputError, MachineError, Problem
-from tclx.model.weights import fit_tensor, read_tensors
+from tclx.model.weights import fit_tensor, on_meta, read_tensors
 from tclx.spec.model import ImageEncoderSpec
 
 KEY = "model.image_encoder"
@@ -42,11 +43,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, spec: ImageEncoderSpec, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
         arguments = _arguments(spec)
-        self.body = _create(spec, arguments)
-        if torch.get_default_device().type != "meta" and spec.weights not in (None, "hub"):
-            load_image_weights(self.body, Path(str(spec.weights)), key=f"{KEY}.weights")
         with torch.device("meta"):
-            probe = _probe(_create(spec.model_copy(update={"weights": None}), arguments), spec.image_size)
+            probe = _probe(spec, _create(spec, arguments))
+        self.body = _create(spec, arguments)
+        if spec.weights not in (None, "hub") and not on_meta():
+            load_image_weights(self.body, Path(str(spec.weights)), key=f"{KEY}.weights")
         _tidy(self.body, probe.unused)
         self.width, self.grid = probe.width, probe.grid
         self.num_prefix_tokens = int(getattr(self.body, "num_prefix_tokens", 0))
@@ -123,13 +124,34 @@ class Probe(NamedTuple):
 
 
 @torch.enable_grad()
-def _probe(body: nn.Module, image_size: int) -> Probe:
+def _probe(spec: ImageEncoderSpec, body: nn.Module) -> Probe:
+    _check_sizes(spec, body)
     body.eval()
-    raw = body.forward_features(torch.empty(1, 3, image_size, image_size, device="meta"))
-    features = _as_tokens(body, raw)
+    try:
+        raw = body.forward_features(torch.empty(1, 3, spec.image_size, spec.image_size))
+        features = _as_tokens(body, raw)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} pictures: {error}"
+        raise InputError(Problem(f"{KEY}.image_size", message, "another multiple of its stride may do")) from error
     features.sum().backward()
     unused = tuple(name for name, parameter in body.named_parameters() if parameter.grad is None)
     return Probe(features.shape[-1], _grid(body, raw, features), unused)
+
+
+def _check_sizes(spec: ImageEncoderSpec, body: nn.Module) -> None:
+    patch = _side(getattr(getattr(body, "patch_embed", None), "patch_size", 1))
+    problems = []
+    if spec.image_size % patch:
+        near = max(patch, round(spec.image_size / patch) * patch)
+        message = f"{spec.image_size} is no multiple of the patch size {patch}"
+        problems.append(Problem(f"{KEY}.image_size", message, f"{near} is"))
+    if spec.stem == "conv" and not isinstance(body, VisionTransformer):
+        problems.append(Problem(f"{KEY}.stem", f"timm's {spec.name} has its own stem", "only plain ViTs take `conv`"))
+    elif spec.stem == "conv" and (patch < 2 or patch & (patch - 1)):
+        message = f"a conv stem halves the picture until a patch is left, which patch size {patch} does not allow"
+        problems.append(Problem(f"{KEY}.patch_size", message, "choose a power of two"))
+    if problems:
+        raise InputError(*problems)
 
 
 def _grid(body: nn.Module, raw: Tensor, features: Tensor) -> tuple[int, int]:
@@ -205,7 +227,7 @@ def _conv_stem(spec: ImageEncoderSpec) -> type[ConvStem] | None:
 
 
 def _create(spec: ImageEncoderSpec, arguments: Mapping[str, Any]) -> nn.Module:
-    pretrained = spec.weights == "hub" and torch.get_default_device().type != "meta"
+    pretrained = spec.weights == "hub" and not on_meta()
     if pretrained and not _has_hub_weights(spec.name):
         raise InputError(Problem(f"{KEY}.weights", f"timm publishes no weights for {spec.name}", "set it to null or to a file"))
     try:

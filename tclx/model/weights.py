@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,6 +40,11 @@ KEY = "init.checkpoint"
 
 OfficialForm = Literal["pretrain", "retrieval"]
 """`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with picture indices in the queue."""
+
+
+def on_meta() -> bool:
+    """Whether modules are being built without memory, to be counted only; then no weights are read."""
+    return torch.get_default_device().type == "meta"
 
 
 def read_tensors(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
@@ -149,13 +154,26 @@ def load_initial_weights(model: nn.Module, path: Path, *, key: str = KEY) -> Loa
         InputError: the file cannot be read safely, its tensors have other shapes, or most of an encoder is not in it.
     """
     tensors = read_weights(path, key=key)
+    tensors.pop("queue.image_index", None)
+    return _load(model, tensors, source=path, key=key)
+
+
+def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "the state dict") -> LoadReport:
+    """Continue an official model: as `load_initial_weights`, from a state dict at hand and with the queue's picture indices.
+
+    Raises:
+        InputError: as there.
+    """
+    return _load(model, from_official(tensors, source=source), source=source, key=KEY)
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str, key: str) -> LoadReport:
     own = model.state_dict()
-    fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors and _taken_over(name)}
+    fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
     other_shape = {name for name, tensor in fitted.items() if tensor.shape != own[name].shape}
-    if any(name.startswith("queue.") for name in other_shape):
-        other_shape -= (queue := {name for name in fitted if name.startswith("queue.")})
-        fitted = {name: tensor for name, tensor in fitted.items() if name not in queue}
-    _check_fit(path, own, fitted, other_shape, key=key)
+    if any(name.startswith("queue.") for name in other_shape):  # of another size, or of another width: it fills anew
+        fitted = {name: tensor for name, tensor in fitted.items() if not name.startswith("queue.")}
+    _check_fit(source, own, fitted, sorted(other_shape & fitted.keys()), key=key)
     model.load_state_dict(own | fitted | _momentum_from_online(own, fitted))
     return LoadReport(
         loaded=tuple(fitted),
@@ -179,23 +197,19 @@ def read_weights(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
     return from_official(tensors, source=path, key=key)
 
 
-def _taken_over(name: str) -> bool:
-    return name != "queue.image_index"
-
-
 def _check_fit(
-    path: Path, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], other_shape: set[str], *, key: str
+    source: Path | str, own: Mapping[str, Tensor], fitted: Mapping[str, Tensor], other_shape: list[str], *, key: str
 ) -> None:
     problems = [
-        Problem(key, f"{name} is {list(fitted[name].shape)} in {path}, {list(own[name].shape)} in this model")
-        for name in sorted(other_shape)[:5]
+        Problem(key, f"{name} is {list(fitted[name].shape)} in {source}, {list(own[name].shape)} in this model")
+        for name in other_shape[:5]
     ]
-    for part, section in (("image_encoder", "model.image_encoder"), ("text_encoder", "model.text_encoder")):
+    for part in ("image_encoder", "text_encoder"):
         names = [name for name in own if name.startswith(f"online.{part}.")]
         lacking = [name for name in names if name not in fitted]
         if len(lacking) > 0.1 * len(names):
-            message = f"{path} lacks {len(lacking)} of the {len(names)} tensors of {section}, for instance {lacking[0]}"
-            problems.append(Problem(key, message, f"{section} must describe the model that the file was made with"))
+            message = f"{source} lacks {len(lacking)} of the {len(names)} tensors of model.{part}, for instance {lacking[0]}"
+            problems.append(Problem(key, message, f"model.{part} must describe the model that was trained there"))
     if problems:
         raise InputError(*problems)
 
@@ -244,17 +258,26 @@ def import_official(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
     return from_official(read_tensors(path, key=key), source=path, key=key)
 
 
-def export_official(tensors: Mapping[str, Tensor], path: Path, *, form: OfficialForm) -> None:
-    """Write a TCL state dict as the official code would: `.pth` with the tensors under `model`, or `.safetensors`.
+def official_state_dict(model: nn.Module, *, form: OfficialForm) -> dict[str, Tensor]:
+    """A TCL's state under official names.
+
+    Raises:
+        InputError: as `to_official`.
+    """
+    return to_official(model.state_dict(), form=form)
+
+
+def export_official(model: nn.Module, path: Path, *, form: OfficialForm) -> None:
+    """Write a TCL as the official code would: `.pth` with the tensors under `model`, or `.safetensors`.
 
     Raises:
         InputError: the model has no counterpart in the official code.
         MachineError: the file cannot be written.
     """
-    save_weights(to_official(tensors, form=form), path)
+    write_tensors(path, official_state_dict(model, form=form))
 
 
-def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a state dict: `.safetensors`, or else a torch file with it under `model`. Replaces `path` once it is complete.
 
     Raises:
@@ -262,10 +285,13 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix == ".safetensors":
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)  # tied ones, too, once each
-        else:
-            torch.save({"model": dict(tensors)}, temporary)
+        with temporary.open("wb") as file:
+            if path.suffix == ".safetensors":
+                file.write(save({name: tensor.clone() for name, tensor in tensors.items()}))  # tied ones, too, once each
+            else:
+                torch.save({"model": dict(tensors)}, file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -31,8 +31,8 @@ LocalPath = Annotated[str, Field(min_length=1), PathMarker()]
 `package:NAME` is no path but data that an installed Python package carries, and stays as it is."""
 
 HubName = Annotated[str, Field(min_length=1), HubNameMarker()]
-"""A hub name, `package:NAME`, or a local folder, which is written with `./`, `../`, `/`, `~` or `${` in front and then read as a
-path: what begins with `/` after loading is a folder."""
+"""A hub name, `package:NAME`, or a local folder, which is written with `./`, `../`, `/`, `~` or `${` in front and then read as
+a path: what begins with `/` after loading is a folder."""
 
 Weight = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -30,8 +30,8 @@ class FilesSource(Section):
     source: Literal["files"]
     """Your own pictures and captions."""
     form: Literal["pretrain", "retrieval"]
-    """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list} to
-    evaluate."""
+    """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list}
+    to evaluate."""
     files: Annotated[tuple[LocalPath, ...], Field(min_length=1)]
     """JSON files, read one after the other."""
     image_root: LocalPath
@@ -86,7 +86,9 @@ class AugmentationSpec(Section):
     def _scale_is_a_range(self) -> Self:
         low, high = self.crop_scale
         if not 0 < low <= high:
-            raise ValueError(f"`crop_scale` [{low:g}, {high:g}] is no range of areas: the first is above 0 and at most the second")
+            raise ValueError(
+                f"`crop_scale` [{low:g}, {high:g}] is no range of areas: the first is above 0 and at most the second"
+            )
         return self
 
 
@@ -103,8 +105,8 @@ class BadImagesSpec(Section):
     """What happens to pictures that are missing, truncated, not pictures or absurdly large."""
 
     policy: Literal["refuse", "skip"] = "refuse"
-    """`refuse`: every picture is opened before training and one bad one stops the run. `skip`: a bad one is replaced by the next
-    good row, counted and reported; nothing is opened beforehand."""
+    """`refuse`: every picture is opened before training and one bad one stops the run. `skip`: a bad one is replaced by the
+    next good row, counted and reported; nothing is opened beforehand."""
     limit: Fraction = 0.01
     """With `skip`: the run stops when more than this share of the pictures of an epoch was bad."""
     max_pixels: Annotated[int, Field(ge=10_000)] = 50_000_000

@@ -49,7 +49,7 @@ class Place:
         """What a key of this place allows, or None where the key is unknown."""
         return next((_place(section, key) for section in self.sections if key in section.model_fields), None)
 
-    def keys(self) -> list[str]:
+    def known_keys(self) -> list[str]:
         """Every key known here, in the order of the spec."""
         return list(dict.fromkeys(key for section in self.sections for key in section.model_fields))
 
@@ -62,7 +62,7 @@ FILE_ONLY_KEYS = ("extends", "variants", "seeds")
 
 def file_keys() -> list[str]:
     """The keys at the root of a file; `variant` is filled in from `variants`."""
-    return [*(key for key in ROOT.keys() if key != "variant"), *FILE_ONLY_KEYS]
+    return [*(key for key in ROOT.known_keys() if key != "variant"), *FILE_ONLY_KEYS]
 
 
 @cache
@@ -99,7 +99,7 @@ def _default_kind(place: Place, field: FieldInfo) -> str | None:
 def key_paths(place: Place = ROOT) -> list[str]:
     """Every dotted key path of the spec, sections included."""
     paths: list[str] = []
-    for key in place.keys():
+    for key in place.known_keys():
         child = place.child(key)
         paths.append(key)
         paths += [f"{key}.{path}" for path in key_paths(child)] if child else []
@@ -118,8 +118,8 @@ def _plain_form(word: str) -> str:
 
 
 def nearest_key(key: str, place: Place) -> str | None:
-    """A hint for an unknown key: its neighbour here, or the one place elsewhere in the spec that has it, or what is known here."""
-    known = file_keys() if place == ROOT else place.keys()
+    """A hint for an unknown key: its neighbour here, or the one place elsewhere that has it, or what is known here."""
+    known = file_keys() if place == ROOT else place.known_keys()
     if neighbour := nearest(key, known):
         return f"did you mean `{neighbour}`?"
     elsewhere = [path for path in key_paths() if path.endswith(f".{key}")]

@@ -1,7 +1,7 @@
 """How do a file, its parents and the command line become one tree? `extends`, `--set` and the rule by which they merge.
 
-Mappings merge key by key; everything else, lists and null included, replaces. A mapping that changes its kind (`source: files` over
-`source: scenes`) replaces the other one, because keys of the old kind mean nothing in the new.
+Mappings merge key by key; everything else, lists and null included, replaces. A mapping that changes its kind (`source: files`
+over `source: scenes`) replaces the other one, because keys of the old kind mean nothing in the new.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from tclx.errors import InputError, Location, Problem
 from tclx.spec.fields import FILE_ONLY_KEYS, ROOT, Place, key_paths, nearest, nearest_key
@@ -37,7 +36,9 @@ def merge(base: Node, partial: Node, place: Place | None) -> Node:
         partial: what changes it.
         place: what the spec allows here, None below an unknown key.
     """
-    if not (isinstance(base.value, dict) and isinstance(partial.value, dict)) or _changes_kind(base.value, partial.value, place):
+    if not (isinstance(base.value, dict) and isinstance(partial.value, dict)) or _changes_kind(
+        base.value, partial.value, place
+    ):
         return partial
     merged = dict(base.value)
     for key, node in partial.value.items():
@@ -59,7 +60,9 @@ def merge_files(parent: Node, child: Node) -> Node:
     before, after = entries(parent), entries(child)
     rivals = {"seed": "seeds", "seeds": "seed"}
     displaced = {rivals[key] for key in after if key in rivals}
-    merged = entries(merge(Node({key: node for key, node in before.items() if key not in displaced}, parent.where), child, ROOT))
+    merged = entries(
+        merge(Node({key: node for key, node in before.items() if key not in displaced}, parent.where), child, ROOT)
+    )
     if "variants" in before and "variants" in after:
         merged["variants"] = _merge_variants(before["variants"], after["variants"])
     return Node(merged, child.where)
@@ -68,7 +71,9 @@ def merge_files(parent: Node, child: Node) -> Node:
 def _merge_variants(before: Node, after: Node) -> Node:
     if not isinstance(before.value, dict) or not isinstance(after.value, dict):
         return after
-    changed = {name: merge(before.value[name], node, ROOT) if name in before.value else node for name, node in after.value.items()}
+    changed = {
+        name: merge(before.value[name], node, ROOT) if name in before.value else node for name, node in after.value.items()
+    }
     return Node(before.value | changed, after.where)
 
 

@@ -55,8 +55,8 @@ def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experime
 
     Args:
         path: a YAML file.
-        overrides: `key.path=value`, the value in YAML; they win over the file and over its variants. Relative paths in them start
-            at the current directory.
+        overrides: `key.path=value`, the value in YAML; they win over the file and over its variants. Relative paths in them
+            start at the current directory.
 
     Raises:
         InputError: with every problem of every run, each once.
@@ -120,7 +120,9 @@ def _variants(variants: Node | None, problems: dict[Problem, None]) -> list[tupl
     if variants is None or variants.value is None or variants.value == {}:
         return unnamed
     if not isinstance(variants.value, dict):
-        problems[Problem("variants", "must be names with changes, such as `no-imc: {objectives: {imc: null}}`", where=variants.where)] = None
+        problems[
+            Problem("variants", "must be names with changes, such as `no-imc: {objectives: {imc: null}}`", where=variants.where)
+        ] = None
         return unnamed
     for name, partial in variants.value.items():
         problems.update(dict.fromkeys(_variant_problems(name, partial)))

@@ -58,8 +58,8 @@ class TextEncoderSpec(Section):
     """The lower layers of a BERT-like transformers model."""
 
     name: HubName | None = None
-    """A hub name such as `bert-base-uncased`, or a local folder with a `config.json` (written `./folder` or `/folder`). Give this
-    or `sizes`."""
+    """A hub name such as `bert-base-uncased`, or a local folder with a `config.json` (written `./folder` or `/folder`). Give
+    this or `sizes`."""
     sizes: TextSizes | None = None
     """The architecture written out. Give this or `name`."""
     num_layers: Count
@@ -82,7 +82,7 @@ class FusionEncoderSpec(Section):
     """Layers that read the text through self-attention and the picture through cross-attention."""
 
     num_layers: Count
-    """Number of fusion layers. They start from the text model's upper layers when it has them; cross-attention starts random."""
+    """Fusion layers. They start from the text model's upper layers when it has them; cross-attention starts random."""
 
 
 class ModelSpec(Section):

@@ -31,8 +31,10 @@ def with_absolute_paths(node: Node, problems: list[Problem], place: Place | None
     if place is None:
         return node
     if isinstance(node.value, dict):
-        inside = {name: (child, place.child(name), f"{key}.{name}" if key else name) for name, child in node.value.items()}
-        return replace(node, value={name: with_absolute_paths(one, problems, *at) for name, (one, *at) in inside.items()})
+        inside = {}
+        for name, child in node.value.items():
+            inside[name] = with_absolute_paths(child, problems, place.child(name), f"{key}.{name}" if key else name)
+        return replace(node, value=inside)
     if isinstance(node.value, tuple):
         items = enumerate(node.value)
         return replace(node, value=tuple(with_absolute_paths(item, problems, place, f"{key}[{i}]") for i, item in items))
@@ -48,15 +50,17 @@ def _is_path(value: str, place: Place) -> bool:
 
 
 def absolute_path(value: str, where: Location, key: str, problems: list[Problem]) -> str:
-    """`${NAME}` and `~` expanded, relative paths read from the folder of the file that says them, or the current one for `--set`.
+    """`${NAME}` and `~` expanded; relative paths start at the folder of the file that says them (`--set`: the current).
 
     A variable or a user that does not exist is added to `problems`.
     """
-    expanded = os.path.expanduser(_VARIABLE.sub(lambda match: _variable(match[1], where, key, problems), value))
-    if expanded.startswith("~"):
-        problems.append(Problem(key, f"no such user: {expanded.split('/')[0]}", where=where))
+    path = Path(_VARIABLE.sub(lambda match: _variable(match[1], where, key, problems), value))
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        problems.append(Problem(key, f"`{path.parts[0]}` names no home folder", where=where))
     folder = Path(where.path).resolve().parent if isinstance(where.path, Path) else Path.cwd()
-    return os.path.normpath(folder / expanded)
+    return os.path.normpath(folder / path)
 
 
 def _variable(name: str, where: Location, key: str, problems: list[Problem]) -> str:

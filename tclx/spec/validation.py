@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in the user's words? pydantic's errors -> problems with their place, their key and the nearest right one."""
+"""What is wrong with a spec, in the user's words? pydantic's errors -> problems with place, key and the nearest right one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tclx.errors import Location, Problem
+from tclx.errors import Problem
 from tclx.spec.fields import ROOT, Place, nearest, nearest_key
 from tclx.spec.yaml import Node
 

@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, DocumentStartEvent, MappingStartEvent, ScalarEvent, SequenceStartEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceStartEvent,
+)
 from ruamel.yaml.nodes import ScalarNode
 
 from tclx.errors import InputError, Location, Problem
@@ -206,7 +213,9 @@ class _Reader:
         text: str = event.value
         try:
             # int(..., 0) refuses 012, which is ten to some readers and twelve to others
-            number: int | float = int(text, 0) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            number: int | float = (
+                int(text, 0) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            )
         except ValueError:
             self._add(event, f"`{_short(text)}` is not a number", hint="no leading zeros; put it in quotes if it is text")
             return 0
@@ -241,7 +250,9 @@ def _syntax_problem(problem: str, where: Location) -> Problem:
         "expected <block end>, but found '<block mapping start>'": "is the indentation right?",
         "could not find expected ':'": "is a `:` missing after a key?",
     }
-    return Problem("", f"not valid YAML: {problem}", next((hint for words, hint in hints.items() if words in problem), None), where)
+    return Problem(
+        "", f"not valid YAML: {problem}", next((hint for words, hint in hints.items() if words in problem), None), where
+    )
 
 
 def _short(text: str) -> str:

@@ -57,7 +57,7 @@ def save(checkpoints: Path, progress: Progress, *, model: nn.Module, optimizer: 
     Raises:
         MachineError: the disk is full or the place cannot be written; older checkpoints are intact and nothing half is left.
     """
-    final = checkpoints / f"step-{progress.step:08d}"
+    final = place(checkpoints, progress.step)
     building = checkpoints / f".{final.name}.{os.getpid()}.tmp"
     try:
         building.mkdir(parents=True)
@@ -140,6 +140,11 @@ def _sync(path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- finding
 
 
+def place(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return checkpoints / f"step-{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """The optimizer steps that a checkpoint folder's name says were done."""
     found = _FOLDER.fullmatch(folder.name)
@@ -170,7 +175,7 @@ def newest(checkpoints: Path) -> Path | None:
 def best_or_newest(folder: RunFolder) -> Path | None:
     """The checkpoint that best.json names when it is there, else the newest complete one: the weights to use of a run."""
     if folder.best.exists():
-        best = folder.checkpoints / f"step-{folder.read_json(folder.best)['step']:08d}"
+        best = place(folder.checkpoints, folder.read_json(folder.best)["step"])
         if _is_complete(best):
             return best
     return newest(folder.checkpoints)

@@ -1,20 +1,20 @@
 """How does a run go from a prepared folder to trained, evaluated weights? One loop, top to bottom.
 
-Everything that happens in a step is a function of the saved state and of (seed, step, rank): the data by its position, the learning
-rate by its formula, dropout and negatives by a generator seeded anew at every step. So a killed run that resumes from a checkpoint
-takes the same steps as one that was never killed, bit for bit on a CPU with the same number of threads and processes.
+Everything in a step is a function of the saved state and of (seed, step, rank): the data by its position, the learning rate by
+its formula, dropout by a generator that is seeded anew at every step. So a killed run that resumes from a checkpoint takes the
+same steps as one that was never killed, bit for bit on a CPU with the same number of threads and processes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -24,56 +24,67 @@ from torch.optim import AdamW
 
 from tclx import distributed
 from tclx.data.batch import Batch
-from tclx.data.dataset import train_batches
+from tclx.data.dataset import open_evaluation_set, train_batches, training_captions, worker_death
+from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed, TclxError
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
 from tclx.plan import Plan
-from tclx.runs import RunFolder, RunState
+from tclx.runs import RunFolder, RunState, Status
+from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.track.console import Watcher, watch
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.train import checkpoint, environment
 from tclx.train.checkpoint import Progress
+from tclx.train.measure import Tally, average, describe_nonfinite, temperatures, term_gradient_norms
 from tclx.train.optim import build_optimizer, learning_rate, parameters_of, soft_label_weight
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
 from tclx.train.step import StepOutput, TrainingStep
 from tclx.train.stopping import StopRequest, stop_request
 
 
-@dataclass(frozen=True)
-class Machinery:
-    """What trains: built once, the same objects to the end."""
+class Best(NamedTuple):
+    """The best evaluation so far, as best.json has it."""
 
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass
+class Session:
+    """One process's part in a run: what was asked, what trains, where it is written down."""
+
+    folder: RunFolder
+    spec: ExperimentSpec
+    plan: Plan
     device: torch.device
+    tokenizer: CaptionTokenizer
     model: TCL
     step: nn.Module
     """A TrainingStep, averaging its gradients over processes where there are several."""
     optimizer: AdamW
     scaler: torch.amp.GradScaler
-    parameters: tuple[nn.Parameter, ...]
-    """Those that the optimizer moves."""
+    metrics: MetricsFile
+    watcher: Watcher
+    stop: StopRequest
+    tally: Tally
+    best: Best | None = None
 
-
-@dataclass
-class Tally:
-    """What is counted between two rows; of this process alone."""
-
-    num_bad_images: int
-    """Since the start of the run, of all processes up to the last checkpoint."""
-    num_steps: int = 0
-    seconds: float = 0.0
-    seconds_waiting: float = 0.0
+    @property
+    def official(self) -> bool:
+        return self.spec.compat == "official"
 
 
 def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Console | None = None) -> RunState:
-    """Train a run to its end, from its newest checkpoint where it has one; evaluates on the spec's schedule.
+    """Train a run to its end, from its newest checkpoint where it has one; evaluate on the spec's schedule.
 
-    Every process of the run calls this. The caller holds the run's lock.
+    Every process of the run calls this; the caller holds the run's lock.
 
     Args:
-        folder: with spec and plan written; everything else comes from here.
+        folder: a prepared run folder.
         console: where progress is shown; stderr by default.
 
     Returns:
@@ -81,8 +92,8 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
 
     Raises:
         Interrupted: a signal asked to stop; everything is saved and the same call goes on.
-        RunFailed: a loss or gradient is not finite. The newest checkpoint is from before.
-        InputError: the checkpoint, the processes or the initial weights do not fit the spec.
+        RunFailed: a loss or gradient is not finite; the newest checkpoint is from before that step.
+        InputError: the checkpoint, the number of processes or the initial weights do not fit the spec.
         MachineError: a missing device, a full disk.
     """
     state = folder.read_state()
@@ -90,45 +101,429 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
         return state
     device = choose_device(spec.training)
     with distributed.start(device), stop_request() as stop:
-        console = console or Console(stderr=True)
-        console = console if distributed.is_main() else Console(quiet=True)
+        own_console = (console or Console(stderr=True)) if distributed.is_main() else Console(quiet=True)
         try:
-            return _train(folder, spec, plan, device=device, stop=stop, console=console)
+            _train(folder, spec, plan, device, stop, own_console)
         except TclxError as error:
-            _record_end(folder, error)
+            _record_end(folder, plan, error)
             raise
+        except RuntimeError as error:
+            if (death := worker_death(error)) is None:
+                raise
+            _record_end(folder, plan, death)
+            raise death from error
+    finished = folder.read_state()
+    if finished is None:
+        raise RuntimeError(f"{folder.state} vanished")
+    return finished
 
 
 def _train(
-    folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.device, stop: StopRequest, console: Console
-) -> RunState:
-    _check_processes(plan)
+    folder: RunFolder, spec: ExperimentSpec, plan: Plan, device: torch.device, stop: StopRequest, console: Console
+) -> None:
+    if plan.world_size != distributed.world_size():
+        message = f"the run is planned for {plan.world_size} processes, and {distributed.world_size()} have started"
+        raise InputError(Problem("launch.num_processes", message))
     prepare_numerics(spec.training, device)
-    say = _announcer(console)
-    if changed := distributed.on_main(lambda: environment.record(folder, device)):
-        say(f"this is not the machine, code or layout that the run started on ({', '.join(changed)}): the last bits may differ")
-
-    tokenizer = distributed.on_main(lambda: tokenizer_of(folder, spec))
-    machinery = _build(spec, device, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_token_id)
-    metrics = MetricsFile(folder.metrics)
-    progress, rows = _resume_or_start(folder, spec, plan, machinery, metrics, say)
-    best = _best(rows, spec)
-    distributed.on_main(lambda: _write_best(folder, best))
-
-    def evaluate(split: str) -> dict[str, float]:
-        # Batch-norm statistics are each process's own; all evaluate with those that are saved.
-        distributed.copy_from_main(machinery.model.online.buffers())
-        return evaluate_split(machinery.model, spec, split, tokenizer=tokenizer, device=device)
+    changed = distributed.on_main(lambda: environment.record(folder, device))
+    if changed:
+        names = ", ".join(changed)
+        console.print(
+            f"not where it trained before ({names}): the last bits may differ from an uninterrupted run", markup=False
+        )
+    tokenizer = _tokenizer(folder, spec)
+    model = _build_model(spec, device, tokenizer)
+    step = distributed.wrap(TrainingStep(model, spec))
+    optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
+    scaler = gradient_scaler(spec.training, device)
+    progress = _resume(folder, plan, model, optimizer, scaler, console)
+    if progress is None:
+        progress = _start(folder, spec, model, console)
 
     with watch(console, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
-        if _evaluation_is_due(progress.step, plan) and not _was_evaluated(rows, progress.step):
-            best = _evaluate_now(folder, spec, progress.step, evaluate, metrics, watcher, best)
-        _distributed_state(folder, "running", progress.step, plan)
-        tally = Tally(num_bad_images=progress.num_bad_images if distributed.is_main() else 0)
-        batches = train_batches(
+        session = Session(
+            folder, spec, plan, device, tokenizer, model, step, optimizer, scaler,
+            MetricsFile(folder.metrics), watcher, stop,
+            Tally(num_bad_images=progress.num_bad_images if distributed.is_main() else 0),
+        )  # fmt: skip
+        _catch_up(session, progress.step)
+        _run_steps(session, progress.step)
+        _finish(session)
+
+
+def _run_steps(session: Session, first_step: int) -> None:
+    """From this step to the last one."""
+    spec, plan = session.spec, session.plan
+    if first_step == plan.total_steps:
+        return
+    stream = cast(
+        "Generator[Batch, None, None]",
+        train_batches(
             spec,
-            tokenizer=tokenizer,
+            tokenizer=session.tokenizer,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            start_micro_step=progress.step * spec.training.accumulation_steps,
+            start_micro_step=first_step * spec.training.accumulation_steps,
+        ),
+    )
+    with closing(stream):
+        first = next(stream)
+        distributed.settle_buckets(session.step, lambda: _forward(session, first, weight=0.0, draw=0).loss)
+        _take_steps(session, first_step, chain([first], stream))
+
+
+def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> None:
+    """The loop: update, write down, save, evaluate."""
+    spec, plan = session.spec, session.plan
+    for step in range(first_step, plan.total_steps):
+        # Every random number of the step follows from here: nothing of the generators' state needs saving, and an evaluation or
+        # a resume in between changes nothing.
+        torch.manual_seed(_step_seed(spec.seed, step, distributed.rank()))
+        done = step + 1
+        writes_row = done in (1, plan.total_steps) or _is_due(done, spec.tracking.log_every_steps)
+        measures_terms = _is_due(done, spec.tracking.term_gradient_norms_every_steps)
+
+        with session.tally.timing():
+            row, stopping = _update(session, step, batches, measure=writes_row or measures_terms, measures_terms=measures_terms)
+        session.watcher.step(done)
+        if row is not None:
+            _write_row(session, row | session.tally.speed())
+            _write_state(session, "running", done)
+
+        evaluates = _evaluation_is_due(plan, done)
+        if stopping or evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps):
+            _save(session, done)  # before the evaluation: a run that is killed while it evaluates only evaluates again
+        if stopping:
+            raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'} and saved at step {done}")
+        if evaluates:
+            _evaluate(session, done)
+
+
+def _update(
+    session: Session, step: int, batches: Iterator[Batch], *, measure: bool, measures_terms: bool
+) -> tuple[Row | None, bool]:
+    """One optimizer step; returns its row when it is measured, and whether any process was asked to stop.
+
+    Raises:
+        RunFailed: a loss or a gradient is not finite on some process; nothing has been changed.
+    """
+    spec, model, optimizer, scaler = session.spec, session.model, session.optimizer, session.scaler
+    rate = learning_rate(
+        step,
+        optim=spec.optim,
+        total_steps=session.plan.total_steps,
+        steps_per_epoch=session.plan.steps_per_epoch,
+        official=session.official,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    weight = soft_label_weight(step, soft_labels=spec.objectives.soft_labels, ramp_steps=session.plan.soft_label_ramp_steps)
+    parameters = list(parameters_of(optimizer))
+    optimizer.zero_grad(set_to_none=True)
+    if session.official:  # the published code clamps, and moves the momentum encoders, before the forward pass
+        _follow(model, spec)
+
+    outputs: list[StepOutput] = []
+    rows: list[Tensor] = []
+    norms: dict[str, float] = {}
+    num_passes = spec.training.accumulation_steps
+    for number in range(num_passes):
+        with session.tally.waiting():
+            batch = next(batches)
+        session.tally.num_images += len(batch.row)
+        session.tally.num_bad_images += batch.num_bad_images
+        rows.append(batch.row)
+        is_last = number == num_passes - 1
+        with nullcontext() if is_last else distributed.without_averaging(session.step):
+            output = _forward(session, batch, weight=weight, draw=step * num_passes + number, measure=measure)
+            if measures_terms and number == 0:
+                norms = term_gradient_norms(output, parameters, scale=scaler.get_scale())
+            scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
+        outputs.append(output._replace(loss=output.loss.detach(), terms={}))  # the graph is not kept through the other passes
+
+    scaler.unscale_(optimizer)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradient_norm = get_total_norm(gradients)
+    stopping = _agree(session, outputs, rows, gradient_norm, step)
+    if spec.optim.clip_gradient_norm is not None:
+        clip_grads_with_norm_(parameters, spec.optim.clip_gradient_norm, gradient_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    if not session.official:
+        _follow(model, spec)
+    if model.queue is not None:
+        for output in outputs:
+            if output.keys is not None:
+                model.queue.enqueue(*output.keys)
+
+    if not measure:
+        return None, stopping
+    row: Row = {
+        "step": step + 1,
+        "epoch": (step + 1) / session.plan.steps_per_epoch,
+        **average([output.measures for output in outputs]),
+        **temperatures(model),
+        "learning_rate": rate,
+        "gradient_norm": float(gradient_norm),
+        **norms,
+        "soft_labels/weight": weight,
+        "data/bad_images": session.tally.total_bad_images(session.device),
+    }
+    return row, stopping
+
+
+def _forward(session: Session, batch: Batch, *, weight: float, draw: int, measure: bool = False) -> StepOutput:
+    with autocast(session.spec.training, session.device):
+        output: StepOutput = session.step(
+            batch.to(session.device, non_blocking=True), soft_label_weight=weight, draw=draw, measure=measure
         )
+    return output
+
+
+def _follow(model: TCL, spec: ExperimentSpec) -> None:
+    """Temperatures back into their bounds, momentum encoders a little towards the online ones."""
+    model.clamp_temperatures()
+    if model.momentum is not None:
+        update_momentum(model.online, model.momentum, keep=spec.model.momentum)
+
+
+def _agree(session: Session, outputs: list[StepOutput], rows: list[Tensor], gradient_norm: Tensor, step: int) -> bool:
+    """Whether any process was asked to stop; all processes learn it, and whether this step may be taken, in one exchange.
+
+    Raises:
+        RunFailed: on all processes, where it may not.
+    """
+    bad_loss = ~torch.stack([output.loss for output in outputs]).isfinite().all()
+    # fp16 gradients overflow now and then: the scaler skips such a step and tries a smaller scale.
+    bad_gradient = ~gradient_norm.isfinite() & (not session.scaler.is_enabled())
+    asked = torch.tensor(bool(session.stop), device=session.device)
+    is_bad, stopping = distributed.maximum(torch.stack([bad_loss | bad_gradient, asked]).to(torch.uint8)).tolist()
+    if is_bad:
+        measures = [output.measures for output in outputs]
+        raise RunFailed(describe_nonfinite(step, measures, torch.cat(rows), float(gradient_norm)))
+    return bool(stopping)
+
+
+def _is_due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0
+
+
+def _evaluation_is_due(plan: Plan, done: int) -> bool:
+    return (
+        plan.evaluate_every_steps is not None
+        and done > 0
+        and (done % plan.evaluate_every_steps == 0 or done == plan.total_steps)
+    )
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Neighbouring steps and ranks must not share random numbers, so the triple is hashed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
+
+
+# ----------------------------------------------------------------------------------------------------------------- beginning
+
+
+def _tokenizer(folder: RunFolder, spec: ExperimentSpec) -> CaptionTokenizer:
+    """The run's tokenizer: made once, by rank 0, then read from the run folder by everyone."""
+
+    def make() -> None:
+        if folder.tokenizer.exists():
+            return
+        building = folder.path / f".tokenizer.{os.getpid()}.tmp"
+        build_tokenizer(spec.data.tokenizer, training_captions(spec.data)).save(building)
+        building.rename(folder.tokenizer)  # complete or not there, as a killed process may be started again
+
+    distributed.on_main(make)
+    return CaptionTokenizer.load(folder.tokenizer)
+
+
+def _build_model(spec: ExperimentSpec, device: torch.device, tokenizer: CaptionTokenizer) -> TCL:
+    model = TCL(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
+    model.train()
+    if spec.training.compile:
+        for encoders in (model.online, model.momentum):
+            for part in encoders.children() if encoders is not None else ():
+                part.compile()  # in place: names in the state dict stay what they are
+    return model
+
+
+def _resume(
+    folder: RunFolder, plan: Plan, model: TCL, optimizer: AdamW, scaler: torch.amp.GradScaler, console: Console
+) -> Progress | None:
+    """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
+
+    def find() -> Progress | None:
+        checkpoint.sweep_leftovers(folder.checkpoints)
+
+        def report(text: str) -> None:
+            console.print(text, markup=False)
+            folder.add_event("checkpoint_damaged", message=text)
+
+        return checkpoint.resume(folder.checkpoints, model=model, optimizer=optimizer, run_id=plan.run_id, report=report)
+
+    progress = distributed.on_main(find)
+    if progress is None:
+        return None
+    if not distributed.is_main():
+        checkpoint.load(
+            checkpoint.place(folder.checkpoints, progress.step), model=model, optimizer=optimizer, run_id=plan.run_id
+        )
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
+    distributed.on_main(lambda: folder.add_event("resumed", step=progress.step))
+    console.print(f"going on at step {progress.step} of {plan.total_steps}", markup=False)
+    return progress
+
+
+def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, console: Console) -> Progress:
+    """Step 0, from the spec's initial weights where it names some."""
+    if spec.init is not None:
+        if spec.init.checkpoint is None:
+            raise InputError(
+                Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
+            )
+        report = load_initial_weights(model, _weights_of(Path(spec.init.checkpoint)))
+        console.print(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over", markup=False)
+    distributed.on_main(lambda: folder.add_event("started"))
+    return Progress(step=0)
+
+
+def _weights_of(path: Path) -> Path:
+    """A run folder stands for its best checkpoint; anything else for itself."""
+    if not (path / "spec.json").is_file():
+        return path
+    found = checkpoint.best_or_newest(RunFolder(path))
+    if found is None:
+        raise InputError(Problem("init.checkpoint", f"the run {path} has no checkpoint yet", "let it train first"))
+    return found
+
+
+def _catch_up(session: Session, step: int) -> None:
+    """Bring the files in line with the step the run stands at, and evaluate if it was stopped just before it would have."""
+    rows = distributed.on_main(lambda: session.metrics.truncate_after(step))
+    metric = _best_metric(session.spec)
+    evaluated = [Best(row["step"], metric, row[metric]) for row in rows if metric in row]
+    session.best = max(evaluated, key=lambda found: found.value, default=None)
+    distributed.on_main(lambda: _write_best(session))
+    _write_state(session, "running", step)
+    if _evaluation_is_due(session.plan, step) and not any(found.step == step for found in evaluated):
+        _evaluate(session, step)
+
+
+# ----------------------------------------------------------------------------------------------------- saving and evaluating
+
+
+def _save(session: Session, step: int) -> None:
+    """A checkpoint of this step, the best and the newest kept; all processes wait for it."""
+    num_bad_images = session.tally.total_bad_images(session.device)
+
+    def save() -> None:
+        session.metrics.sync()
+        progress = Progress(step, num_bad_images, session.scaler.state_dict())
+        path = checkpoint.save(
+            session.folder.checkpoints, progress, model=session.model, optimizer=session.optimizer, run_id=session.plan.run_id
+        )
+        session.folder.add_event("saved", step=step, checkpoint=path.name)
+        _prune(session)
+
+    distributed.on_main(save)
+
+
+def _prune(session: Session) -> None:
+    best_step = session.best.step if session.best is not None else None
+    keep_last = session.spec.training.checkpoints.keep_last
+    checkpoint.prune(session.folder.checkpoints, keep_last=keep_last, keep_step=best_step)
+
+
+def _evaluate(session: Session, step: int) -> None:
+    """Evaluate during training: a row of metrics, and the best checkpoint so far."""
+    split = session.spec.evaluation.during_training
+    if split is None:
+        raise RuntimeError("an evaluation is due and no split is named")
+    figures = _figures(session, split)
+    _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
+    metric = _best_metric(session.spec)
+    if session.best is None or figures[metric] > session.best.value:
+        session.best = Best(step, metric, figures[metric])
+
+    def keep() -> None:
+        _write_best(session)
+        _prune(session)
+
+    distributed.on_main(keep)
+
+
+def _figures(session: Session, split: Split) -> dict[str, float]:
+    # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
+    distributed.copy_from_main(session.model.online.buffers())
+    session.watcher.say(f"evaluating retrieval on {split}")
+    dataset = open_evaluation_set(session.spec, split)
+    return _temporary(session, dataset, split)
+
+
+def _temporary(session, dataset, split):
+    from tclx.data.batch import normalise
+    from tclx.eval.retrieval import Captions, retrieval_figures, retrieve
+    spec = session.spec
+    r = spec.evaluation.retrieval
+    ids, mask = dataset.encode_captions(session.tokenizer)
+    pictures = lambda numbers: (normalise(b.to(session.device), spec.data.normalization) for b in dataset.image_batches(numbers, batch_size=r.batch_size))
+    found = retrieve(session.model, pictures=pictures, num_images=dataset.num_images, captions=Captions(ids, mask, torch.from_numpy(dataset.image_of_caption)), top_k=r.top_k, batch_size=r.batch_size, precision=spec.training.precision)
+    return {f"retrieval/{split}/{k}": v for k, v in retrieval_figures(found, num_images=dataset.num_images).items()}
+
+
+def _best_metric(spec: ExperimentSpec) -> str:
+    return f"retrieval/{spec.evaluation.during_training}/{spec.evaluation.best_metric}"
+
+
+def _write_best(session: Session) -> None:
+    if session.best is not None:
+        session.folder.write_json(session.folder.best, session.best._asdict())
+    else:
+        session.folder.best.unlink(missing_ok=True)
+
+
+def _write_row(session: Session, row: Row) -> None:
+    distributed.on_main(lambda: session.metrics.append(row))
+    session.watcher.row(row)
+
+
+def _write_state(session: Session, status: Status, step: int) -> None:
+    state = RunState(status, step=step, total_steps=session.plan.total_steps)
+    distributed.on_main(lambda: session.folder.write_state(state))
+
+
+# -------------------------------------------------------------------------------------------------------------------- ending
+
+
+def _finish(session: Session) -> None:
+    """Evaluate the weights that the run stands for, and say that it is finished."""
+    folder, total_steps = session.folder, session.plan.total_steps
+    if distributed.any_rank(bool(session.stop)):
+        raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'}, trained but not evaluated")
+    if (split := session.spec.evaluation.at_end) is not None:
+        chosen = distributed.on_main(lambda: checkpoint.best_or_newest(folder))
+        if chosen is not None:  # a run of no steps evaluates what it starts from
+            checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
+        figures = _figures(session, split)
+        step = checkpoint.step_of(chosen) if chosen is not None else 0
+        record = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None, "metrics": figures}
+        distributed.on_main(lambda: folder.write_json(folder.evaluation / f"{split}.json", record))
+        session.watcher.row({"step": total_steps, **figures})
+    distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
+    _write_state(session, "finished", total_steps)
+
+
+def _record_end(folder: RunFolder, plan: Plan, error: TclxError) -> None:
+    """Say in the run folder how it ended; the error itself goes on to the caller."""
+    if not distributed.is_main():
+        return
+    status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    newest = checkpoint.newest(folder.checkpoints)
+    step = checkpoint.step_of(newest) if newest is not None else 0
+    try:
+        folder.write_state(RunState(status, step=step, total_steps=plan.total_steps, reason=str(error)))
+        folder.add_event(status, step=step, reason=str(error))
+    except MachineError:
+        pass  # a full disk is what is being reported

@@ -20,7 +20,9 @@ def choose_device(training: TrainingSpec) -> torch.device:
         MachineError: it is not there, or it cannot compute in the precision asked for; names the key to change.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
-        raise MachineError("training.device: cuda was asked for, and torch sees no GPU here (auto takes a GPU where there is one)")
+        raise MachineError(
+            "training.device: cuda was asked for, and torch sees no GPU here (auto takes a GPU where there is one)"
+        )
     if training.device == "cpu" or not torch.cuda.is_available():
         device = torch.device("cpu")
     elif distributed.local_rank() >= torch.cuda.device_count():
@@ -34,7 +36,9 @@ def choose_device(training: TrainingSpec) -> torch.device:
 
 def _check_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and (device.type == "cpu" or torch.cuda.get_device_capability(device) < _AMPERE):
-        raise MachineError("training.precision: tf32 needs an NVIDIA GPU of compute capability 8.0 or newer; fp32 runs anywhere")
+        raise MachineError(
+            "training.precision: tf32 needs an NVIDIA GPU of compute capability 8.0 or newer; fp32 runs anywhere"
+        )
     if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < _AMPERE:
         raise MachineError("training.precision: this GPU has no bf16 (compute capability 8.0 or newer); fp16 or fp32 run on it")
 
@@ -47,7 +51,7 @@ def prepare_numerics(training: TrainingSpec, device: torch.device) -> None:
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         # That switch also fills every new tensor with NaN, for nobody's benefit here.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (torch's stubs lack it)
 
 
 def autocast(training: TrainingSpec, device: torch.device) -> torch.autocast:

@@ -36,7 +36,7 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turn the signals into a flag for as long as the block runs; outside the main thread, where Python allows no handlers, not."""
+    """Turn the signals into a flag for as long as the block runs. Python allows handlers in the main thread only."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -75,7 +75,9 @@ def captions() -> Captions:
     return Captions(ids, mask, owner)
 
 
-def evaluate(model: TCL, images: Tensor, captions: Captions, *, top_k: int = 3, batch_size: int = 4, **options: Any) -> Retrieval:
+def evaluate(
+    model: TCL, images: Tensor, captions: Captions, *, top_k: int = 3, batch_size: int = 4, **options: Any
+) -> Retrieval:
     def pictures(numbers: Sequence[int]) -> Iterator[Tensor]:
         for rows in torch.tensor(numbers).split(batch_size):
             yield images[rows]
@@ -135,7 +137,9 @@ def test_scores_and_figures_equal_one_pair_at_a_time(images: Tensor, captions: C
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_batch_size_changes_no_score(images: Tensor, captions: Captions, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_changes_no_score(
+    images: Tensor, captions: Captions, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model()
     expected = evaluate(model, images, captions)
     monkeypatch.setattr("tclx.eval.retrieval.DEFAULT_CHUNK", 2)
@@ -149,7 +153,8 @@ def test_padding_changes_no_score(images: Tensor, captions: Captions) -> None:
     model = tiny_model()
     expected = evaluate(model, images, captions)
     padded = captions._replace(
-        input_ids=nn.functional.pad(captions.input_ids, (0, 4)), attention_mask=nn.functional.pad(captions.attention_mask, (0, 4))
+        input_ids=nn.functional.pad(captions.input_ids, (0, 4)),
+        attention_mask=nn.functional.pad(captions.attention_mask, (0, 4)),
     )
     torch.testing.assert_close(evaluate(model, images, padded).pair_scores, expected.pair_scores, atol=1e-6, rtol=1e-6)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.parity.official import recorded_batch, tiny_model, tiny_spec
-from tests.parity.test_step import gradients
+from tests.parity.test_step import follow_online, gradients
 from tclx import distributed
 from tclx.train.step import HardNegatives, TrainingStep
 
@@ -22,6 +22,7 @@ def main(shared: Path, output: Path) -> None:
         rank = distributed.rank()
         spec = tiny_spec()
         model = tiny_model(shared, spec, initial="pretrain_init")
+        follow_online(model)
         extras = load_file(shared / "parity" / "extras.safetensors")
         tensors = load_file(shared / "parity" / "tensors.safetensors") | extras
         recorded = f"ddp_world2/rank{rank}"

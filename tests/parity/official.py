@@ -38,7 +38,8 @@ def tiny_spec(*, form: str = "pretrain", **changes: Any) -> ExperimentSpec:
         "objectives": {
             "cma": {},
             "imc": {},
-            "lmi": {},
+            # a 4 x 4 grid: the published pre-training pools it to 2 x 2, its retrieval copy always to 4 x 4
+            "lmi": {"pooled_grid": 2 if form == "pretrain" else 4},
             "itm": {},
             "mlm": {"mask_probability": 0.35} if form == "pretrain" else None,
         },

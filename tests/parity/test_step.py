@@ -52,6 +52,12 @@ def expected(shared: Path) -> dict[str, Any]:
     return content
 
 
+def follow_online(model: TCL) -> None:
+    """The published forward pass starts with a momentum update, in evaluation mode too."""
+    assert model.momentum is not None
+    update_momentum(model.online, model.momentum, keep=0.995)
+
+
 def recorded_negatives(tensors: dict[str, Tensor], scenario: str) -> HardNegatives:
     return HardNegatives(image=tensors[f"{scenario}/neg_image_idx"], text=tensors[f"{scenario}/neg_text_idx"])
 
@@ -86,6 +92,7 @@ def test_pretraining_losses_and_gradients(
 ) -> None:
     spec = tiny_spec()
     model = tiny_model(shared, spec, initial="pretrain_init")
+    follow_online(model)
     output = TrainingStep(model, spec)(
         recorded_batch(tensors, "pretrain/in0", scenario),
         soft_label_weight=weight,
@@ -110,7 +117,8 @@ def test_retrieval_losses_and_gradients_with_repeated_pictures(
 ) -> None:
     spec = tiny_spec(form="retrieval")
     model = tiny_model(shared, spec, initial="retrieval_init")
-    batch = recorded_batch(tensors, "pretrain/in0", None)
+    follow_online(model)
+    batch = recorded_batch(tensors, "pretrain/in1", None)
     batch = type(batch)(**{**batch.__dict__, "image_index": tensors["retrieval_eval/idx"]})
     output = TrainingStep(model, spec)(
         batch, soft_label_weight=0.4, draw=0, negatives=recorded_negatives(tensors, "retrieval_eval")
@@ -133,9 +141,7 @@ def test_four_adamw_steps(shared: Path, tensors: dict[str, Tensor], expected: di
     optimizer = build_optimizer(model, spec.optim, official=True)
     for number, recorded in enumerate(expected["scenarios"]["pretrain_4_adamw_steps"]):
         model.clamp_temperatures()
-        assert model.momentum is not None
-        assert model.queue is not None
-        update_momentum(model.online, model.momentum, keep=spec.model.momentum)
+        follow_online(model)
         output = step(
             recorded_batch(tensors, f"pretrain/in{number}", f"traj/{number}"),
             soft_label_weight=recorded["alpha"],
@@ -147,6 +153,7 @@ def test_four_adamw_steps(shared: Path, tensors: dict[str, Tensor], expected: di
         output.loss.backward()
         optimizer.step()
         assert output.keys is not None
+        assert model.queue is not None
         model.queue.enqueue(*output.keys)
         assert model.queue.pointer.item() == recorded["queue_ptr"]
         assert model.temperature("cma").item() == pytest.approx(recorded["temp_after"], abs=1e-6)

@@ -12,7 +12,8 @@ EVALUATION = {"step": 5, "retrieval/val/r_mean": 31.25, "retrieval/val/dual/r_me
 
 def shown(*, terminal: bool, quiet: bool = False, environment: dict[str, str] | None = None) -> str:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=160, quiet=quiet, _environ=environment or {"TERM": "xterm-256color"})
+    variables = environment or {"TERM": "xterm-256color"}
+    console = Console(file=file, force_terminal=terminal, width=160, quiet=quiet, _environ=variables)
     with watch(console, title="toy", first_step=0, total_steps=10) as watcher:
         watcher.say("a [message] with brackets")
         watcher.step(5)

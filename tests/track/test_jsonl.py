@@ -75,7 +75,7 @@ def test_a_full_disk_leaves_the_rows_before_whole(path: Path) -> None:
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
     try:
-        with pytest.raises(MachineError, match="metrics.jsonl"):
+        with pytest.raises(MachineError, match=r"metrics\.jsonl"):
             metrics.append({"step": 2, "text": "x" * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

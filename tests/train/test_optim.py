@@ -39,8 +39,14 @@ def test_only_matrices_decay() -> None:
 
 def test_officially_temperature_tokens_and_positions_decay_too() -> None:
     assert decayed(official=True) == {
-        "linear.weight", "word_embeddings.weight", "shared", "cls_token", "reg_token", "pos_embed", "position_embeddings.weight",
-    }  # fmt: skip
+        "linear.weight",
+        "word_embeddings.weight",
+        "shared",
+        "cls_token",
+        "reg_token",
+        "pos_embed",
+        "position_embeddings.weight",
+    }
 
 
 def test_a_model_without_decayed_parameters_has_one_group() -> None:

@@ -1,0 +1,207 @@
+"""How much data is there, and can every picture be read? Counted and checked before anything starts, without torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Literal, NamedTuple
+
+from tclx.data.annotations import PackedStrings, picture_path, read_annotations
+from tclx.errors import InputError, MachineError, Problem
+from tclx.plan import DataFacts
+from tclx.spec.data import BadImagesSpec, DataSource, DataSpec, FilesSource, ScenesSource
+
+Split = Literal["train", "val", "test"]
+
+NUM_SCENE_CAPTIONS = 5
+MAX_BAD_SHOWN = 20
+PICTURES_PER_TASK = 64
+"""About half a second of decoding: long against handing a task over, short against the whole."""
+
+
+class SourceSize(NamedTuple):
+    """How much a source holds; None where that is not known without its files."""
+
+    num_rows: int | None
+    num_images: int | None
+    num_captions: int | None
+
+
+def collect_facts(data: DataSpec, *, without_data: bool = False) -> DataFacts:
+    """Count rows, pictures and captions of every split; the pictures themselves are not looked at.
+
+    Args:
+        data: the data section.
+        without_data: believe `approximate_rows` and open no file.
+
+    Raises:
+        InputError: annotation files are wrong (all problems of all splits), or `approximate_rows` is needed and missing.
+    """
+    problems: list[Problem] = []
+    sizes: dict[str, SourceSize] = {}
+    for key, source in _sources(data):
+        try:
+            sizes[key] = measure_source(source, key=key, training=key == "data.train", without_data=without_data)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    train, val, test = (sizes.get(f"data.{split}", SourceSize(None, None, None)) for split in ("train", "val", "test"))
+    if train.num_rows is None or train.num_images is None:
+        hint = "say roughly how many rows the training files hold"
+        raise InputError(Problem("data.train.approximate_rows", "is needed to plan without the data", hint))
+    return DataFacts(
+        num_train_rows=train.num_rows,
+        num_train_images=train.num_images,
+        num_val_images=val.num_images,
+        num_val_captions=val.num_captions,
+        num_test_images=test.num_images,
+        num_test_captions=test.num_captions,
+    )
+
+
+def measure_source(source: DataSource, *, key: str, training: bool, without_data: bool = False) -> SourceSize:
+    """Rows, different pictures and captions of one source.
+
+    Raises:
+        InputError: its annotation files are wrong.
+    """
+    if isinstance(source, ScenesSource):
+        return SourceSize(source.num_images, source.num_images, NUM_SCENE_CAPTIONS * source.num_images)
+    if without_data:
+        return SourceSize(source.approximate_rows, source.approximate_rows, None)
+    annotations = read_annotations(source, key=key, training=training)
+    num_images = int(annotations.image_index.max()) + 1
+    return SourceSize(annotations.num_rows, num_images, len(annotations.captions))
+
+
+class BadPicture(NamedTuple):
+    """A picture that cannot be used."""
+
+    key: str
+    """Of its source: `data.train`."""
+    path: str
+    reason: str
+
+
+class ImageCheck(NamedTuple):
+    """What opening every picture found."""
+
+    num_pictures: int
+    bad: list[BadPicture]
+    """In the order of the files."""
+    seconds: float
+
+    def summary(self) -> str:
+        """One line for people."""
+        rate = self.num_pictures / max(self.seconds, 1e-9)
+        found = f"{len(self.bad):,} bad" if self.bad else "all readable"
+        return f"{self.num_pictures:,} pictures checked in {self.seconds:.1f} s ({rate:,.0f} a second): {found}"
+
+
+def check_images(
+    data: DataSpec,
+    *,
+    splits: tuple[Split, ...] = ("train", "val", "test"),
+    num_processes: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> ImageCheck:
+    """Decode every picture of the splits in full, in parallel; generated scenes need no check.
+
+    Args:
+        data: the data section.
+        splits: which of its sources.
+        num_processes: defaults to the CPUs that this process may use.
+        report: called with the number of pictures done and their total, for a progress display.
+
+    Raises:
+        InputError: annotation files are wrong.
+        MachineError: a checking process died.
+    """
+    started = time.monotonic()
+    tasks = [task for key, source in _sources(data) if key.removeprefix("data.") in splits for task in _tasks(key, source)]
+    total, done = sum(len(task.images) for task in tasks), 0
+    bad: list[BadPicture] = []
+    for task, found in zip(tasks, _run(tasks, data, num_processes or len(os.sched_getaffinity(0))), strict=True):
+        bad += found
+        done += len(task.images)
+        if report is not None:
+            report(done, total)
+    return ImageCheck(total, bad, time.monotonic() - started)
+
+
+def refuse_bad_images(data: DataSpec, *, report: Callable[[int, int], None] | None = None) -> ImageCheck:
+    """Check what the policy wants checked before training.
+
+    Under `skip` that is only what is evaluated on: a test set with holes gives figures that compare with nothing.
+
+    Raises:
+        InputError: with the first 20 bad pictures and their number.
+        MachineError: a checking process died.
+    """
+    skips = data.bad_images.policy == "skip"
+    check = check_images(data, splits=("val", "test") if skips else ("train", "val", "test"), report=report)
+    if check.bad:
+        shown = [Problem(bad.key, f"{bad.path}: {bad.reason}") for bad in check.bad[:MAX_BAD_SHOWN]]
+        hint = "mend or remove them" if skips else "mend or remove them, or train past them with data.bad_images.policy: skip"
+        raise InputError(*shown, Problem("", f"{len(check.bad):,} of {check.num_pictures:,} pictures cannot be used", hint))
+    return check
+
+
+class _Task(NamedTuple):
+    key: str
+    source: FilesSource
+    images: list[str]
+
+
+def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
+    for key, source in (("data.train", data.train), ("data.val", data.val), ("data.test", data.test)):
+        if source is not None:
+            yield key, source
+
+
+def _tasks(key: str, source: DataSource) -> Iterator[_Task]:
+    if isinstance(source, ScenesSource):
+        return
+    pictures: PackedStrings = read_annotations(source, key=key, training=key == "data.train").pictures
+    for start in range(0, len(pictures), PICTURES_PER_TASK):
+        yield _Task(key, source, pictures[start : start + PICTURES_PER_TASK])
+
+
+def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[list[BadPicture]]:
+    """The bad pictures of each task, in order."""
+    check = partial(_check_task, decoder=data.decoder, limits=data.bad_images)
+    if min(num_processes, len(tasks)) < 2:
+        yield from map(check, tasks)
+        return
+    context = get_context("fork" if sys.platform == "linux" else None)
+    try:
+        with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=_ignore_interrupts) as pool:
+            yield from pool.map(check, tasks)
+    except BrokenProcessPool as error:
+        raise MachineError("a process that checks pictures died; most often the machine ran out of memory") from error
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; the parent alone decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImagesSpec) -> list[BadPicture]:
+    from tclx.data.images import BadImage, read_image
+
+    bad = []
+    for image in task.images:
+        path = picture_path(task.source, image)
+        try:
+            read_image(path, decoder=decoder, max_pixels=limits.max_pixels)
+        except BadImage as error:
+            bad.append(BadPicture(task.key, str(path), error.reason))
+    return bad

@@ -1,0 +1,193 @@
+"""What can be done with weights that are trained already? Evaluate them, or write them for the official code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tclx.data.dataset import training_captions
+from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
+from tclx.errors import InputError, Problem
+from tclx.eval.retrieval import evaluate_retrieval
+from tclx.model.tcl import TCL
+from tclx.model.weights import OfficialForm, export_official, load_initial_weights
+from tclx.runs import RunFolder
+from tclx.spec.evaluation import Split
+from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.load import load_experiments, load_spec_json
+from tclx.train import checkpoint
+from tclx.train.precision import choose_device, prepare_numerics
+
+USED_BY_RETRIEVAL = ("online.", "itm_head.")
+
+
+class Saved(NamedTuple):
+    """Weights on the disk."""
+
+    path: Path
+    """A checkpoint folder or an official file."""
+    run: RunFolder | None
+    """The run that made them, when they are a run's."""
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps done; unknown for a file."""
+        return checkpoint.step_of(self.path) if self.path.is_dir() else None
+
+
+def find_saved(target: Path, *, which: str = "best") -> Saved:
+    """What a path stands for.
+
+    Args:
+        target: a run folder, a checkpoint folder, or a `.pth` or `.safetensors` file.
+        which: of a run folder: `best` (the newest where nothing was evaluated), `last`, or a step.
+
+    Raises:
+        InputError: nothing is there, or the run has no such checkpoint.
+    """
+    if target.is_file():
+        return Saved(target, None)
+    if (target / "spec.json").is_file():
+        run = RunFolder(target)
+        return Saved(_choose_checkpoint(run, which), run)
+    if (target / "manifest.json").is_file():
+        run = RunFolder(target.resolve().parent.parent)
+        return Saved(target.resolve(), run if run.spec.is_file() else None)
+    raise InputError(Problem("", f"{target} is neither a run folder, a checkpoint folder nor a weights file"))
+
+
+def evaluate_saved(
+    target: Path, *, split: Split, which: str = "best", spec_path: Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Evaluate a run, a checkpoint or official weights.
+
+    A run's best weights on its own spec are recorded in the run's `evaluation/<split>.json`; every other evaluation is an
+    experiment of the caller's and is only returned.
+
+    Args:
+        target, which: as `find_saved`.
+        split: `val` or `test`.
+        spec_path: model and data to evaluate with (position embeddings are interpolated to its picture size); the run's own by
+            default.
+        overrides: `key=value` for `spec_path`.
+
+    Returns:
+        `metrics` by name, and where they come from: `split`, `checkpoint`, `step` (None for a file), `spec`, `seconds`.
+
+    Raises:
+        InputError: the weights do not fit the spec, or there is no spec.
+        RunFailed, MachineError: as `evaluate_retrieval` and `choose_device`.
+    """
+    saved = find_saved(target, which=which)
+    spec = _spec_for(saved, spec_path, overrides)
+    device = choose_device(spec.training)
+    prepare_numerics(spec.training, device)
+    model, tokenizer = _model_of(saved, spec, exactly=spec_path is None)
+    started = time.perf_counter()
+    metrics = evaluate_retrieval(model.to(device), spec, split, tokenizer=tokenizer, device=device)
+    evaluation = {
+        "split": split,
+        "step": saved.step,
+        "checkpoint": saved.path.name,
+        "spec": spec.name,
+        "seconds": time.perf_counter() - started,
+        "metrics": metrics,
+    }
+    if saved.run is not None and spec_path is None and which == "best" and target.resolve() == saved.run.path.resolve():
+        saved.run.write_json(saved.run.evaluation / f"{split}.json", evaluation)
+    return evaluation
+
+
+def export_saved(target: Path, output: Path, *, form: OfficialForm) -> None:
+    """Write a run's best weights, or a checkpoint's, as an official checkpoint.
+
+    Raises:
+        InputError: the model has no counterpart in the official code, or there is no checkpoint.
+        MachineError: the file cannot be written.
+    """
+    saved = find_saved(target)
+    if saved.run is None:
+        raise InputError(Problem("", f"{target} is no run and no checkpoint of one"))
+    export_official(_model_of(saved, load_spec_json(saved.run.spec), exactly=True).model, output, form=form)
+
+
+class _Model(NamedTuple):
+    model: TCL
+    tokenizer: CaptionTokenizer
+
+
+def _model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool) -> _Model:
+    """The model of a spec with saved weights, on the CPU; `exactly` refuses any difference in names and shapes."""
+    tokenizer = _tokenizer_for(saved, spec)
+    model = TCL(_without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    with _readable(saved.path):
+        _load(model, saved, exactly=exactly)
+    return _Model(model, tokenizer)
+
+
+def _choose_checkpoint(run: RunFolder, which: str) -> Path:
+    if which in ("best", "last"):
+        found = checkpoint.best_or_newest(run) if which == "best" else checkpoint.newest(run.checkpoints)
+        if found is None:
+            raise InputError(Problem("", f"the run {run.path} has no checkpoint yet", "let it train first"))
+        return found
+    steps = {str(checkpoint.step_of(folder)): folder for folder in checkpoint.complete(run.checkpoints)}
+    if which not in steps:
+        there = ", ".join(sorted(steps, key=int)) or "none"
+        message = f"{which!r} is neither best, last nor a step that was kept"
+        raise InputError(Problem("--checkpoint", message, f"steps: {there}"))
+    return steps[which]
+
+
+def _spec_for(saved: Saved, spec_path: Path | None, overrides: Sequence[str]) -> ExperimentSpec:
+    if spec_path is None:
+        if overrides:
+            raise InputError(Problem("--set", "changes a spec file: name it with --spec"))
+        if saved.run is None:
+            raise InputError(Problem("--spec", f"{saved.path} does not say what it is: name a spec with its model and data"))
+        return load_spec_json(saved.run.spec)
+    experiments = load_experiments(spec_path, overrides)
+    variants = list(dict.fromkeys(experiment.spec.variant for experiment in experiments))
+    if len(variants) > 1:
+        hint = "write the one variant into a file that extends it"
+        raise InputError(Problem("--spec", f"{spec_path} has several variants: {', '.join(map(str, variants))}", hint))
+    return experiments[0].spec
+
+
+def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
+    """The run's own; ids of another one would mean other words."""
+    if saved.run is not None:
+        return CaptionTokenizer.load(saved.run.tokenizer)
+    return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
+
+
+def _without_first_weights(spec: ExperimentSpec) -> ExperimentSpec:
+    """What is loaded afterwards replaces them, so they need not be downloaded."""
+    image_encoder = spec.model.image_encoder.model_copy(update={"weights": None})
+    text_encoder = spec.model.text_encoder.model_copy(update={"weights": None})
+    return spec.model_copy(
+        update={"model": spec.model.model_copy(update={"image_encoder": image_encoder, "text_encoder": text_encoder})}
+    )
+
+
+def _load(model: TCL, saved: Saved, *, exactly: bool) -> None:
+    if saved.path.is_dir():
+        checkpoint.verify(saved.path, checkpoint.read_manifest(saved.path))
+    if exactly and saved.path.is_dir():
+        checkpoint.put_weights(saved.path, checkpoint.read_weights(saved.path), model)
+        return
+    report = load_initial_weights(model, saved.path, key="--spec")
+    if missing := [name for name in report.missing if name.startswith(USED_BY_RETRIEVAL) and "mlm_head" not in name]:
+        message = f"{saved.path} lacks {len(missing)} tensors of this model, for instance {missing[0]}"
+        raise InputError(Problem("--spec", message, "switch off the terms that the weights were not trained with"))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except checkpoint.Damaged as error:
+        raise InputError(Problem("", f"the checkpoint {path} is damaged: {error}")) from error

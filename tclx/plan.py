@@ -1,0 +1,251 @@
+"""What will happen? A spec and a few numbers of its data -> every derived number, the run id, and what makes it impossible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+from tclx.errors import InputError, Location, Problem
+from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.rules import CONTRADICTIONS, missing_files, num_compared_pairs, patch_grid
+
+SCHEMA_VERSION = 1
+"""Part of every run id; raised when the same spec begins to mean something else."""
+
+
+class DataFacts(NamedTuple):
+    """What planning needs to know of the data."""
+
+    num_train_rows: int
+    """Image-text pairs to train on."""
+    num_train_images: int
+    """Different pictures among them."""
+    num_val_images: int | None = None
+    num_val_captions: int | None = None
+    num_test_images: int | None = None
+    num_test_captions: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will happen; `tclx plan` prints it and the run folder keeps it."""
+
+    run_id: str
+    name: str
+    variant: str | None
+    seed: int
+    world_size: int
+    """Training processes."""
+    global_micro_batch_size: int
+    """Pairs of one forward pass over all processes, hence what enters the queue at once."""
+    global_batch_size: int
+    """Pairs of one optimizer step: the micro-batches of all accumulation steps."""
+    num_train_rows: int
+    steps_per_epoch: int
+    """Optimizer steps; the last incomplete batch of an epoch is dropped."""
+    total_steps: int
+    """Optimizer steps; 0 only evaluates."""
+    num_epochs: float
+    warmup_steps: int
+    soft_label_ramp_steps: int
+    """Optimizer steps over which the soft-label weight rises; 0 without soft labels."""
+    evaluate_every_steps: int | None
+    """None evaluates at the end only."""
+    checkpoint_every_steps: int
+    needs_momentum: bool
+    needs_second_view: bool
+    needs_fusion: bool
+    num_patches: int | None
+    """Patches of a picture; None where only timm knows."""
+    num_lmi_locals: int | None
+    """Local image features of a picture in LMI; None without LMI, or where only timm knows."""
+    num_negatives: dict[str, int | None]
+    """Negatives that each contrastive term has for one anchor once the queue is full, if no picture comes twice."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The plan that `to_json` wrote."""
+        return cls(**value)
+
+
+def needs_momentum(spec: ExperimentSpec) -> bool:
+    """Whether momentum encoders exist: their features are the contrastive keys, their predictions the soft labels."""
+    terms = spec.objectives
+    return bool(terms.cma or terms.imc or terms.lmi or (terms.mlm and terms.soft_labels))
+
+
+def needs_second_view(spec: ExperimentSpec) -> bool:
+    """Whether each picture is augmented twice."""
+    return bool(spec.objectives.imc or spec.objectives.lmi)
+
+
+def needs_fusion(spec: ExperimentSpec) -> bool:
+    """Whether the fusion encoder is built."""
+    return bool(spec.objectives.itm or spec.objectives.mlm)
+
+
+def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
+    """`name[-variant]-sSEED-DIGEST`: the same resolved spec is the same run, wherever and however often it is logged.
+
+    The digest covers the whole spec but launch, tracking and data.num_workers, which change no result, and the global batch
+    size, which launch decides.
+    """
+    content = spec.model_dump(mode="json", exclude={"launch": True, "tracking": True, "data": {"num_workers"}})
+    identity = {"schema": SCHEMA_VERSION, "global_batch_size": global_batch_size, "spec": content}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
+    variant = f"-{spec.variant}" if spec.variant else ""
+    return f"{spec.name}{variant}-s{spec.seed}-{digest}"
+
+
+def check_spec(spec: ExperimentSpec, origins: Mapping[str, Location] | None = None, *, without_data: bool = False) -> None:
+    """Refuse what is wrong whatever the data holds: contradictions between sections, files that are not there.
+
+    Args:
+        spec: one resolved run.
+        origins: where its keys were written.
+        without_data: do not look for the data's files.
+
+    Raises:
+        InputError: with every problem.
+    """
+    _refuse(_spec_problems(spec, without_data), origins)
+
+
+def make_plan(
+    spec: ExperimentSpec, facts: DataFacts, origins: Mapping[str, Location] | None = None, *, without_data: bool = False
+) -> Plan:
+    """Derive every number of a run.
+
+    Args:
+        spec: one resolved run.
+        facts: counted from the data (or estimated, `without_data`).
+        origins: where the spec's keys were written.
+        without_data: do not look for the data's files.
+
+    Raises:
+        InputError: as `check_spec`, and with what the numbers make impossible.
+    """
+    plan = _derive(spec, facts)
+    _refuse([*_spec_problems(spec, without_data), *(one for rule in _PLAN_RULES for one in rule(spec, plan))], origins)
+    return plan
+
+
+def _spec_problems(spec: ExperimentSpec, without_data: bool) -> list[Problem]:
+    return [*(one for rule in CONTRADICTIONS for one in rule(spec)), *missing_files(spec, without_data=without_data)]
+
+
+def _refuse(problems: Iterable[Problem], origins: Mapping[str, Location] | None) -> None:
+    located = [problem._replace(where=_place_of(problem.key, origins or {})) for problem in problems]
+    if located:
+        raise InputError(*located)
+
+
+def _place_of(key: str, origins: Mapping[str, Location]) -> Location | None:
+    """Where a key was written, or the nearest section around it that was."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key)
+
+
+def _derive(spec: ExperimentSpec, facts: DataFacts) -> Plan:
+    training, world_size = spec.training, spec.launch.num_processes
+    micro_batch = training.batch_size_per_gpu * world_size
+    global_batch = micro_batch * training.accumulation_steps
+    steps_per_epoch = facts.num_train_rows // global_batch
+    total_steps = training.steps if training.steps is not None else (training.epochs or 0) * steps_per_epoch
+    soft_labels, grid = spec.objectives.soft_labels, patch_grid(spec.model.image_encoder)
+    return Plan(
+        run_id=run_id(spec, global_batch),
+        name=spec.name,
+        variant=spec.variant,
+        seed=spec.seed,
+        world_size=world_size,
+        global_micro_batch_size=micro_batch,
+        global_batch_size=global_batch,
+        num_train_rows=facts.num_train_rows,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        num_epochs=total_steps / steps_per_epoch if steps_per_epoch else 0.0,
+        warmup_steps=spec.optim.schedule.warmup_steps,
+        soft_label_ramp_steps=round(soft_labels.ramp_epochs * steps_per_epoch) if soft_labels else 0,
+        evaluate_every_steps=_evaluate_every_steps(spec, steps_per_epoch, total_steps),
+        checkpoint_every_steps=training.checkpoints.every_steps or max(steps_per_epoch, 1),
+        needs_momentum=needs_momentum(spec),
+        needs_second_view=needs_second_view(spec),
+        needs_fusion=needs_fusion(spec),
+        num_patches=grid**2 if grid else None,
+        num_lmi_locals=_num_lmi_locals(spec, grid),
+        num_negatives=_num_negatives(spec, grid),
+    )
+
+
+def _evaluate_every_steps(spec: ExperimentSpec, steps_per_epoch: int, total_steps: int) -> int | None:
+    evaluation = spec.evaluation
+    if evaluation.during_training is None or total_steps == 0:
+        return None
+    if evaluation.every_steps is not None:
+        return evaluation.every_steps
+    if evaluation.every_epochs is not None:
+        return evaluation.every_epochs * steps_per_epoch
+    return min(max(steps_per_epoch, 1), total_steps)  # a run shorter than an epoch is still evaluated
+
+
+def _num_lmi_locals(spec: ExperimentSpec, grid: int | None) -> int | None:
+    lmi = spec.objectives.lmi
+    if lmi is None:
+        return None
+    side = lmi.pooled_grid or grid
+    return side**2 if side else None
+
+
+def _num_negatives(spec: ExperimentSpec, grid: int | None) -> dict[str, int | None]:
+    others = num_compared_pairs(spec) - 1
+    locals_each = _num_lmi_locals(spec, grid)
+    every: dict[str, int | None] = {
+        "cma": others + spec.model.queue_size,
+        "imc": others + spec.model.queue_size,
+        "lmi": others * locals_each if locals_each else None,
+    }
+    return {term: number for term, number in every.items() if getattr(spec.objectives, term)}
+
+
+def _batch_fits_data(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    if plan.total_steps == 0 and spec.training.steps == 0:
+        return
+    if plan.num_train_rows < plan.global_batch_size:
+        training = spec.training
+        factors = (
+            f"{training.batch_size_per_gpu} a process x {plan.world_size} processes x {training.accumulation_steps} passes"
+        )
+        message = f"a step takes {plan.global_batch_size} pairs ({factors}), but data.train has {plan.num_train_rows}"
+        yield Problem("training.batch_size_per_gpu", message, "a smaller batch, or more data")
+
+
+def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    if spec.compat == "official" or not plan.total_steps:  # the official warm-up is cut where the first epoch ends
+        return
+    if plan.warmup_steps >= plan.total_steps:
+        message = f"the warm-up takes {plan.warmup_steps} of {plan.total_steps} steps: the full learning rate is never reached"
+        yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}")
+
+
+def _evaluated_in_time(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    every = plan.evaluate_every_steps
+    if every is None or every <= plan.total_steps:
+        return
+    key = "every_steps" if spec.evaluation.every_steps else "every_epochs"
+    message = f"the first evaluation would come after {every} steps, but the run ends after {plan.total_steps}"
+    yield Problem(f"evaluation.{key}", message, "more often, or during_training: null")
+
+
+_PLAN_RULES: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (
+    _batch_fits_data,
+    _warmup_ends,
+    _evaluated_in_time,
+)

@@ -1,0 +1,215 @@
+"""Which specs contradict themselves? Rules across sections that need no number from the data; each names the key to change.
+
+A rule yields the problems it finds, without their place; `tclx.plan` adds that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tclx.errors import Problem
+from tclx.spec.data import FilesSource, HubTokenizer
+from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.model import ImageEncoderSpec
+from tclx.spec.optim import CosineSchedule
+
+BERT_POSITIONS = 512
+"""Position embeddings of every published BERT and DistilBERT."""
+
+_VIT = re.compile(r"^(?:vit|deit|deit3|beit|beitv2|eva|eva02)_.*patch(\d+)(?:_|$)")
+"""timm's plain ViTs; other families have `patch` in their names, too, and shrink the grid further on."""
+
+
+def num_compared_pairs(spec: ExperimentSpec) -> int:
+    """Pairs that one forward pass compares with each other: the global micro-batch, or one process's share of it."""
+    processes = spec.launch.num_processes if spec.objectives.in_batch_negatives == "global" else 1
+    return spec.training.batch_size_per_gpu * processes
+
+
+def patch_size(encoder: ImageEncoderSpec) -> int | None:
+    """Side of a ViT's patch in pixels; None where only timm knows."""
+    if encoder.patch_size is not None:
+        return encoder.patch_size
+    found = _VIT.match(encoder.name)
+    return int(found[1]) if found else None
+
+
+def patch_grid(encoder: ImageEncoderSpec) -> int | None:
+    """Rows, and columns, of patches; None where only timm knows."""
+    side = patch_size(encoder)
+    return encoder.image_size // side if side else None
+
+
+def best_metrics() -> list[str]:
+    """The retrieval figures of which more is better; those under `dual/` are the dual encoder's alone."""
+    recalls = [f"{direction}/r{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+    return [f"{prefix}{name}" for prefix in ("", "dual/") for name in ("r_mean", *recalls)]
+
+
+def _image_size(spec: ExperimentSpec) -> Iterator[Problem]:
+    encoder = spec.model.image_encoder
+    side = patch_size(encoder)
+    if side and encoder.image_size % side:
+        below = encoder.image_size // side * side
+        sizes = f"{below} or {below + side}" if below else f"{side}"
+        key = "model.image_encoder.image_size"
+        yield Problem(key, f"{encoder.image_size} is not a multiple of the patch size {side}", f"take {sizes}")
+
+
+def _vit_heads(spec: ExperimentSpec) -> Iterator[Problem]:
+    encoder = spec.model.image_encoder
+    if encoder.width and encoder.num_heads and encoder.width % encoder.num_heads:
+        message = f"width {encoder.width} is not a multiple of num_heads {encoder.num_heads}"
+        yield Problem("model.image_encoder.num_heads", message)
+
+
+def _pooled_grid(spec: ExperimentSpec) -> Iterator[Problem]:
+    grid, lmi = patch_grid(spec.model.image_encoder), spec.objectives.lmi
+    if grid and lmi and lmi.pooled_grid and lmi.pooled_grid > grid:
+        message = f"{lmi.pooled_grid} x {lmi.pooled_grid} locals cannot be pooled from {grid} x {grid} patches"
+        yield Problem("objectives.lmi.pooled_grid", message, f"at most {grid}; null keeps every patch")
+
+
+def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
+    needing = [term for term in ("itm", "mlm") if getattr(spec.objectives, term)]
+    if needing and spec.model.fusion_encoder is None:
+        verb = "needs" if len(needing) == 1 else "need"
+        switched_off = ", ".join(f"objectives.{term}: null" for term in needing)
+        message = f"{' and '.join(needing)} {verb} a fusion encoder"
+        yield Problem("model.fusion_encoder", message, f"add `fusion_encoder: {{num_layers: 6}}`, or set {switched_off}")
+
+
+def _queue(spec: ExperimentSpec) -> Iterator[Problem]:
+    size, batch = spec.model.queue_size, spec.training.batch_size_per_gpu * spec.launch.num_processes
+    if not size or not (spec.objectives.cma or spec.objectives.imc):
+        return
+    if size < batch:
+        yield Problem("model.queue_size", f"{size} cannot hold one global batch of {batch}", f"take 0 or at least {batch}")
+    elif spec.compat == "official" and size % batch:
+        nearest = size // batch * batch
+        message = f"{size} is not a multiple of the global batch {batch}, as the official code requires"
+        yield Problem("model.queue_size", message, f"take {nearest}, or remove `compat: official`")
+
+
+def _official_warmup(spec: ExperimentSpec) -> Iterator[Problem]:
+    schedule = spec.optim.schedule
+    if spec.compat == "official" and isinstance(schedule, CosineSchedule) and schedule.warmup_steps % 100:
+        message = f"{schedule.warmup_steps} is not a multiple of 100: the official warm-up climbs once in 100 steps"
+        yield Problem("optim.schedule.warmup_steps", message, f"take {round(schedule.warmup_steps, -2)}")
+
+
+def _text_positions(spec: ExperimentSpec) -> Iterator[Problem]:
+    text = spec.model.text_encoder
+    is_bert = (text.name or "").split("/")[-1].startswith(("bert-", "distilbert-")) and not str(text.name).startswith("/")
+    positions = text.sizes.max_positions if text.sizes else BERT_POSITIONS if is_bert else None
+    if positions and spec.data.max_caption_tokens > positions:
+        message = f"{spec.data.max_caption_tokens} tokens, but the text encoder has {positions} positions"
+        hint = "or raise model.text_encoder.sizes.max_positions" if text.sizes else None
+        yield Problem("data.max_caption_tokens", message, hint)
+
+
+def _something_to_contrast(spec: ExperimentSpec) -> Iterator[Problem]:
+    if num_compared_pairs(spec) > 1:
+        return
+    terms = spec.objectives
+    from_queue = [name for name in ("cma", "imc") if getattr(terms, name)] if not spec.model.queue_size else []
+    from_batch = [name for name in ("lmi", "itm") if getattr(terms, name)]
+    if without := from_queue + from_batch:
+        verb = "have" if len(without) > 1 else "has"
+        hint = "2 or more; a queue (model.queue_size) serves cma and imc alone"
+        yield Problem("training.batch_size_per_gpu", f"with a batch of one {', '.join(without)} {verb} no negatives", hint)
+
+
+def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
+    soft, terms = spec.objectives.soft_labels, spec.objectives
+    if soft is None or not (terms.cma or terms.mlm):
+        return
+    if soft.weight == 1:
+        yield Problem("objectives.soft_labels.weight", "1 leaves nothing of the ground truth", "below 1; the paper has 0.4")
+    if soft.weight and spec.model.momentum == 0:
+        message = "at 0 the momentum encoders are the online ones, and soft labels repeat the model's own answer"
+        yield Problem("model.momentum", message, "above 0, or objectives.soft_labels: null")
+
+
+def _evaluated_splits(spec: ExperimentSpec) -> Iterator[Problem]:
+    for key in ("during_training", "at_end"):
+        split = getattr(spec.evaluation, key)
+        if split and getattr(spec.data, split) is None:
+            yield Problem(f"evaluation.{key}", f"`{split}`, but there is no `data.{split}`", f"add data.{split}, or set null")
+
+
+def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
+    if spec.evaluation.retrieval is None:
+        return
+    if not (spec.objectives.cma or spec.objectives.itm):
+        message = "cma and itm are both off, so nothing brings pictures and texts together"
+        yield Problem("evaluation.retrieval", message, "switch one of them on, or set null")
+    metric, known = spec.evaluation.best_metric, best_metrics()
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1, cutoff=0.4)
+        hint = f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
+        yield Problem("evaluation.best_metric", f"`{metric}` is not a retrieval metric of which more is better", hint)
+
+
+def _nothing_to_do(spec: ExperimentSpec) -> Iterator[Problem]:
+    if spec.training.steps == 0 and spec.evaluation.at_end is None:
+        yield Problem("training.steps", "0 only evaluates, but `evaluation.at_end` is null: there is nothing to do")
+
+
+def _precision(spec: ExperimentSpec) -> Iterator[Problem]:
+    precision = spec.training.precision
+    if spec.training.device == "cpu" and precision in ("fp16", "tf32"):
+        yield Problem("training.precision", f"{precision} needs a GPU, and training.device is cpu", "fp32 or bf16")
+
+
+CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
+    _image_size,
+    _vit_heads,
+    _pooled_grid,
+    _fusion_encoder,
+    _queue,
+    _official_warmup,
+    _text_positions,
+    _something_to_contrast,
+    _soft_labels,
+    _evaluated_splits,
+    _retrieval,
+    _nothing_to_do,
+    _precision,
+)
+
+
+def missing_files(spec: ExperimentSpec, *, without_data: bool = False) -> Iterator[Problem]:
+    """Files and folders that the spec names and this machine does not have; `without_data` leaves out those under `data.*`."""
+    if not without_data:
+        yield from _missing_data(spec)
+    model = spec.model
+    yield from _missing("model.image_encoder.weights", model.image_encoder.weights, "file")
+    yield from _missing("model.text_encoder.name", model.text_encoder.name, "folder")
+    yield from _missing("model.text_encoder.weights", model.text_encoder.weights, "folder")
+    if isinstance(spec.data.tokenizer, HubTokenizer):
+        yield from _missing("data.tokenizer.name", spec.data.tokenizer.name, "folder")
+    if spec.init is not None:
+        yield from _missing("init.experiment", spec.init.experiment, "file")
+        yield from _missing("init.checkpoint", spec.init.checkpoint, "file or folder")
+
+
+def _missing_data(spec: ExperimentSpec) -> Iterator[Problem]:
+    for split in ("train", "val", "test"):
+        source = getattr(spec.data, split)
+        if isinstance(source, FilesSource):
+            for index, file in enumerate(source.files):
+                yield from _missing(f"data.{split}.files[{index}]", file, "file")
+            yield from _missing(f"data.{split}.image_root", source.image_root, "folder")
+
+
+def _missing(key: str, value: str | None, kind: str) -> Iterator[Problem]:
+    if value is None or not value.startswith("/"):
+        return
+    path = Path(value)
+    found = {"file": path.is_file, "folder": path.is_dir}.get(kind, path.exists)()
+    if not found:
+        yield Problem(key, f"no such {kind}: {value}")

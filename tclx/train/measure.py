@@ -1,0 +1,108 @@
+"""What is written down about a step? Its row of metrics, each term's own gradient norm, and why it could not be taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tclx import distributed
+from tclx.model.tcl import TCL
+from tclx.track.jsonl import Row
+from tclx.train.step import StepOutput
+
+_MOST_ROWS = 64
+"""Row numbers that a message lists before it says how many more there are."""
+
+
+@dataclass
+class Tally:
+    """What this process counts between two rows."""
+
+    num_bad_images: int
+    """Since the start of the run; rank 0's holds those of all processes up to the checkpoint that was resumed."""
+    num_images: int = 0
+    seconds: float = 0.0
+    """Spent in steps, evaluations and saving left out."""
+    seconds_waiting: float = 0.0
+    """Of these, for the data loader."""
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds_waiting += time.perf_counter() - began
+
+    def total_bad_images(self, device: torch.device) -> int:
+        """Over all processes; every one must ask."""
+        return int(distributed.total(torch.tensor(self.num_bad_images, device=device)).item())
+
+    def speed(self) -> Row:
+        """Images a second over all processes and the share of the time spent waiting for data, since the last call."""
+        images, seconds, waiting = self.num_images * distributed.world_size(), self.seconds, self.seconds_waiting
+        self.num_images, self.seconds, self.seconds_waiting = 0, 0.0, 0.0
+        return {"speed/images_per_second": images / seconds, "speed/share_waiting_for_data": waiting / seconds}
+
+
+def average(outputs: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each measure over the passes of a step and over processes. One transfer from the device."""
+    names = sorted(outputs[0])
+    values = torch.stack([torch.stack([output[name].float() for name in names]) for output in outputs])
+    return dict(zip(names, distributed.mean(values.mean(dim=0)).tolist(), strict=True))
+
+
+def temperatures(model: TCL) -> dict[str, float]:
+    """The temperatures in use, under their metric names."""
+    return {f"temperature/{name}": getattr(model.temperatures, name).item() for name in model.temperatures.bounds}
+
+
+def term_gradient_norms(output: StepOutput, parameters: Sequence[nn.Parameter], *, scale: float) -> dict[str, float]:
+    """The norm of each unweighted term's gradient alone, averaged over processes as DDP does; one backward pass per term.
+
+    Args:
+        output: of a forward pass whose graph is still there; it stays usable.
+        parameters: everything that is trained.
+        scale: what the loss is multiplied with against underflow (fp16), 1 otherwise.
+    """
+    norms = {}
+    for name, term in output.terms.items():
+        gradients = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True)
+        averaged = [distributed.mean(gradient) / scale for gradient in gradients if gradient is not None]
+        norms[f"gradient_norm/{name}"] = nn.utils.get_total_norm(averaged).item()
+    return norms
+
+
+def describe_nonfinite(step: int, measures: Sequence[dict[str, Tensor]], rows: Tensor, gradient_norm: float) -> str:
+    """The message of a run that stops before an update: what is not finite, the terms, the data, what to try.
+
+    Args:
+        step: updates done.
+        measures: of this process's passes of the step.
+        rows: [N] the training rows of this process.
+        gradient_norm: of the averaged gradient.
+    """
+    mine = {name: [output[name].item() for output in measures] for name in sorted(measures[0]) if name.startswith("loss/")}
+    everyone = distributed.all_gather_object((mine, rows.tolist()))
+    lines = [f"step {step + 1} is not finite; it was not taken, and the weights of step {step} are intact"]
+    for rank, (losses, row_numbers) in enumerate(everyone):
+        values = ", ".join(
+            f"{name.removeprefix('loss/')} {' '.join(f'{value:.4g}' for value in each)}" for name, each in losses.items()
+        )
+        more = f" and {len(row_numbers) - _MOST_ROWS} more" if len(row_numbers) > _MOST_ROWS else ""
+        lines.append(f"  process {rank}: {values}; training rows {', '.join(map(str, row_numbers[:_MOST_ROWS]))}{more}")
+    lines.append(f"  gradient norm {gradient_norm:.4g}")
+    lines.append(
+        "  try a lower optim.learning_rate, a longer optim.schedule.warmup_steps, optim.clip_gradient_norm: 1.0, "
+        "or training.precision: bf16 in place of fp16"
+    )
+    return "\n".join(lines)

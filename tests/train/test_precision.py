@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tclx.errors import MachineError
+from tclx.spec.training import TrainingSpec
+from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+CPU = torch.device("cpu")
+
+
+def spec(**changes: str) -> TrainingSpec:
+    return TrainingSpec(steps=1, batch_size_per_gpu=1, **changes)
+
+
+@pytest.fixture
+def numerics() -> Iterator[None]:
+    """Puts the process-wide switches back."""
+    deterministic, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision(products)
+
+
+@no_gpu
+def test_a_missing_gpu_is_named_with_its_key() -> None:
+    with pytest.raises(MachineError, match=r"training\.device"):
+        choose_device(spec(device="cuda"))
+
+
+@no_gpu
+def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
+    assert choose_device(spec()) == CPU
+
+
+def test_tf32_on_a_cpu_is_refused_with_its_key() -> None:
+    with pytest.raises(MachineError, match=r"training\.precision: tf32"):
+        choose_device(spec(device="cpu", precision="tf32"))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_products_are_computed_in_the_precision_asked_for(precision: str, dtype: torch.dtype) -> None:
+    with autocast(spec(precision=precision), CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_only_fp16_scales_its_gradients() -> None:
+    enabled = [gradient_scaler(spec(precision=each), CPU).is_enabled() for each in ("fp32", "tf32", "bf16", "fp16")]
+    assert enabled == [False, False, False, True]
+
+
+@pytest.mark.usefixtures("numerics")
+def test_a_cpu_gives_the_same_bits_every_time() -> None:
+    prepare_numerics(spec(), CPU)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_float32_matmul_precision() == "highest"
