@@ -6,6 +6,7 @@ and many. Losses never see any of this: they receive tensors that are gathered a
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tclx.errors import TclxError
 
 T = TypeVar("T")
+
+# The switch got its present name after torch 2.11, and the old one warns since.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 
 # Rank 0 alone trains a tokenizer and writes checkpoints while the others wait in a collective. A dead rank does not need this
 # timeout: its connections close, and torchrun ends the rest.
@@ -195,7 +202,7 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized():
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
 
 def without_averaging(module: nn.Module) -> AbstractContextManager[None]:

@@ -1,7 +1,67 @@
-"""`tclx data`: look at data, and check it before training."""
+"""`tclx data`: look at generated data, and check pictures before training."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from tclx.cli.console import Overrides, say
+from tclx.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from tclx.spec.data import ScenesSource
+
 app = typer.Typer(no_args_is_help=True, help="Write generated data out; check pictures before training.")
+
+
+@app.command(epilog="Example:  tclx data write experiments/quickstart.yaml scenes")
+def write(
+    source: Annotated[
+        str, typer.Argument(metavar="SPEC|scenes", help="An experiment file whose data are generated, or `scenes`.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; made if needed.", file_okay=False)],
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="With `scenes`: how many of each split.")] = 256,
+    overrides: Overrides = None,
+) -> None:
+    """Write generated scenes as pictures and JSON files.
+
+    The files are in the official form, so that they can be looked at, or trained on as `source: files`.
+    """
+    from tclx.data.scenes import write_scenes
+
+    for scenes in _scenes_of(source, num_images, overrides or []):
+        say(f"wrote {scenes.num_images} {scenes.split} scenes: {write_scenes(folder, scenes)}")
+
+
+@app.command(epilog="Example:  tclx data check experiments/pretrain/tcl_4m.yaml")
+def check(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Open every picture of a spec's data and list the bad ones; exit code 2 where there are any."""
+    from tclx.data.facts import check_images
+    from tclx.spec.load import load_experiments
+
+    num_bad = 0
+    for data in dict.fromkeys(experiment.spec.data for experiment in load_experiments(spec, overrides or [])):
+        report = check_images(data)
+        num_bad += len(report.bad)
+        for picture in report.bad:
+            print(f"{picture.path}: {picture.reason}")
+        say(report.summary() if report.num_pictures else "the data are generated: there are no pictures to check")
+    raise typer.Exit(InputError.exit_code if num_bad else 0)
+
+
+def _scenes_of(source: str, num_images: int, overrides: list[str]) -> list[ScenesSource]:
+    from tclx.spec.data import ScenesSource
+    from tclx.spec.load import load_experiments
+
+    if source == "scenes":
+        return [ScenesSource(source="scenes", num_images=num_images, split=split) for split in ("train", "val", "test")]
+    data = load_experiments(Path(source), overrides)[0].spec.data
+    scenes = [part for part in (data.train, data.val, data.test) if isinstance(part, ScenesSource)]
+    if not scenes:
+        raise InputError(Problem("data", f"{source} reads files: there is nothing to generate"))
+    return scenes

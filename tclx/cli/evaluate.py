@@ -36,8 +36,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run, a checkpoint or official weights.
 
-    Zero-shot image-text retrieval, in percent. What a run's best weights reach on its own spec is also written to the run folder,
-    where `tclx results` finds it.
+    Zero-shot image-text retrieval, in percent. What a run's best weights reach on its own spec is also written to the run
+    folder, where `tclx results` finds it.
     """
     from tclx.launch.saved import evaluate_saved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,21 +58,37 @@ def print_results(summary: Results) -> None:
 
 
 def print_table(summary: Results) -> None:
-    """A rich table on a terminal; aligned text elsewhere, however wide."""
-    head = ["experiment", "seeds", *(column_title(metric) for metric in summary.metrics)]
+    """Aligned text, however wide; on a terminal rich tables, one below the other where it is too narrow for all metrics."""
     if not sys.stdout.isatty():
         print(f"retrieval on {summary.split} (mean ± deviation over seeds; * best)")
-        print(aligned([head, *_cells(summary, best="{}*", other="{} ")]))
+        print(aligned(_cells(summary, best="{}*", other="{} ")))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"retrieval on {summary.split} (mean ± deviation over seeds)", title_justify="left")
-    for position, title in enumerate(head):
-        table.add_column(title, justify="right" if position else "left", no_wrap=not position)
-    for cells in _cells(summary, best="[bold]{}[/bold]", other="{}"):
-        table.add_row(*cells)
-    Console(no_color=not wants_colour(sys.stdout)).print(table)
+    console = Console(no_color=not wants_colour(sys.stdout))
+    console.print(f"retrieval on {summary.split} (mean ± deviation over seeds)", highlight=False)
+    columns = list(zip(*_cells(summary, best="[bold]{}[/bold]", other="{}"), strict=True))
+    for shown in _fitting(columns, console.width):
+        table = Table()
+        for position, column in enumerate(shown):
+            table.add_column(column[0], justify="right" if position else "left", no_wrap=True)
+        for cells in list(zip(*shown, strict=True))[1:]:
+            table.add_row(*cells)
+        console.print(table)
+
+
+def _fitting(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:
+    """The first two columns with as many of the others as a line holds, until all have been shown."""
+    widths = [max(len(re.sub(r"\[/?bold\]", "", cell)) for cell in column) + 3 for column in columns]
+    line, used = list(columns[:2]), sum(widths[:2]) + 1
+    for column, needed in zip(columns[2:], widths[2:], strict=True):
+        if used + needed > width and len(line) > 2:
+            yield line
+            line, used = list(columns[:2]), sum(widths[:2]) + 1
+        line.append(column)
+        used += needed
+    yield line
 
 
 def column_title(metric: str) -> str:
@@ -84,7 +101,8 @@ def _cells(summary: Results, *, best: str, other: str) -> list[list[str]]:
     from tclx.eval.results import best_rows, format_spread
 
     winners = best_rows(summary)
-    return [
+    head = ["experiment", "seeds", *(column_title(metric) for metric in summary.metrics)]
+    rows = [
         [
             row.label,
             str(len(row.runs)),
@@ -95,3 +113,4 @@ def _cells(summary: Results, *, best: str, other: str) -> list[list[str]]:
         ]
         for index, row in enumerate(summary.rows)
     ]
+    return [head, *rows]

@@ -26,10 +26,10 @@ def import_weights(
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write; for init.checkpoint.")],
 ) -> None:
     """Translate an official checkpoint into tclx's names, as safetensors."""
-    from tclx.model.weights import import_official, save_weights
+    from tclx.model.weights import import_official, write_tensors
 
     tensors = import_official(file, key="FILE.pth")
-    save_weights(tensors, output)
+    write_tensors(output, tensors)
     say(f"wrote {len(tensors)} tensors to {output}")
 
 

@@ -33,6 +33,8 @@ BLUR_SIGMA = (0.1, 2.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 """Width over height of the crop, log-uniform."""
 CROP_TRIES = 10
+LINEAR_REDUCTION = 1.5
+"""Reductions below this are linear in the fast path, stronger ones average areas."""
 OPERATION_PROBABILITY = 0.5
 FILL = (128, 128, 128)
 """Where shear, translation and rotation uncover nothing."""
@@ -93,15 +95,14 @@ def apply_view(picture: Picture, view: ViewParameters, *, image_size: int, decod
         official: see `apply_operation`.
 
     Returns:
-        [S, S, 3] uint8 RGB, contiguous.
+        [S, S, 3] uint8 RGB; may share memory with `picture`.
     """
     varied = (_vary_fast if decoder == "fast" else _vary_with_pillow)(picture, view, image_size)
     if view.flip:
-        varied = varied[:, ::-1]
-    varied = np.ascontiguousarray(varied)
+        varied = _as_picture(cv2.flip(varied, 1))
     for name, argument in view.operations:
         varied = apply_operation(varied, name, argument, official=official)
-    return np.ascontiguousarray(varied)
+    return varied
 
 
 def resize_for_evaluation(picture: Picture, *, image_size: int, decoder: Decoder) -> Picture:
@@ -172,10 +173,23 @@ def _vary_fast(picture: Picture, view: ViewParameters, image_size: int) -> Pictu
 
 def _crop_and_resize(picture: Picture, crop: Crop, image_size: int) -> Picture:
     part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    if part.shape[:2] == (image_size, image_size):
-        return part
-    shrinks = crop.height > image_size and crop.width > image_size
-    return _as_picture(cv2.resize(part, (image_size, image_size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
+    return _resize(part, image_size)
+
+
+def _resize(picture: Picture, side: int) -> Picture:
+    """Shrink what is longer than `side`, then enlarge what is shorter; OpenCV's cubic alone would alias when it shrinks.
+
+    Mean distance from Pillow's bicubic on photographs: 0.4 to 1.9 of 255. Below a reduction of 1.5, linear is as close as
+    area at a sixth of its cost.
+    """
+    height, width = picture.shape[:2]
+    kept = min(width, side), min(height, side)
+    if kept != (width, height):
+        mild = max(width, height) < LINEAR_REDUCTION * side
+        picture = _as_picture(cv2.resize(picture, kept, interpolation=cv2.INTER_LINEAR if mild else cv2.INTER_AREA))
+    if kept != (side, side):
+        picture = _as_picture(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC))
+    return picture
 
 
 def _adjust(picture: Picture, name: Adjustment, factor: float) -> Picture:
@@ -231,7 +245,7 @@ def apply_operation(picture: Picture, name: Operation, argument: float, *, offic
     """One RandAugment operation; all but Sharpness are the official ones pixel for pixel.
 
     Args:
-        picture: [H, W, 3] uint8 RGB, contiguous.
+        picture: [H, W, 3] uint8 RGB.
         argument: a factor (Brightness, Sharpness), slope, number of pixels or angle in degrees; the others ignore it.
         official: let Sharpness overflow as the official code does, which turns 256 into black; else it saturates.
     """
@@ -265,11 +279,9 @@ def _warp(picture: Picture, matrix: cv2.typing.MatLike | list[list[float]]) -> P
 
 
 def _per_channel(picture: Picture, make_table: TableMaker) -> Picture:
-    return np.stack([_lookup(picture[..., channel], make_table) for channel in range(3)], axis=-1)
-
-
-def _lookup(channel: NDArray[np.uint8], make_table: TableMaker) -> NDArray[np.uint8]:
-    return make_table(np.bincount(channel.ravel(), minlength=256))[channel]
+    histograms = [cv2.calcHist([picture], [channel], None, [256], [0, 256]).ravel().astype(np.int64) for channel in range(3)]
+    tables = np.stack([make_table(histogram) for histogram in histograms], axis=-1)
+    return _as_picture(cv2.LUT(picture, tables[None]))
 
 
 def _stretch_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:

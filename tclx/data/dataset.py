@@ -109,7 +109,8 @@ class SceneRows:
         return self._captions[row]
 
     def picture(self, row: int) -> Picture:
-        return self._pictures[row]
+        picture: Picture = self._pictures[row]
+        return picture
 
 
 def open_source(source: DataSource, data: DataSpec, *, key: str, training: bool) -> Source:
@@ -385,7 +386,7 @@ class EvaluationSet:
         """[S, S, 3] uint8 RGB: the whole picture, squeezed to the encoder's square.
 
         Raises:
-            RunFailed: it cannot be read. A test set with holes gives figures that compare with nothing, so no policy skips here.
+            RunFailed: it cannot be read. A test set with holes compares with nothing, so no policy skips here.
         """
         try:
             picture = self._source.picture(int(self._first_rows[number]))

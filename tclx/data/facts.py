@@ -14,13 +14,11 @@ from multiprocessing import get_context
 from typing import Literal, NamedTuple
 
 from tclx.data.annotations import PackedStrings, picture_path, read_annotations
+from tclx.data.scenes import NUM_CAPTIONS, Split
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
 from tclx.spec.data import BadImagesSpec, DataSource, DataSpec, FilesSource, ScenesSource
 
-Split = Literal["train", "val", "test"]
-
-NUM_SCENE_CAPTIONS = 5
 MAX_BAD_SHOWN = 20
 PICTURES_PER_TASK = 64
 """About half a second of decoding: long against handing a task over, short against the whole."""
@@ -74,7 +72,7 @@ def measure_source(source: DataSource, *, key: str, training: bool, without_data
         InputError: its annotation files are wrong.
     """
     if isinstance(source, ScenesSource):
-        return SourceSize(source.num_images, source.num_images, NUM_SCENE_CAPTIONS * source.num_images)
+        return SourceSize(source.num_images, source.num_images, NUM_CAPTIONS * source.num_images)
     if without_data:
         return SourceSize(source.approximate_rows, source.approximate_rows, None)
     annotations = read_annotations(source, key=key, training=training)

@@ -229,7 +229,7 @@ def draw_captions(scene: Scene, random: Random) -> tuple[str, ...]:
 
 
 def draw_caption(scene: Scene, random: Random) -> str:
-    """A true sentence about the scene: objects with some of their attributes, places or their relation, maybe the background."""
+    """A true sentence about the scene: objects with some attributes, their places or relation, maybe the background."""
     objects = random.sample(scene.objects, len(scene.objects))
     text = _one_object(scene, objects[0], random) if len(objects) == 1 else _two_objects(scene, objects, random)
     return f"{text} on a {scene.background} background" if random.random() < BACKGROUND_MENTIONED else text

@@ -38,7 +38,7 @@ class CaptionTokenizer:
     """Encodes captions; the same in every process that loads the same folder.
 
     Attributes:
-        vocab_size: number of ids, special ones included.
+        vocab_size: largest id + 1.
         pad_id, unk_id, cls_id, mask_id: the special ids that training uses.
         special_ids: every special id, ascending; never a random word of MLM outside `compat: official`.
     """
@@ -51,7 +51,7 @@ class CaptionTokenizer:
         # Registered, they are recognised when they stand in a text, as the official tokenizer does.
         backend.add_special_tokens(list(special_tokens.values()))
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = len(vocabulary)
+        self.vocab_size: int = max(vocabulary.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.mask_id = (
             vocabulary[special_tokens[role]] for role in ("pad", "unk", "cls", "mask")
         )

@@ -15,9 +15,9 @@ DEFAULT_CHUNK = 1024
 def rank_of_best_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
     """Where the best-scored relevant key of each query stands when its keys are sorted by falling score.
 
-    Equal scores are sorted by falling index, as a stable ascending sort read backwards does. This is what the official evaluation
-    gets from `argsort()[::-1]`; it depends on nothing but the input, and it gives no credit for scoring everything the same: an
-    index does not say what is relevant, so constant scores end at chance level.
+    Equal scores are sorted by falling index, as a stable ascending sort read backwards does. This is what the official
+    evaluation gets from `argsort()[::-1]`; it depends on nothing but the input, and it gives no credit for scoring everything
+    the same: an index does not say what is relevant, so constant scores end at chance level.
 
     Args:
         scores: [Q, N] one row a query; larger is better.

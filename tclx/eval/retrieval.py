@@ -4,10 +4,10 @@
 2. Each candidate pair goes through the fusion encoder, once even where picture and caption both asked for it. Its score is the
    ITM logit of "matched" (not a probability). Keys that are no candidates score -100.
 
-Memory stays small at COCO's 5,000 pictures and 25,000 captions. Token features of pictures are never kept (5,000 x 577 x 768 in
-fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` pictures at a time, at 1 % of the matching's cost. Those of
-captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices exist for a
-chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
+Memory stays small at COCO's 5,000 pictures and 25,000 captions. Token features of pictures are never kept (5,000 x 577 x 768
+in fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` pictures at a time, at 1 % of the matching's cost.
+Those of captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices
+exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
 
 With several processes, pictures, queries and pairs are divided among them in consecutive parts and gathered as objects in that
 order, without the repeated samples of a distributed sampler.

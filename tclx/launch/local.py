@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, NamedTuple
 
+from tclx.data.facts import refuse_bad_images
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
 from tclx.launch.order import PlannedRun
 from tclx.runs import RunFolder, RunState, machine_error
@@ -48,8 +49,10 @@ def launch(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
         One outcome a run, in order; after an interruption the remaining ones are missing.
 
     Raises:
+        InputError: pictures are bad and `data.bad_images.policy` refuses them; nothing has been started.
         MachineError: a run folder cannot be made.
     """
+    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
     outcomes: dict[str, Outcome] = {}
     for number, run in enumerate(runs, start=1):
         folder = RunFolder(runs_dir / run.plan.run_id)
@@ -64,6 +67,23 @@ def launch(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
         if outcome.ending == "interrupted":
             break
     return list(outcomes.values())
+
+
+def check_pictures(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
+    """Open the pictures of every run that is about to take its first step, as its policy asks; each data set once.
+
+    Raises:
+        InputError: with the bad pictures.
+    """
+    beginning = []
+    for run in runs:
+        state = RunFolder(runs_dir / run.plan.run_id).read_state()
+        if state is None or (state.step == 0 and state.status != "finished") or (again and run.asked_for):
+            beginning.append(run.spec.data)
+    for data in dict.fromkeys(beginning):
+        found = refuse_bad_images(data)
+        if found.num_pictures:
+            say(found.summary())
 
 
 def describe(outcome: Outcome) -> str:
@@ -91,7 +111,7 @@ def _run_one(run: PlannedRun, folder: RunFolder, *, again: bool, say: Say) -> Ou
         say(f"continuing at step {state.step} of {state.total_steps}")
     prepare(run, folder)
     started_at = time.time()
-    exit_code = _follow(worker_command(folder, run.spec.launch.num_processes), folder, started_at)
+    exit_code = _follow(folder, run.spec.launch.num_processes, started_at)
     return _outcome(folder, exit_code, started_at)
 
 
@@ -120,14 +140,22 @@ def worker_command(folder: RunFolder, num_processes: int) -> list[str]:
     return [sys.executable, "-m", *torchrun, "-m", *worker]
 
 
-def _follow(command: Sequence[str], folder: RunFolder, started_at: float) -> int:
-    process = subprocess.Popen(command, start_new_session=True)
+def worker_environment(num_processes: int) -> dict[str, str]:
+    """This process's environment; the cores are shared out where several processes would each take all of them."""
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    shared_out = {"OMP_NUM_THREADS": str(threads)} if num_processes > 1 else {}
+    return {**shared_out, **os.environ}
+
+
+def _follow(folder: RunFolder, num_processes: int, started_at: float) -> int:
+    command, environment = worker_command(folder, num_processes), worker_environment(num_processes)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     with _passing_signals(lambda number: _pass_on(number, process, folder, started_at)):
         return process.wait()
 
 
 def _pass_on(number: int, process: subprocess.Popen[bytes], folder: RunFolder, started_at: float) -> None:
-    """Tell the process that decides: rank 0 once it trains (torchrun would end it after 30 seconds, saved or not), else the child."""
+    """Tell the process that decides: rank 0 once it trains (torchrun would kill it 30 seconds later), before that the child."""
     state = folder.read_state()
     trains = state is not None and state.status == "running" and state.updated_at >= started_at and state.pid
     if number == signal.SIGHUP:

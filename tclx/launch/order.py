@@ -12,7 +12,7 @@ from tclx.errors import InputError, Problem
 from tclx.plan import DataFacts, Plan, check_spec, make_plan, run_id
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
-from tclx.spec.load import Experiment, load_experiments
+from tclx.spec.load import Experiment, Origins, load_experiments
 
 
 class PlannedRun(NamedTuple):
@@ -63,6 +63,14 @@ def plan_runs(
     return list(planner.runs.values())
 
 
+def without_first_weights(spec: ExperimentSpec) -> ExperimentSpec:
+    """The spec with encoders that start at random: for a model that is only counted, or whose weights are replaced anyway."""
+    image_encoder = spec.model.image_encoder.model_copy(update={"weights": None})
+    text_encoder = spec.model.text_encoder.model_copy(update={"weights": None})
+    model = spec.model.model_copy(update={"image_encoder": image_encoder, "text_encoder": text_encoder})
+    return spec.model_copy(update={"model": model})
+
+
 class _Planner:
     """Runs found so far, by id, and the facts of data read so far."""
 
@@ -75,8 +83,7 @@ class _Planner:
     def add(self, experiment: Experiment, path: Path, *, before: tuple[Step, ...], asked_for: bool) -> str:
         """Plan one run after what it needs; returns its id."""
         spec = experiment.spec
-        check_spec(spec, experiment.origins, without_data=self._without_data)
-        plan = make_plan(spec, self._collect(spec.data), experiment.origins, without_data=self._without_data)
+        plan = self._plan(experiment)
         needs = None
         if spec.init is not None and spec.init.experiment is not None:
             steps = (*before, (path.resolve(), spec.variant))
@@ -97,10 +104,35 @@ class _Planner:
             raise InputError(_problem(experiment, f"runs start from each other in a circle: {chain} -> {path.name}"))
         return self.add(needed, path, before=steps, asked_for=False)
 
+    def _plan(self, experiment: Experiment) -> Plan:
+        spec, origins = experiment
+        try:
+            facts = self._collect(spec.data)
+        except InputError as unread:
+            raise InputError(*_besides_rows(experiment), *(_located(one, origins) for one in unread.problems)) from unread
+        return make_plan(spec, facts, origins, without_data=self._without_data)
+
     def _collect(self, data: DataSpec) -> DataFacts:
         if data not in self._facts:
             self._facts[data] = collect_facts(data, without_data=self._without_data)
         return self._facts[data]
+
+
+def _besides_rows(experiment: Experiment) -> list[Problem]:
+    """What is wrong with a spec whose data could not be counted; counting has named the annotation files that are missing."""
+    try:
+        check_spec(*experiment)
+    except InputError as wrong:
+        return [problem for problem in wrong.problems if ".files[" not in problem.key]
+    return []
+
+
+def _located(problem: Problem, origins: Origins) -> Problem:
+    """With the line of its key, or of the nearest section around it."""
+    key = problem.key
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return problem._replace(where=origins.get(key))
 
 
 def _choose(experiments: Sequence[Experiment], init: InitSpec, *, seed: int, asking: Experiment) -> Experiment:

@@ -12,6 +12,7 @@ from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Problem
 from tclx.eval.retrieval import evaluate_retrieval
+from tclx.launch.order import without_first_weights
 from tclx.model.tcl import TCL
 from tclx.model.weights import OfficialForm, export_official, load_initial_weights
 from tclx.runs import RunFolder
@@ -122,7 +123,7 @@ class _Model(NamedTuple):
 def _model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool) -> _Model:
     """The model of a spec with saved weights, on the CPU; `exactly` refuses any difference in names and shapes."""
     tokenizer = _tokenizer_for(saved, spec)
-    model = TCL(_without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    model = TCL(without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
     with _readable(saved.path):
         _load(model, saved, exactly=exactly)
     return _Model(model, tokenizer)
@@ -162,15 +163,6 @@ def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
     if saved.run is not None:
         return CaptionTokenizer.load(saved.run.tokenizer)
     return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
-
-
-def _without_first_weights(spec: ExperimentSpec) -> ExperimentSpec:
-    """What is loaded afterwards replaces them, so they need not be downloaded."""
-    image_encoder = spec.model.image_encoder.model_copy(update={"weights": None})
-    text_encoder = spec.model.text_encoder.model_copy(update={"weights": None})
-    return spec.model_copy(
-        update={"model": spec.model.model_copy(update={"image_encoder": image_encoder, "text_encoder": text_encoder})}
-    )
 
 
 def _load(model: TCL, saved: Saved, *, exactly: bool) -> None:

@@ -1,34 +1,42 @@
-"""What a run will cost: parameters, arithmetic and memory, counted on the meta device without allocating anything."""
+"""What a run will cost: parameters, arithmetic and memory, counted on the meta device without computing or allocating anything.
+
+A forward and backward pass of one micro-batch is acted out on tensors without storage. Counting sees every operation, and
+autograd tells what it keeps for the backward pass.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tclx.model.tcl import TCL, Encoded, Encoders
-from tclx.plan import Plan, needs_second_view
+from tclx.model.tcl import TCL, Encoded
+from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
 
 GIB = 1024**3
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimates; captions are taken to be as long as the spec allows."""
+    """Estimates, with captions as long as the spec allows."""
 
     parameters_trainable: int
     parameters_total: int
     """With the momentum copies."""
     flops_per_step: int
-    """Of one optimizer step over all processes: forward, backward and the momentum encoders; two a multiply-add."""
+    """Of one optimizer step over all processes: forward, backward and momentum encoders; a multiply-add counts two."""
     peak_memory_gib: float
-    """Of one process: weights, gradients, optimizer, queues, and the activations of a micro-batch as the backward pass starts."""
+    """Of one process: weights, gradients, optimizer, queues, activations; the device's own context comes on top."""
     checkpoint_gib: float
     """Of one checkpoint on disk."""
 
@@ -38,25 +46,222 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
 
     Args:
         spec: the experiment.
-        plan: derived from it; its global batch is what a step computes.
+        plan: derived from it.
         vocab_size: of the tokenizer.
 
     Raises:
         InputError, MachineError: the model cannot be built.
     """
     with torch.device("meta"):
-        model = TCL(spec, vocab_size=vocab_size, pad_token_id=0)
-        micro_batch = _MicroBatch(model, spec, vocab_size=vocab_size)
+        model = TCL(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
+        kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
-            activation_bytes = micro_batch.run()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    state_bytes = _bytes(model.state_dict().values())
-    trained_bytes = _bytes(trainable)
+            with kept.recording(), _GpuKernels(HALF.get(spec.training.precision)):
+                loss = _forward(model, spec)
+            forward_flops = counter.get_total_flops()
+            torch.autograd.backward(loss)
+    flops = counter.get_total_flops()
+    if spec.training.activation_checkpointing:  # one more forward of what is trained, half of what its backward pass costs
+        flops += (flops - forward_flops) // 2
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    state_bytes, trained_bytes = _bytes(model.state_dict().values()), _bytes(trained)
+    # Without accumulation the gradients appear as the activations go; otherwise, and in DDP's buckets, they are always there.
+    gradients_stay = spec.training.accumulation_steps > 1 or plan.world_size > 1
+    transient = kept.num_bytes + trained_bytes if gradients_stay else max(kept.num_bytes, trained_bytes)
     return Cost(
-        parameters_trainable=sum(parameter.numel() for parameter in trainable),
+        parameters_trainable=sum(parameter.numel() for parameter in trained),
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
-        flops_per_step=counter.get_total_flops() * plan.global_batch_size // spec.training.batch_size_per_gpu,
-        # Gradients and AdamW's two moments are as large as what is trained.
-        peak_memory_gib=(state_bytes + 3 * trained_bytes + activation_bytes) / GIB,
+        flops_per_step=flops * (plan.global_batch_size // spec.training.batch_size_per_gpu),
+        peak_memory_gib=(state_bytes + 2 * trained_bytes + transient) / GIB,  # AdamW's two moments
         checkpoint_gib=(state_bytes + 2 * trained_bytes) / GIB,
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _without_recomputation(spec: ExperimentSpec) -> ExperimentSpec:
+    """The same model; torch's recomputation knows no meta device, so it is accounted for instead of acted out."""
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"activation_checkpointing": False})})
+
+
+class _Kept:
+    """The memory that autograd holds for the backward pass, weights and buffers apart; tensors that share it count once.
+
+    Args:
+        model: whose own tensors are left out.
+        recomputed: layers that keep nothing but their inputs.
+    """
+
+    def __init__(self, model: TCL, *, recomputed: Iterable[nn.Module]) -> None:
+        self._own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._kept: dict[int, int] = {}
+        self._inside: dict[int, int] | None = None  # of the recomputed layer that is running
+        self._largest_layer = 0
+        self._alive: list[Tensor] = []  # a freed storage's address could be taken for another's
+        for layer in recomputed:
+            layer.register_forward_pre_hook(self._enter)
+            layer.register_forward_hook(self._leave)
+
+    @property
+    def num_bytes(self) -> int:
+        """With one recomputed layer's activations, which are there while its gradients are computed."""
+        return sum(self._kept.values()) + self._largest_layer
+
+    def recording(self) -> saved_tensors_hooks:
+        """While it is entered, whatever is saved is counted."""
+        return saved_tensors_hooks(self._add, lambda tensor: tensor)
+
+    def _enter(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        self._inside = {}
+
+    def _leave(self, *_call: Any) -> None:
+        self._largest_layer = max(self._largest_layer, sum((self._inside or {}).values()))
+        self._inside = None
+
+    def _add(self, tensor: Tensor) -> Tensor:
+        kept = self._kept if self._inside is None else self._inside
+        if (storage := _storage(tensor)) not in self._own and storage not in self._kept:
+            kept[storage] = tensor.untyped_storage().nbytes()
+            self._alive.append(tensor)
+        return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def _layers(model: TCL) -> Iterator[nn.Module]:
+    """The layers that activation checkpointing recomputes, of the trained encoders."""
+    online = model.online
+    for stack in ("blocks", "stages"):
+        yield from getattr(online.image_encoder.body, stack, ())
+    yield from online.text_encoder.layers
+    if online.fusion_encoder is not None:
+        yield from online.fusion_encoder.layers
+
+
+class _GpuKernels(TorchFunctionMode):
+    """Makes the meta device keep what a GPU's fused kernels keep, and cast as autocast does.
+
+    Fused attention keeps no matrix of weights, fused dropout one byte per decision.
+
+    Args:
+        half: dtype of the matrix products under autocast; None without it.
+    """
+
+    def __init__(self, half: torch.dtype | None) -> None:
+        super().__init__()
+        self._half = half
+        self._cast: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        if self._half is not None and func in _IN_HALF:
+            args = tuple(self._to_half(value) for value in args)
+        elif self._half is not None and func in _IN_FULL:
+            args = tuple(value.float() if isinstance(value, Tensor) and value.is_floating_point() else value for value in args)
+        return _attention(*args, **kwargs) if func is functional.scaled_dot_product_attention else func(*args, **kwargs)
+
+    def _to_half(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if not isinstance(value, nn.Parameter):
+            return value.to(self._half)
+        return self._cast.setdefault(id(value), value.to(self._half))  # autocast keeps one half copy of each weight
+
+
+_IN_HALF = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention, torch.matmul, torch.bmm)
+_IN_FULL = (functional.layer_norm, functional.group_norm, functional.softmax, functional.log_softmax, functional.normalize)
+
+
+def _dropout(states: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(states, p, training)[0] if training and p > 0 else states
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_other: Any
+) -> Tensor:
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    result = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout_p)
+    output: Tensor = result[0]
+    return output
+
+
+def _forward(model: TCL, spec: ExperimentSpec) -> Tensor:
+    """Act out one micro-batch of the training step; only operations and sizes matter."""
+    objectives, online, size = spec.objectives, model.online, spec.training.batch_size_per_gpu
+    side, num_tokens = spec.model.image_encoder.image_size, spec.data.max_caption_tokens
+    pictures, ids = torch.empty(size, 3, side, side), torch.zeros(size, num_tokens, dtype=torch.int64)
+    mask = torch.ones(size, num_tokens, dtype=torch.bool)
+    num_texts = 2 if objectives.mlm else 1
+    image = online.encode_image(pictures)
+    texts = online.encode_text(ids.repeat(num_texts, 1), mask.repeat(num_texts, 1))
+    text = Encoded(texts.tokens[:size], None if texts.embedding is None else texts.embedding[:size])
+    losses = [image.tokens.sum() * 0, text.tokens.sum() * 0]
+    if model.momentum is not None:
+        with torch.no_grad():
+            momentum_image, momentum_text = model.momentum.encode_image(pictures), model.momentum.encode_text(ids, mask)
+        losses += _contrastive(model, spec, (image, text), (momentum_image, momentum_text))
+    if online.fusion_encoder is not None:
+        num_passes = 3 * bool(objectives.itm) + bool(objectives.mlm)
+        rows = torch.zeros(size * num_passes, dtype=torch.int64)
+        keys_values = online.fusion_encoder.keys_values(image.tokens)
+        fused = online.fusion_encoder(text.tokens.repeat(num_passes, 1, 1), mask.repeat(num_passes, 1), keys_values, rows)
+        if model.itm_head is not None:
+            losses.append(model.itm_head(fused[: 3 * size, 0]).sum())
+        if objectives.mlm is not None and online.mlm_head is not None:
+            num_masked = max(1, round(objectives.mlm.mask_probability * size * (num_tokens - 1)))
+            words = online.mlm_head(fused[-size:].flatten(0, 1)[:num_masked])
+            losses.append(functional.log_softmax(words.float(), dim=1).sum())
+    if model.momentum is not None and model.momentum.fusion_encoder is not None:
+        _distil_mlm(model, momentum_image, ids, mask)
+    return torch.stack([loss.float() for loss in losses]).sum()
+
+
+def _contrastive(
+    model: TCL, spec: ExperimentSpec, queries: tuple[Encoded, Encoded], keys: tuple[Encoded, Encoded]
+) -> list[Tensor]:
+    """The similarity matrices of CMA, IMC and LMI."""
+    objectives, queue = spec.objectives, model.queue
+    if queries[0].embedding is None or model.momentum is None:
+        return []
+    queued = (queue.image, queue.text) if queue is not None else (torch.empty(0, spec.model.embed_dim),) * 2
+    compared = [torch.cat([key.embedding, past]) for key, past in zip(keys, queued, strict=True) if key.embedding is not None]
+    pairs = [(0, 1), (1, 0)] * bool(objectives.cma) + [(0, 0), (1, 1)] * bool(objectives.imc)
+    losses = [_log_probabilities(queries[query].embedding, compared[key]).sum() for query, key in pairs]
+    with torch.no_grad():
+        if objectives.cma and objectives.soft_labels:
+            _log_probabilities(keys[0].embedding, compared[1])
+            _log_probabilities(keys[1].embedding, compared[0])
+        parts = model.momentum.project_image_locals(keys[0].tokens), model.momentum.project_text_locals(keys[1].tokens)
+    if objectives.lmi:
+        num_pooled = (objectives.lmi.pooled_grid or model.online.image_encoder.grid[0]) ** 2
+        near = (parts[0][:, :num_pooled].flatten(0, 1), parts[1].flatten(0, 1))
+        losses += [_log_probabilities(query.embedding, each).sum() for query, each in zip(queries, near, strict=True)]
+    return losses
+
+
+def _log_probabilities(query: Tensor | None, keys: Tensor) -> Tensor:
+    if query is None:
+        raise TypeError("a contrastive term needs projections")
+    return functional.log_softmax(query @ keys.T / 0.07, dim=1)
+
+
+@torch.no_grad()
+def _distil_mlm(model: TCL, image: Encoded, ids: Tensor, mask: Tensor) -> None:
+    momentum = model.momentum
+    if momentum is not None and momentum.fusion_encoder is not None:
+        text = momentum.encode_text(ids, mask)
+        momentum.fusion_encoder(text.tokens, mask, momentum.fusion_encoder.keys_values(image.tokens))

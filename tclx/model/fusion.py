@@ -6,8 +6,8 @@ hard-negative and masked texts then run as one pass that looks its picture up by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +69,16 @@ class CrossAttention(nn.Module):
         """[B, N, image width] -> what `forward` attends to."""
         return KeysValues(self._split(self.key(image_tokens)), self._split(self.value(image_tokens)))
 
-    def forward(self, states: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """States [R, L, D], keys and values [R, heads, N, D / heads] -> [R, L, D]."""
+    def forward(self, states: Tensor, pictures: KeysValues) -> Tensor:
+        """States [R, L, D] and the keys and values of R pictures -> [R, L, D]."""
         dropout = self.attention_dropout if self.training else 0.0
-        heads = functional.scaled_dot_product_attention(self._split(self.query(states)), keys, values, dropout_p=dropout)
+        heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *pictures, dropout_p=dropout)
         mixed = self.dropout(self.dense(heads.transpose(1, 2).flatten(2)))
         normalised: Tensor = self.norm(mixed + states)
         return normalised
 
     def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return states.view(*states.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
 
 class FusionLayer(nn.Module):
@@ -92,15 +92,16 @@ class FusionLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, config: PretrainedConfig, *, image_width: int) -> None:
         super().__init__()
-        self.attention = layer.attention
+        self.attention = layer.get_submodule("attention")
         self.cross_attention = CrossAttention(config, image_width=image_width)
-        self.intermediate = layer.intermediate
-        self.output = layer.output
+        self.intermediate = layer.get_submodule("intermediate")
+        self.output = layer.get_submodule("output")
 
-    def forward(self, states: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """States [R, L, D], mask [R, 1, 1, L], keys and values [R, heads, N, D / heads] -> [R, L, D]."""
+    def forward(self, states: Tensor, mask: Tensor, pictures: KeysValues, rows: Tensor | None) -> Tensor:
+        """States [R, L, D], mask [R, 1, 1, L], the picture of each by row -> [R, L, D]."""
         read = self.attention(states, mask)[0]
-        seen = self.cross_attention(read, keys, values)
+        # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
+        seen = self.cross_attention(read, pictures.of_rows(rows))
         fused: Tensor = self.output(self.intermediate(seen), seen)
         return fused
 
@@ -115,7 +116,8 @@ class FusionEncoder(nn.Module):
 
     def keys_values(self, image_tokens: Tensor) -> tuple[KeysValues, ...]:
         """Image tokens [B, N, image width], [CLS] included -> keys and values of every layer, for `forward`."""
-        return tuple(layer.cross_attention.keys_values(image_tokens) for layer in self.layers)
+        layers = cast("Iterable[FusionLayer]", self.layers)
+        return tuple(layer.cross_attention.keys_values(image_tokens) for layer in layers)
 
     def forward(
         self,
@@ -137,8 +139,7 @@ class FusionEncoder(nn.Module):
         """
         mask, states = padding_mask(attention_mask), text_states
         for layer, pictures in zip(self.layers, keys_values, strict=True):
-            keys, values = pictures.of_rows(image_rows)
-            states = run_layer(layer, states, mask, keys, values, recompute=self.activation_checkpointing)
+            states = run_layer(layer, states, mask, pictures, image_rows, recompute=self.activation_checkpointing)
         return states
 
 

@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 
 class Encoders(nn.Module):
-    """Everything that a momentum copy may copy: encoders, projections, fusion encoder, MLM head. None marks what is not built."""
+    """Everything that a momentum copy may copy. A part that is not built is None."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ def _locals(tokens: Tensor, projection: nn.Linear | None) -> Tensor:
 class Temperatures(nn.Module):
     """The softmax temperatures in use: `shared`, and one under a term's name where the term sets its own.
 
-    A learned one is a 0-D parameter, a fixed one a buffer. `shared` exists when a term without its own is on, or when ITM needs it
-    to draw hard negatives; in the latter case alone nothing can train it, and it is fixed.
+    A learned one is a 0-D parameter, a fixed one a buffer. `shared` exists when a term without its own is on, or when ITM draws
+    hard negatives with it; for the latter alone nothing can train it, and it is fixed.
     """
 
     def __init__(self, objectives: ObjectivesSpec) -> None:
@@ -145,8 +145,8 @@ class TCL(nn.Module):
 
     Attributes:
         online: the trained encoders.
-        momentum: their frozen copy, equal at the start; None when no term compares with one. It has a fusion encoder and an MLM head
-            only when MLM has soft labels.
+        momentum: their frozen copy, equal at the start; None when no term compares with one. It has a fusion encoder and an MLM
+            head only when MLM has soft labels.
         itm_head: [CLS] of the fusion encoder -> (no match, match); None when ITM is off.
         queue: None without CMA and IMC, or with queue_size 0.
         temperatures: see `Temperatures`.
@@ -205,4 +205,3 @@ def _encoders(spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> En
         fusion_encoder=text.fusion_encoder,
         mlm_head=text.mlm_head,
     )
-

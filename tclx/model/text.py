@@ -1,7 +1,7 @@
-"""What a caption says: one BERT-like transformers model, split into a text encoder, the start of the fusion layers and an MLM head.
+"""What a caption says: one BERT-like transformers model, split into text encoder, fusion layers and MLM head.
 
-The lower `text_encoder.num_layers` layers see text alone, the next `fusion_encoder.num_layers` become fusion layers. Fusion layers
-that the model does not have, and every cross-attention, start random.
+The lower `text_encoder.num_layers` layers see text alone, the next `fusion_encoder.num_layers` become fusion layers. Fusion
+layers that the model does not have, and every cross-attention, start random.
 """
 
 from __future__ import annotations
@@ -222,9 +222,8 @@ def _check_length(config: PretrainedConfig, max_tokens: int) -> None:
     counted_from = 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
     longest = config.max_position_embeddings - counted_from
     if max_tokens > longest:
-        raise InputError(
-            Problem("data.max_caption_tokens", f"{max_tokens}, but the text model has positions for {longest} tokens", "lower it")
-        )
+        message = f"{max_tokens}, but the text model has positions for {longest} tokens"
+        raise InputError(Problem("data.max_caption_tokens", message, "lower it"))
 
 
 def _random(config: PretrainedConfig) -> PreTrainedModel:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -23,8 +24,8 @@ KEY = "model.image_encoder"
 class ImageEncoder(nn.Module):
     """A timm model without its classifier.
 
-    The first token stands for the whole picture: the model's class token, or the mean of the patches where it has none. Register
-    and distillation tokens are dropped.
+    The first token stands for the whole picture: the model's class token, or the mean of the patches where it has none.
+    Register and distillation tokens are dropped.
 
     Args:
         spec: which model, which size, which weights. On the meta device weights are never loaded.
@@ -57,7 +58,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], normalised -> tokens [B, 1 + rows * columns, width], [CLS] first."""
-        features = _features(self.body, images)
+        features = _as_tokens(self.body, _forward_features(self.body, images))
         patches = features[:, self.num_prefix_tokens :]
         whole = features[:, :1] if self.has_class_token else patches.mean(dim=1, keepdim=True)
         return torch.cat([whole, patches], dim=1)
@@ -66,8 +67,8 @@ class ImageEncoder(nn.Module):
 class ConvStem(nn.Module):
     """Patches cut by a stack of strided 3 x 3 convolutions and a 1 x 1 one, in place of one large strided convolution.
 
-    Takes the arguments timm's VisionTransformer gives its `embed_layer`. Normalised per sample, not per batch: a batch of one, a
-    resumed run and several processes all see the same function.
+    Takes the arguments timm's VisionTransformer gives its `embed_layer`. Normalised per sample, not per batch: a batch of one,
+    a resumed run and several processes all see the same function.
 
     Args:
         img_size, patch_size: pixels; patch_size a power of two, at least 2.
@@ -92,7 +93,7 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         num_halvings = patch.bit_length() - 1
         widths = [in_chans, *(max(8, embed_dim >> (num_halvings - step)) for step in range(num_halvings))]
-        self.stack = nn.Sequential(*(_halving(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.stack = nn.Sequential(*(_halving(*pair) for pair in pairwise(widths)))
         self.proj = nn.Conv2d(widths[-1], embed_dim, kernel_size=1, bias=bias)
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
@@ -128,12 +129,12 @@ def _probe(spec: ImageEncoderSpec, body: nn.Module) -> Probe:
     _check_sizes(spec, body)
     body.eval()
     try:
-        raw = body.forward_features(torch.empty(1, 3, spec.image_size, spec.image_size))
+        raw = _forward_features(body, torch.empty(1, 3, spec.image_size, spec.image_size))
         features = _as_tokens(body, raw)
     except (RuntimeError, ValueError, AssertionError) as error:
         message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} pictures: {error}"
         raise InputError(Problem(f"{KEY}.image_size", message, "another multiple of its stride may do")) from error
-    features.sum().backward()
+    torch.autograd.backward(features.sum())
     unused = tuple(name for name, parameter in body.named_parameters() if parameter.grad is None)
     return Probe(features.shape[-1], _grid(body, raw, features), unused)
 
@@ -163,8 +164,9 @@ def _grid(body: nn.Module, raw: Tensor, features: Tensor) -> tuple[int, int]:
     return side, num_patches // side
 
 
-def _features(body: nn.Module, images: Tensor) -> Tensor:
-    return _as_tokens(body, body.forward_features(images))
+def _forward_features(body: nn.Module, images: Tensor) -> Tensor:
+    features: Tensor = cast("Any", body).forward_features(images)
+    return features
 
 
 def _as_tokens(body: nn.Module, raw: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ def _as_tokens(body: nn.Module, raw: Tensor) -> Tensor:
     if raw.ndim == 4:
         return raw.flatten(1, 2) if _channels_last(body) else raw.flatten(2).transpose(1, 2)
     # Models made for average pooling put their last norm behind the pool; per token it does the same work.
-    late_norm = getattr(body, "fc_norm", None)
+    late_norm: Any = getattr(body, "fc_norm", None)
     return late_norm(raw) if late_norm is not None and isinstance(getattr(body, "norm", None), nn.Identity) else raw
 
 
@@ -189,11 +191,10 @@ def _tidy(body: nn.Module, unused: tuple[str, ...]) -> None:
 
 def _recompute_activations(body: nn.Module, spec: ImageEncoderSpec) -> None:
     try:
-        body.set_grad_checkpointing(True)
+        cast("Any", body).set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:
-        raise InputError(
-            Problem("training.activation_checkpointing", f"timm's {spec.name} cannot recompute its activations", "set it to false")
-        ) from error
+        message = f"timm's {spec.name} cannot recompute its activations"
+        raise InputError(Problem("training.activation_checkpointing", message, "set it to false")) from error
 
 
 def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
@@ -257,7 +258,8 @@ def _refused_override(spec: ImageEncoderSpec, error: TypeError) -> InputError:
     keys = {"embed_dim": "width", "embed_layer": "stem", "drop_path_rate": "drop_path"}
     named = [word for word in (*keys, "patch_size", "depth", "num_heads") if f"'{word}'" in str(error)]
     key = keys.get(named[0], named[0]) if named else "name"
-    return InputError(Problem(f"{KEY}.{key}", f"timm's {spec.name} does not take it: {error}", "only ViTs take sizes and stems"))
+    message = f"timm's {spec.name} does not take it: {error}"
+    return InputError(Problem(f"{KEY}.{key}", message, "only ViTs take sizes and stems"))
 
 
 def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
@@ -271,13 +273,7 @@ def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
     fitting = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
     loaded = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
     if len(loaded) < 0.9 * len(own):
-        lacking = [name for name in own if name not in loaded]
-        raise InputError(
-            Problem(
-                key,
-                f"only {len(loaded)} of the model's {len(own)} tensors are in {path} with the right shape; "
-                f"not there, for instance: {', '.join(lacking[:4])}",
-                f"the names must be those of timm's model, {KEY}.name",
-            )
-        )
+        lacking = ", ".join([name for name in own if name not in loaded][:4])
+        message = f"only {len(loaded)} of the model's {len(own)} tensors are in {path} with the right shape; not {lacking}"
+        raise InputError(Problem(key, message, f"the names must be those of timm's model, {KEY}.name"))
     body.load_state_dict(loaded, strict=False)

@@ -57,8 +57,8 @@ def read_tensors(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
         raise InputError(Problem(key, f"there is no file {path}"))
     content = _read_safetensors(path, key) if path.suffix == ".safetensors" else _read_torch(path, key)
     for wrapper in ("model", "state_dict"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+        wrapped = content.get(wrapper)
+        content = wrapped if isinstance(wrapped, dict) else content
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(Problem(key, f"{path} holds no tensors, neither at the top nor under `model`"))
@@ -115,7 +115,8 @@ def resize_position_embedding(embedding: Tensor, *, num_tokens: int) -> Tensor:
         return embedding
     prefix = prefixes[0]
     side = math.isqrt(num_tokens - prefix)
-    grid = embedding[:, prefix:].unflatten(1, (-1, math.isqrt(num_old - prefix))).permute(0, 3, 1, 2)
+    old_side = math.isqrt(num_old - prefix)
+    grid = embedding[:, prefix:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
     resized = functional.interpolate(grid.float(), size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([embedding[:, :prefix], resized.to(embedding.dtype).flatten(2).transpose(1, 2)], dim=1)
 
@@ -221,7 +222,7 @@ def _momentum_from_online(own: Mapping[str, Tensor], fitted: Mapping[str, Tensor
     return {f"momentum.{name}": fitted.get(source, own[source]) for name, source in online.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------- official checkpoints
+# --------------------------------------------------------------------------------------------------------- official checkpoints
 
 _PART = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)(_m)?\.(?:bert\.)?(.+)")
 _CROSS_ATTENTION = re.compile(r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")

@@ -109,7 +109,7 @@ def key_paths(place: Place = ROOT) -> list[str]:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant."""
     by_plain_form = {_plain_form(candidate): candidate for candidate in known}
-    matches = difflib.get_close_matches(_plain_form(word), by_plain_form, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(_plain_form(word), by_plain_form, n=1, cutoff=0.7)
     return by_plain_form[matches[0]] if matches else None
 
 

@@ -90,16 +90,16 @@ def read_with_parents(path: Path) -> Node:
     Raises:
         InputError: a file cannot be read, is no spec, or is its own ancestor.
     """
-    files: list[Path] = []
+    chain: dict[Path, Path] = {}  # the real file -> as it was named
     layers: list[Node] = []
     next_file: Path | None = path
     asked_at: Location | None = None
     while next_file is not None:
         layer = _read_layer(next_file, asked_at)
-        if next_file.resolve() in [file.resolve() for file in files]:
-            chain = " -> ".join(str(file) for file in [*files, next_file])
-            raise InputError(Problem("extends", f"the files extend each other in a circle: {chain}", where=asked_at))
-        files.append(next_file)
+        if next_file.resolve() in chain:
+            circle = " -> ".join(str(file) for file in [*chain.values(), next_file])
+            raise InputError(Problem("extends", f"the files extend each other in a circle: {circle}", where=asked_at))
+        chain[next_file.resolve()] = next_file
         layers.append(Node({key: node for key, node in entries(layer).items() if key != "extends"}, layer.where))
         parent = entries(layer).get("extends")
         next_file, asked_at = (_parent_path(parent), parent.where) if parent and parent.value is not None else (None, None)
@@ -184,19 +184,24 @@ def _check_known(path: str) -> None:
     if first in FILE_ONLY_KEYS:
         return
     place = ROOT
-    for key in keys:
+    for depth, key in enumerate(keys):
         inner = place.child(key)
         if inner is None:
-            raise InputError(Problem(path, f"unknown key `{key}`", _nearest_path(path, key, place), SET))
+            raise InputError(Problem(path, f"unknown key `{key}`", _nearest_path(keys, depth, place), SET))
         place = inner
 
 
-def _nearest_path(path: str, key: str, place: Place) -> str | None:
-    if "[" in key:
-        return f"write the whole list: `{path.partition('[')[0]}=[...]`"
-    known = key_paths()
-    match = next((one for one in known if one.endswith(f".{path}")), None) or nearest(path, known)
-    return f"did you mean `{match}`?" if match else nearest_key(key, place)
+def _nearest_path(keys: Sequence[str], depth: int, place: Place) -> str | None:
+    """A hint for the key at `depth`, which `place` does not know: a neighbour, or a path that ends like this one."""
+    name, bracket, _ = keys[depth].partition("[")
+    if bracket:
+        return f"write the whole list: `{'.'.join([*keys[:depth], name])}=[...]`"
+    ending = f".{'.'.join(keys)}"
+    neighbour = nearest(name, place.known_keys())
+    match = (
+        ".".join([*keys[:depth], neighbour]) if neighbour else next((one for one in key_paths() if one.endswith(ending)), None)
+    )
+    return f"did you mean `{match}`?" if match else nearest_key(name, place)
 
 
 def _put(tree: Node, keys: Sequence[str], value: Node) -> Node:

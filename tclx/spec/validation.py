@@ -56,7 +56,7 @@ def problems_of(error: ValidationError, tree: Node) -> list[Problem]:
     """
     found: dict[str, tuple[_Spot, list[ErrorDetails]]] = {}
     for detail in error.errors(include_url=False):
-        spot = _tag_spot(detail, tree) if detail["type"].startswith("union_tag") else _follow(detail["loc"], tree)
+        spot = _spot(detail, tree)
         found.setdefault(spot.key, (spot, []))[1].append(detail)
     return [_problem(spot, details) for key, (spot, details) in found.items() if not _echoes(key, details, found)]
 
@@ -81,6 +81,14 @@ def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
             section, place = place, place.child(part)
             key, node = f"{key}.{part}" if key else part, _entry(node, part)
     return _Spot(key, place, section, node)
+
+
+def _spot(detail: ErrorDetails, tree: Node) -> _Spot:
+    if detail["type"].startswith("union_tag"):
+        return _tag_spot(detail, tree)
+    loc = detail["loc"]
+    is_short_list = detail["type"] == "missing" and isinstance(loc[-1], int)
+    return _follow(loc[:-1] if is_short_list else loc, tree)
 
 
 def _tag_spot(detail: ErrorDetails, tree: Node) -> _Spot:

@@ -128,7 +128,7 @@ class _Reader:
         if not isinstance(start, DocumentStartEvent):
             return Node(None, self._locate(1, 1))
         if start.version not in (None, (1, 2)):
-            self._refuse(start, "a spec is YAML 1.2; remove the %YAML line")
+            self._refuse(start, "a spec is YAML 1.2; remove the %YAML line above")
         root = self._node(next(self._events), depth=0)
         next(self._events)  # the document ends
         if isinstance(extra := next(self._events), DocumentStartEvent):

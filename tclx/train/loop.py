@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,6 +19,7 @@ from typing import NamedTuple, cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
@@ -167,9 +168,12 @@ def _run_steps(session: Session, first_step: int) -> None:
         ),
     )
     with closing(stream):
-        first = next(stream)
+        batches: Iterator[Batch] = stream
+        if distributed.world_size() > 1:
+            batches = _equally_long(stream, length=spec.data.max_caption_tokens, pad_id=session.tokenizer.pad_id)
+        first = next(batches)
         distributed.settle_buckets(session.step, lambda: _forward(session, first, weight=0.0, draw=0).loss)
-        _take_steps(session, first_step, chain([first], stream))
+        _take_steps(session, first_step, chain([first], batches))
 
 
 def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> None:
@@ -278,6 +282,21 @@ def _forward(session: Session, batch: Batch, *, weight: float, draw: int, measur
             batch.to(session.device, non_blocking=True), soft_label_weight=weight, draw=draw, measure=measure
         )
     return output
+
+
+def _equally_long(batches: Iterator[Batch], *, length: int, pad_id: int) -> Iterator[Batch]:
+    """Captions padded to the same length in every process: token features are gathered, which takes equal shapes."""
+    for batch in batches:
+        short = batch.input_ids.shape[1]
+        extra = (0, length - short)
+        masked, positions = batch.masked_input_ids, batch.mlm_positions
+        yield replace(
+            batch,
+            input_ids=functional.pad(batch.input_ids, extra, value=pad_id),
+            attention_mask=functional.pad(batch.attention_mask, extra, value=False),
+            masked_input_ids=None if masked is None else functional.pad(masked, extra, value=pad_id),
+            mlm_positions=None if positions is None else positions // short * length + positions % short,
+        )
 
 
 def _follow(model: TCL, spec: ExperimentSpec) -> None:
@@ -465,11 +484,23 @@ def _figures(session: Session, split: Split) -> dict[str, float]:
 def _temporary(session, dataset, split):
     from tclx.data.batch import normalise
     from tclx.eval.retrieval import Captions, retrieval_figures, retrieve
+
     spec = session.spec
     r = spec.evaluation.retrieval
     ids, mask = dataset.encode_captions(session.tokenizer)
-    pictures = lambda numbers: (normalise(b.to(session.device), spec.data.normalization) for b in dataset.image_batches(numbers, batch_size=r.batch_size))
-    found = retrieve(session.model, pictures=pictures, num_images=dataset.num_images, captions=Captions(ids, mask, torch.from_numpy(dataset.image_of_caption)), top_k=r.top_k, batch_size=r.batch_size, precision=spec.training.precision)
+    pictures = lambda numbers: (
+        normalise(b.to(session.device), spec.data.normalization)
+        for b in dataset.image_batches(numbers, batch_size=r.batch_size)
+    )
+    found = retrieve(
+        session.model,
+        pictures=pictures,
+        num_images=dataset.num_images,
+        captions=Captions(ids, mask, torch.from_numpy(dataset.image_of_caption)),
+        top_k=r.top_k,
+        batch_size=r.batch_size,
+        precision=spec.training.precision,
+    )
     return {f"retrieval/{split}/{k}": v for k, v in retrieval_figures(found, num_images=dataset.num_images).items()}
 
 

@@ -35,6 +35,8 @@ def choose_device(training: TrainingSpec) -> torch.device:
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
+    if precision == "fp16" and device.type == "cpu":
+        raise MachineError("training.precision: fp16 needs a GPU, and torch sees none here; fp32 and bf16 run on a CPU")
     if precision == "tf32" and (device.type == "cpu" or torch.cuda.get_device_capability(device) < _AMPERE):
         raise MachineError(
             "training.precision: tf32 needs an NVIDIA GPU of compute capability 8.0 or newer; fp32 runs anywhere"

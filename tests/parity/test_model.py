@@ -10,13 +10,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
 from tclx.losses.local_mi import pool_patches
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL, Encoded
 from tclx.model.weights import load_initial_weights, resize_position_embedding
-from torch import Tensor
-from torch.nn import functional
-
 from tests.model.tiny import ALL_TERMS, VOCAB_SIZE, tiny_spec
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
@@ -40,7 +40,7 @@ def replayed(shared: Path, form: str, *, inputs: int = 0) -> Recorded:
     objectives = ALL_TERMS if form == "pretrain" else {**ALL_TERMS, "mlm": None}
     model = TCL(tiny_spec(objectives), vocab_size=VOCAB_SIZE, pad_token_id=0).eval()
     load_initial_weights(model, shared / "parity" / f"{form}_init.safetensors")
-    update_momentum(model.online, model.momentum, keep=0.995)  # the official forward pass does so before the momentum encoders run
+    update_momentum(model.online, model.momentum, keep=0.995)  # as the official forward pass begins
     tensors = load_file(shared / "parity" / "tensors.safetensors")
     mask = tensors[f"pretrain/in{inputs}/attention_mask"].bool()
     with torch.no_grad():
@@ -109,8 +109,8 @@ def test_matching_in_the_retrieval_form(shared: Path) -> None:
     recorded = replayed(shared, "retrieval", inputs=1)
     logits = matching_logits(recorded, "retrieval_eval")
     labels = torch.tensor([1] * 4 + [0] * 8)
-    expected = json.loads((shared / "parity" / "expected.json").read_text(encoding="utf-8"))["scenarios"]["retrieval_eval"]["itm"]
-    torch.testing.assert_close(functional.cross_entropy(logits, labels), torch.tensor(expected), **TOLERANCE)
+    expected = json.loads((shared / "parity" / "expected.json").read_text(encoding="utf-8"))["scenarios"]["retrieval_eval"]
+    torch.testing.assert_close(functional.cross_entropy(logits, labels), torch.tensor(expected["itm"]), **TOLERANCE)
 
 
 def test_position_embedding_interpolation(shared: Path) -> None:

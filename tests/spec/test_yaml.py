@@ -48,9 +48,12 @@ def test_scalars_read_as_yaml_1_2_says(written: str, value: object) -> None:
 def test_every_value_knows_its_line_and_column() -> None:
     tree = parsed("a: 1\nb:\n  c: [x,\n    y]\n")
     assert tree.where == ("x", 1, 1)
-    inner = tree.value["b"].value["c"]  # type: ignore[index,union-attr,call-overload]
+    assert isinstance(tree.value, dict)
+    assert isinstance(tree.value["b"].value, dict)
+    inner = tree.value["b"].value["c"]
     assert inner.where == ("x", 3, 3)
-    assert [item.where for item in inner.value] == [("x", 3, 7), ("x", 4, 5)]  # type: ignore[union-attr]
+    assert isinstance(inner.value, tuple)
+    assert [item.where for item in inner.value] == [("x", 3, 7), ("x", 4, 5)]
 
 
 def test_equal_keys_are_an_error_that_names_both_places() -> None:
@@ -63,7 +66,10 @@ def test_equal_keys_are_an_error_that_names_both_places() -> None:
         ("a: &n 1", "x:1:4: the anchor &n stands here; write the value out, or share it through `extends`"),
         ("a: &n 1\nb: *n", "x:2:4: the alias *n stands here; write the value out, or share it through `extends`"),
         ("<<: {a: 1}", "x:1:1: `<<` merges nothing here; share values through `extends`"),
-        ("a: !!python/object/apply:os.system [ls]", "x:1:4: the tag tag:yaml.org,2002:python/object/apply:os.system stands here"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "x:1:4: the tag tag:yaml.org,2002:python/object/apply:os.system stands here",
+        ),
         ("a: !x 1", "x:1:4: the tag !x stands here; write a plain value"),
         ("1: a", "x:1:1: keys are text, and `1` is not (put it in quotes if it is meant)"),
         ("true: a", "x:1:1: keys are text, and `true` is not"),
@@ -86,7 +92,7 @@ def test_equal_keys_are_an_error_that_names_both_places() -> None:
         ('a: "\\0"', "x:1:4: the text holds the control character U+0000"),
         ("a: 1\nb: \x01", "x:2:4: not a text file: it holds the control character U+0001"),
         ("a: 1\n---\nb: 2", "x:2:1: a second document starts here; a spec is one document"),
-        ("%YAML 1.1\n---\na: no", "x:1:1: a spec is YAML 1.2; remove the %YAML line"),
+        ("%YAML 1.1\n---\na: no", "x:2:1: a spec is YAML 1.2; remove the %YAML line above"),
         ("a: " + "[" * 99 + "]" * 99, f"x:1:36: nested more than {MAX_DEPTH} deep"),
     ],
 )

@@ -37,9 +37,10 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
     assert choose_device(spec()) == CPU
 
 
-def test_tf32_on_a_cpu_is_refused_with_its_key() -> None:
-    with pytest.raises(MachineError, match=r"training\.precision: tf32"):
-        choose_device(spec(device="cpu", precision="tf32"))
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_what_a_cpu_cannot_do_is_refused_with_its_key(precision: str) -> None:
+    with pytest.raises(MachineError, match=rf"training\.precision: {precision}"):
+        choose_device(spec(device="cpu", precision=precision))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])

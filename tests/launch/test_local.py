@@ -1,0 +1,186 @@
+"""Promises of `launch`: nothing is trained twice, nothing is lost, and every ending is told apart.
+
+A stand-in worker ends in every way that a real one can; tests/cli runs the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tclx.errors import InputError, MachineError
+from tclx.launch import local
+from tclx.launch.local import Outcome, launch, worker_command
+from tclx.launch.order import PlannedRun, plan_runs
+from tclx.runs import RunFolder, RunState
+from tests.launch.toy import write_spec
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+WORKER = """
+import json, os, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+from tclx.runs import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+ending = os.environ.get("ENDING_" + folder.run_id.split("-")[0].upper(), "finished")
+with (folder.path.parent / "log").open("a") as log:
+    log.write(folder.run_id + "\\n")
+state = folder.read_state()
+def end(status, code, reason=None):
+    folder.write_state(replace(state, status=status, step=1, reason=reason))
+    sys.exit(code)
+if ending == "killed":
+    folder.write_state(replace(state, status="running"))
+    os.kill(os.getpid(), signal.SIGKILL)
+if ending == "waits":
+    signal.signal(signal.SIGINT, lambda *_: end("interrupted", 75, "saved at step 1"))
+    folder.write_state(replace(state, status="running"))
+    time.sleep(60)
+if ending.startswith("failed"):
+    end("failed", int(ending[6:]), "the loss is NaN")
+end("finished", 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts the stand-in where the worker is started."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setattr(local, "worker_command", lambda folder, num_processes: [sys.executable, str(script), str(folder.path)])
+    return script
+
+
+def plan(*paths: Path) -> list[PlannedRun]:
+    return plan_runs(paths, runs_dir=paths[0].parent / "runs")
+
+
+def start(*paths: Path, again: bool = False) -> list[Outcome]:
+    return launch(plan(*paths), runs_dir=paths[0].parent / "runs", again=again)
+
+
+def trained(folder: Path) -> list[str]:
+    """Names of the experiments that a worker was started for, in order."""
+    log = folder / "runs" / "log"
+    return [line.split("-")[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_runs_are_trained_in_order_and_once(tmp_path: Path) -> None:
+    write_spec(tmp_path, "pre")
+    fine = write_spec(tmp_path, "fine", init={"experiment": "pre.yaml"})
+    assert [outcome.ending for outcome in start(fine)] == ["finished", "finished"]
+    assert [outcome.ending for outcome in start(fine)] == ["already finished", "already finished"]
+    assert trained(tmp_path) == ["pre", "fine"]
+
+
+def test_the_folder_holds_spec_and_plan_before_the_worker_starts(tmp_path: Path) -> None:
+    (outcome,) = start(write_spec(tmp_path))
+    (run,) = plan(tmp_path / "toy.yaml")
+    assert outcome.folder.read_json(outcome.folder.spec) == run.spec.model_dump(mode="json")
+    assert outcome.folder.read_json(outcome.folder.plan) == run.plan.to_json()
+
+
+def test_again_trains_what_was_asked_for_and_keeps_the_old_folder(tmp_path: Path) -> None:
+    write_spec(tmp_path, "pre")
+    fine = write_spec(tmp_path, "fine", init={"experiment": "pre.yaml"})
+    start(fine)
+    start(fine, again=True)
+    outcomes = start(fine, again=True)
+    assert trained(tmp_path) == ["pre", "fine", "fine", "fine"]
+    kept = [outcomes[1].folder.path.with_name(f"{outcomes[1].folder.run_id}.old-{number}") for number in (1, 2)]
+    assert all((folder / "spec.json").is_file() for folder in kept)
+
+
+def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENDING_PRE", "failed3")
+    write_spec(tmp_path, "pre")
+    fine = write_spec(tmp_path, "fine", init={"experiment": "pre.yaml"})
+    outcomes = start(fine, write_spec(tmp_path, "other"))
+    assert [(outcome.ending, outcome.exit_code) for outcome in outcomes] == [("failed", 3), ("skipped", 3), ("finished", 0)]
+    assert outcomes[0].reason == "the loss is NaN"
+    assert trained(tmp_path) == ["pre", "other"]
+
+
+def test_a_killed_worker_is_a_failure_that_names_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENDING_TOY", "killed")
+    (outcome,) = start(write_spec(tmp_path))
+    assert (outcome.ending, outcome.exit_code) == ("failed", 1)
+    assert "SIGKILL" in (outcome.reason or "")
+
+
+def test_the_state_of_an_earlier_attempt_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_spec(tmp_path)
+    (run,) = plan(spec)
+    folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
+    local.prepare(run, folder)
+    folder.write_state(RunState("interrupted", step=1, total_steps=2))
+    monkeypatch.setattr(local, "worker_command", lambda folder, num_processes: [sys.executable, "-c", "raise SystemExit(5)"])
+    (outcome,) = start(spec)
+    assert outcome.ending == "failed"
+    assert "exit code 5" in (outcome.reason or "")
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    (outcome,) = start(spec)
+    with outcome.folder.lock():
+        (held,) = start(spec, again=True)
+    assert (held.ending, held.exit_code) == ("held", 1)
+    assert trained(tmp_path) == ["toy"]
+
+
+def test_an_interrupt_is_passed_on_waited_for_and_ends_the_queue(tmp_path: Path, stand_in: Path) -> None:
+    first, second = write_spec(tmp_path, "toy"), write_spec(tmp_path, "other")
+    code = f"""
+import sys
+from pathlib import Path
+from tclx.launch import local
+from tclx.launch.order import plan_runs
+local.worker_command = lambda folder, n: [sys.executable, {str(stand_in)!r}, str(folder.path)]
+runs_dir = Path({str(tmp_path)!r}) / "runs"
+runs = plan_runs([Path({str(first)!r}), Path({str(second)!r})], runs_dir=runs_dir)
+print([(one.ending, one.exit_code, one.reason) for one in local.launch(runs, runs_dir=runs_dir)])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "ENDING_TOY": "waits"}, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not any('"running"' in path.read_text() for path in tmp_path.glob("runs/toy-*/state.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert json.loads(output.replace("'", '"').replace("(", "[").replace(")", "]")) == [["interrupted", 130, "saved at step 1"]]
+    assert trained(tmp_path) == ["toy"]
+
+
+def test_a_runs_folder_that_cannot_be_made_is_a_machine_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(MachineError, match="could not make"):
+        start(write_spec(tmp_path))
+
+
+def test_bad_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("no picture")
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "broken.jpg", "caption": "a dog"}] * 8))
+    data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
+    spec = write_spec(tmp_path, data=data, evaluation={})
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        start(spec)
+    assert not trained(tmp_path)
+
+
+def test_several_processes_go_through_torchrun_and_share_the_cores() -> None:
+    command = worker_command(RunFolder(Path("r")), 4)
+    assert command[1:] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "tclx.worker", "r",
+    ]  # fmt: skip
