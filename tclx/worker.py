@@ -82,11 +82,11 @@ def _holding(folder: RunFolder) -> Iterator[None]:
 
 
 def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
-    """Rank 0 says how it ended, unless the training loop already has."""
+    """Rank 0 says how it ended, unless the training loop of this very process already has."""
     if not _is_main() or not folder.path.is_dir():
         return
     state = folder.read_state() or RunState("created")
-    if state.status != status:
+    if (state.status, state.pid) != (status, os.getpid()):
         folder.write_state(replace(state, status=status, reason=reason))
 
 

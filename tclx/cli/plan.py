@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tclx.launch.order import PlannedRun
     from tclx.spec.data import TokenizerSpec
 
-EXAMPLE = "Example:  tclx plan experiments/pretrain/tcl_4m.yaml --without-data --set launch.num_processes=8"
+EXAMPLE = "Example:  tclx plan experiments/pretrain/tcl_4m.yaml --without-data --json"
 
 
 def plan(

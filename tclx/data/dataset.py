@@ -7,12 +7,14 @@ micro-step that it wants next.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, count
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -205,7 +207,8 @@ class Pair(NamedTuple):
     caption: str
     first_view: Picture
     second_view: Picture | None
-    num_bad_images: int
+    replaced: bool
+    """Whether another row stands in for one without a readable picture."""
 
 
 class TrainDataset(Dataset[Batch | TclxError]):
@@ -242,7 +245,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
             caption=clean_caption(caption, max_words=data.max_caption_words),
             first_view=self._view(picture, self._generator(Draw.FIRST_VIEW, epoch, row)),
             second_view=self._view(picture, self._generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
-            num_bad_images=(used - row) % self._source.num_rows,
+            replaced=used != row,
         )
 
     def _readable_picture(self, row: int) -> tuple[int, Picture]:
@@ -283,7 +286,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
             mlm_labels=torch.from_numpy(masked.labels) if masked else None,
             image_index=torch.from_numpy(self._image_index[rows]),
             row=torch.from_numpy(rows),
-            num_bad_images=sum(pair.num_bad_images for pair in pairs),
+            num_bad_images=sum(pair.replaced for pair in pairs),
         )
 
     def _mask(self, micro_batch: MicroBatch, encoded: EncodedCaptions) -> MaskedTokens | None:
@@ -350,7 +353,7 @@ def train_batches(
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
     pin_memory = spec.training.device != "cpu" and torch.cuda.is_available()
     dataset = TrainDataset(source, spec, tokenizer)
-    return _received(iter(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory)))
+    return _stream(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory))
 
 
 # Evaluation
@@ -405,7 +408,7 @@ class EvaluationSet:
         parts = [list(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
         # Starting a worker costs more than decoding a handful of batches.
         num_workers = min(self._data.num_workers, len(parts) // 4)
-        return _received(iter(_loader(_PictureDataset(self), parts, num_workers=num_workers, pin_memory=False)))
+        return _stream(_loader(_PictureDataset(self), parts, num_workers=num_workers, pin_memory=False))
 
     def encode_captions(self, tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
         """Ids [T, L] int64 and mask [T, L] bool of all captions, padded to the longest."""
@@ -467,18 +470,35 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; torch's loader limits torch's own threads
 
 
-def _received(items: Iterator[Item | TclxError]) -> Iterator[Item]:
-    """What the loader yields, with its failures raised here."""
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise worker_death(error) or error from None
-        if isinstance(item, TclxError):
-            raise item
-        yield item
+def _stream(loader: DataLoader[Item | TclxError]) -> Iterator[Item]:
+    """Start the workers now and yield what they send; they end with the stream, or at the latest with this process."""
+    items = iter(loader)
+    # A traceback or a forgotten variable keeps a stream alive until exit, where Python terminates and awaits its workers. Since
+    # they ignore SIGTERM, it would wait for ever.
+    close = partial(_end_workers, weakref.ref(items))
+    atexit.register(close)
+    return _received(items, close)
+
+
+def _received(items: Iterator[Item | TclxError], close: Callable[[], None]) -> Iterator[Item]:
+    """What the workers send, with their failures raised here."""
+    try:
+        for item in items:
+            if isinstance(item, TclxError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        raise worker_death(error) or error from None
+    finally:
+        close()
+        atexit.unregister(close)
+
+
+def _end_workers(reference: weakref.ref[Iterator[Any]]) -> None:
+    """torch does this when its iterator is collected, which is too late here; it has no public name."""
+    end = getattr(reference(), "_shutdown_workers", None)
+    if end is not None:  # None without workers
+        end()
 
 
 def worker_death(error: RuntimeError) -> MachineError | None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, NamedTuple
 
+import tclx
 from tclx.data.facts import refuse_bad_images
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
 from tclx.launch.order import PlannedRun
@@ -141,10 +143,14 @@ def worker_command(folder: RunFolder, num_processes: int) -> list[str]:
 
 
 def worker_environment(num_processes: int) -> dict[str, str]:
-    """This process's environment; the cores are shared out where several processes would each take all of them."""
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-    shared_out = {"OMP_NUM_THREADS": str(threads)} if num_processes > 1 else {}
-    return {**shared_out, **os.environ}
+    """This process's environment, its code, nothing from the current directory; several processes share out the cores."""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # `-m` would import a ./traceback.py before Python's own
+    code = Path(tclx.__file__).parents[1]
+    if str(code) not in sysconfig.get_paths().values():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    if num_processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    return environment
 
 
 def _follow(folder: RunFolder, num_processes: int, started_at: float) -> int:

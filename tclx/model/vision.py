@@ -208,7 +208,7 @@ def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
         "embed_dim": spec.width,
         "depth": spec.depth,
         "num_heads": spec.num_heads,
-        "embed_layer": _conv_stem(spec),
+        "embed_layer": ConvStem if spec.stem == "conv" else None,
     }
     arguments: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     if spec.drop_path:
@@ -221,10 +221,6 @@ def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
 def _fixed_input_size(name: str) -> bool:
     config = timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
-
-
-def _conv_stem(spec: ImageEncoderSpec) -> type[ConvStem] | None:
-    return ConvStem if spec.stem == "conv" else None
 
 
 def _create(spec: ImageEncoderSpec, arguments: Mapping[str, Any]) -> nn.Module:
@@ -266,14 +262,17 @@ def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
     """Load a state dict with timm's names; position embeddings are interpolated to the model's grid.
 
     Raises:
-        InputError: the file cannot be read safely, or less than 90 % of the model's tensors are in it with their own shape.
+        InputError: the file cannot be read safely, lacks more than a tenth of the model's tensors, or has one in another shape.
     """
     tensors = read_tensors(path, key=key)
-    own = body.state_dict()
-    fitting = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
-    loaded = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
-    if len(loaded) < 0.9 * len(own):
-        lacking = ", ".join([name for name in own if name not in loaded][:4])
-        message = f"only {len(loaded)} of the model's {len(own)} tensors are in {path} with the right shape; not {lacking}"
-        raise InputError(Problem(key, message, f"the names must be those of timm's model, {KEY}.name"))
-    body.load_state_dict(loaded, strict=False)
+    own = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
+    lacking = [name for name in own if name not in fitted]
+    other_shape = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
+    if other_shape or len(lacking) > 0.1 * len(own):
+        message = f"{path} lacks {len(lacking)} of the model's {len(own)} tensors and has {len(other_shape)} in another shape"
+        names = ", ".join((other_shape + lacking)[:4])
+        raise InputError(
+            Problem(key, f"{message}, for instance {names}", f"{KEY} must describe the model they were trained in")
+        )
+    body.load_state_dict(fitted, strict=False)

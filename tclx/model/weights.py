@@ -171,10 +171,10 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pa
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str, key: str) -> LoadReport:
     own = model.state_dict()
     fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
-    other_shape = {name for name, tensor in fitted.items() if tensor.shape != own[name].shape}
+    other_shape = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
     if any(name.startswith("queue.") for name in other_shape):  # of another size, or of another width: it fills anew
         fitted = {name: tensor for name, tensor in fitted.items() if not name.startswith("queue.")}
-    _check_fit(source, own, fitted, sorted(other_shape & fitted.keys()), key=key)
+    _check_fit(source, own, fitted, [name for name in other_shape if name in fitted], key=key)
     model.load_state_dict(own | fitted | _momentum_from_online(own, fitted))
     return LoadReport(
         loaded=tuple(fitted),

@@ -1,7 +1,7 @@
 """What may an experiment file hold, for editors? JSON Schema (draft 2020-12) of the file format, made from the sections.
 
-Nothing is required but a name or a parent: any key may come from `extends` or from every variant, and a variant's sections are
-partial. What is missing in the end is said by tclx itself.
+Nothing is required: any key may come from `extends` or from every variant, a file may be there only to be extended, and a
+variant's sections are partial. What is missing in the end is said by tclx itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def experiment_schema() -> dict[str, Any]:
         "description": "One experiment file: a run, or one run for every variant and seed.",
         "type": "object",
         "additionalProperties": False,
-        "anyOf": [{"required": ["name"]}, {"required": ["extends"]}],
         "properties": {key: value for key, value in properties.items() if key != "variant"} | _file_keys(properties),
         "$defs": definitions,
     }

@@ -41,6 +41,7 @@ class Progress(NamedTuple):
 
     step: int
     num_bad_images: int = 0
+    num_bad_in_epoch: int = 0
     scaler: dict[str, Any] | None = None
 
 

@@ -25,9 +25,10 @@ from torch.optim import AdamW
 
 from tclx import distributed
 from tclx.data.batch import Batch
-from tclx.data.dataset import open_evaluation_set, train_batches, training_captions, worker_death
+from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed, TclxError
+from tclx.eval.retrieval import evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
@@ -42,7 +43,7 @@ from tclx.train.checkpoint import Progress
 from tclx.train.measure import Tally, average, describe_nonfinite, temperatures, term_gradient_norms
 from tclx.train.optim import build_optimizer, learning_rate, parameters_of, soft_label_weight
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
-from tclx.train.step import StepOutput, TrainingStep
+from tclx.train.step import QueueKeys, StepOutput, TrainingStep
 from tclx.train.stopping import StopRequest, stop_request
 
 
@@ -145,11 +146,18 @@ def _train(
         session = Session(
             folder, spec, plan, device, tokenizer, model, step, optimizer, scaler,
             MetricsFile(folder.metrics), watcher, stop,
-            Tally(num_bad_images=progress.num_bad_images if distributed.is_main() else 0),
+            _tally(progress),
         )  # fmt: skip
         _catch_up(session, progress.step)
         _run_steps(session, progress.step)
         _finish(session)
+
+
+def _tally(progress: Progress) -> Tally:
+    """Counts are summed over processes, so what was counted before goes to one of them."""
+    if distributed.is_main():
+        return Tally(progress.num_bad_images, progress.num_bad_in_epoch)
+    return Tally(0, 0)
 
 
 def _run_steps(session: Session, first_step: int) -> None:
@@ -172,7 +180,7 @@ def _run_steps(session: Session, first_step: int) -> None:
         if distributed.world_size() > 1:
             batches = _equally_long(stream, length=spec.data.max_caption_tokens, pad_id=session.tokenizer.pad_id)
         first = next(batches)
-        distributed.settle_buckets(session.step, lambda: _forward(session, first, weight=0.0, draw=0).loss)
+        distributed.settle_buckets(session.step, lambda: _forward(session, first, soft_label_weight=0.0, draw=0).loss)
         _take_steps(session, first_step, chain([first], batches))
 
 
@@ -190,6 +198,8 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> 
         with session.tally.timing():
             row, stopping = _update(session, step, batches, measure=writes_row or measures_terms, measures_terms=measures_terms)
         session.watcher.step(done)
+        if row is not None or done % plan.steps_per_epoch == 0:
+            _limit_bad_images(session, done)
         if row is not None:
             _write_row(session, row | session.tally.speed())
             _write_state(session, "running", done)
@@ -203,6 +213,20 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> 
             _evaluate(session, done)
 
 
+class Passes(NamedTuple):
+    """The forward and backward passes of one optimizer step, their gradients added up in the parameters."""
+
+    losses: list[Tensor]
+    """Detached scalars."""
+    measures: list[dict[str, Tensor]]
+    keys: list[QueueKeys]
+    """For the queue; empty without one."""
+    rows: list[Tensor]
+    """The training rows of each pass."""
+    gradient_norms: dict[str, float]
+    """Of every term alone, when they are measured."""
+
+
 def _update(
     session: Session, step: int, batches: Iterator[Batch], *, measure: bool, measures_terms: bool
 ) -> tuple[Row | None, bool]:
@@ -211,44 +235,25 @@ def _update(
     Raises:
         RunFailed: a loss or a gradient is not finite on some process; nothing has been changed.
     """
-    spec, model, optimizer, scaler = session.spec, session.model, session.optimizer, session.scaler
+    spec, plan, model, optimizer, scaler = session.spec, session.plan, session.model, session.optimizer, session.scaler
     rate = learning_rate(
         step,
         optim=spec.optim,
-        total_steps=session.plan.total_steps,
-        steps_per_epoch=session.plan.steps_per_epoch,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
         official=session.official,
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
-    weight = soft_label_weight(step, soft_labels=spec.objectives.soft_labels, ramp_steps=session.plan.soft_label_ramp_steps)
-    parameters = list(parameters_of(optimizer))
-    optimizer.zero_grad(set_to_none=True)
+    weight = soft_label_weight(step, soft_labels=spec.objectives.soft_labels, ramp_steps=plan.soft_label_ramp_steps)
     if session.official:  # the published code clamps, and moves the momentum encoders, before the forward pass
         _follow(model, spec)
 
-    outputs: list[StepOutput] = []
-    rows: list[Tensor] = []
-    norms: dict[str, float] = {}
-    num_passes = spec.training.accumulation_steps
-    for number in range(num_passes):
-        with session.tally.waiting():
-            batch = next(batches)
-        session.tally.num_images += len(batch.row)
-        session.tally.num_bad_images += batch.num_bad_images
-        rows.append(batch.row)
-        is_last = number == num_passes - 1
-        with nullcontext() if is_last else distributed.without_averaging(session.step):
-            output = _forward(session, batch, weight=weight, draw=step * num_passes + number, measure=measure)
-            if measures_terms and number == 0:
-                norms = term_gradient_norms(output, parameters, scale=scaler.get_scale())
-            scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
-        outputs.append(output._replace(loss=output.loss.detach(), terms={}))  # the graph is not kept through the other passes
-
+    passes = _backward(session, step, batches, soft_label_weight=weight, measure=measure, measures_terms=measures_terms)
     scaler.unscale_(optimizer)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    gradient_norm = get_total_norm(gradients)
-    stopping = _agree(session, outputs, rows, gradient_norm, step)
+    parameters = list(parameters_of(optimizer))
+    gradient_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    stopping = _agree(session, step, passes, gradient_norm)
     if spec.optim.clip_gradient_norm is not None:
         clip_grads_with_norm_(parameters, spec.optim.clip_gradient_norm, gradient_norm)
     scaler.step(optimizer)
@@ -256,31 +261,56 @@ def _update(
     if not session.official:
         _follow(model, spec)
     if model.queue is not None:
-        for output in outputs:
-            if output.keys is not None:
-                model.queue.enqueue(*output.keys)
+        for keys in passes.keys:
+            model.queue.enqueue(*keys)
 
     if not measure:
         return None, stopping
     row: Row = {
         "step": step + 1,
-        "epoch": (step + 1) / session.plan.steps_per_epoch,
-        **average([output.measures for output in outputs]),
+        "epoch": (step + 1) / plan.steps_per_epoch,
+        **average(passes.measures),
         **temperatures(model),
         "learning_rate": rate,
         "gradient_norm": float(gradient_norm),
-        **norms,
+        **passes.gradient_norms,
         "soft_labels/weight": weight,
-        "data/bad_images": session.tally.total_bad_images(session.device),
+        "data/bad_images": session.tally.bad_images(session.device)[0],
     }
     return row, stopping
 
 
-def _forward(session: Session, batch: Batch, *, weight: float, draw: int, measure: bool = False) -> StepOutput:
+def _backward(
+    session: Session, step: int, batches: Iterator[Batch], *, soft_label_weight: float, measure: bool, measures_terms: bool
+) -> Passes:
+    """Forward and backward over the step's batches; processes average their gradients in the last one."""
+    optimizer, scaler, tally = session.optimizer, session.scaler, session.tally
+    num_passes = session.spec.training.accumulation_steps
+    passes = Passes([], [], [], [], {})
+    optimizer.zero_grad(set_to_none=True)
+    for number in range(num_passes):
+        with tally.waiting():
+            batch = next(batches)
+        tally.count(batch)
+        is_last = number == num_passes - 1
+        with nullcontext() if is_last else distributed.without_averaging(session.step):
+            draw = step * num_passes + number
+            output = _forward(session, batch, soft_label_weight=soft_label_weight, draw=draw, measure=measure)
+            if measures_terms and number == 0:
+                parameters = list(parameters_of(optimizer))
+                passes.gradient_norms.update(term_gradient_norms(output, parameters, scale=scaler.get_scale()))
+            scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
+        passes.losses.append(output.loss.detach())
+        passes.measures.append(output.measures)
+        passes.keys.extend([output.keys] if output.keys is not None else [])
+        passes.rows.append(batch.row)
+    return passes
+
+
+def _forward(session: Session, batch: Batch, *, soft_label_weight: float, draw: int, measure: bool = False) -> StepOutput:
+    there = batch.to(session.device, non_blocking=True)
     with autocast(session.spec.training, session.device):
-        output: StepOutput = session.step(
-            batch.to(session.device, non_blocking=True), soft_label_weight=weight, draw=draw, measure=measure
-        )
+        output: StepOutput = session.step(there, soft_label_weight=soft_label_weight, draw=draw, measure=measure)
     return output
 
 
@@ -306,21 +336,36 @@ def _follow(model: TCL, spec: ExperimentSpec) -> None:
         update_momentum(model.online, model.momentum, keep=spec.model.momentum)
 
 
-def _agree(session: Session, outputs: list[StepOutput], rows: list[Tensor], gradient_norm: Tensor, step: int) -> bool:
+def _agree(session: Session, step: int, passes: Passes, gradient_norm: Tensor) -> bool:
     """Whether any process was asked to stop; all processes learn it, and whether this step may be taken, in one exchange.
 
     Raises:
         RunFailed: on all processes, where it may not.
     """
-    bad_loss = ~torch.stack([output.loss for output in outputs]).isfinite().all()
+    bad_loss = ~torch.stack(passes.losses).isfinite().all()
     # fp16 gradients overflow now and then: the scaler skips such a step and tries a smaller scale.
     bad_gradient = ~gradient_norm.isfinite() & (not session.scaler.is_enabled())
     asked = torch.tensor(bool(session.stop), device=session.device)
     is_bad, stopping = distributed.maximum(torch.stack([bad_loss | bad_gradient, asked]).to(torch.uint8)).tolist()
     if is_bad:
-        measures = [output.measures for output in outputs]
-        raise RunFailed(describe_nonfinite(step, measures, torch.cat(rows), float(gradient_norm)))
+        raise RunFailed(describe_nonfinite(step, passes.measures, torch.cat(passes.rows), float(gradient_norm)))
     return bool(stopping)
+
+
+def _limit_bad_images(session: Session, done: int) -> None:
+    """Stop when more of an epoch's pictures were bad than the spec allows; counted afresh in every epoch.
+
+    Raises:
+        RunFailed: on all processes.
+    """
+    plan, limit = session.plan, session.spec.data.bad_images.limit
+    num_bad = session.tally.bad_images(session.device)[1]
+    num_pictures = plan.steps_per_epoch * plan.global_batch_size
+    if num_bad > limit * num_pictures:
+        counted = f"{num_bad} of the {num_pictures} pictures of this epoch could not be read"
+        raise RunFailed(f"{counted}, and data.bad_images.limit is {limit:g}; tclx data check names them")
+    if done % plan.steps_per_epoch == 0:
+        session.tally.num_bad_in_epoch = 0
 
 
 def _is_due(done: int, every: int | None) -> bool:
@@ -435,11 +480,11 @@ def _catch_up(session: Session, step: int) -> None:
 
 def _save(session: Session, step: int) -> None:
     """A checkpoint of this step, the best and the newest kept; all processes wait for it."""
-    num_bad_images = session.tally.total_bad_images(session.device)
+    num_bad_images, num_bad_in_epoch = session.tally.bad_images(session.device)
 
     def save() -> None:
         session.metrics.sync()
-        progress = Progress(step, num_bad_images, session.scaler.state_dict())
+        progress = Progress(step, num_bad_images, num_bad_in_epoch, session.scaler.state_dict())
         path = checkpoint.save(
             session.folder.checkpoints, progress, model=session.model, optimizer=session.optimizer, run_id=session.plan.run_id
         )
@@ -477,31 +522,7 @@ def _figures(session: Session, split: Split) -> dict[str, float]:
     # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
     distributed.copy_from_main(session.model.online.buffers())
     session.watcher.say(f"evaluating retrieval on {split}")
-    dataset = open_evaluation_set(session.spec, split)
-    return _temporary(session, dataset, split)
-
-
-def _temporary(session, dataset, split):
-    from tclx.data.batch import normalise
-    from tclx.eval.retrieval import Captions, retrieval_figures, retrieve
-
-    spec = session.spec
-    r = spec.evaluation.retrieval
-    ids, mask = dataset.encode_captions(session.tokenizer)
-    pictures = lambda numbers: (
-        normalise(b.to(session.device), spec.data.normalization)
-        for b in dataset.image_batches(numbers, batch_size=r.batch_size)
-    )
-    found = retrieve(
-        session.model,
-        pictures=pictures,
-        num_images=dataset.num_images,
-        captions=Captions(ids, mask, torch.from_numpy(dataset.image_of_caption)),
-        top_k=r.top_k,
-        batch_size=r.batch_size,
-        precision=spec.training.precision,
-    )
-    return {f"retrieval/{split}/{k}": v for k, v in retrieval_figures(found, num_images=dataset.num_images).items()}
+    return evaluate_retrieval(session.model, session.spec, split, tokenizer=session.tokenizer, device=session.device)
 
 
 def _best_metric(spec: ExperimentSpec) -> str:

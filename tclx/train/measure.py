@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tclx import distributed
+from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
 from tclx.track.jsonl import Row
 from tclx.train.step import StepOutput
@@ -25,11 +26,19 @@ class Tally:
 
     num_bad_images: int
     """Since the start of the run; rank 0's holds those of all processes up to the checkpoint that was resumed."""
+    num_bad_in_epoch: int
+    """Of these, in the present epoch."""
     num_images: int = 0
     seconds: float = 0.0
     """Spent in steps, evaluations and saving left out."""
     seconds_waiting: float = 0.0
     """Of these, for the data loader."""
+
+    def count(self, batch: Batch) -> None:
+        """A batch that this process learns from."""
+        self.num_images += len(batch.row)
+        self.num_bad_images += batch.num_bad_images
+        self.num_bad_in_epoch += batch.num_bad_images
 
     @contextmanager
     def timing(self) -> Iterator[None]:
@@ -43,9 +52,11 @@ class Tally:
         yield
         self.seconds_waiting += time.perf_counter() - began
 
-    def total_bad_images(self, device: torch.device) -> int:
-        """Over all processes; every one must ask."""
-        return int(distributed.total(torch.tensor(self.num_bad_images, device=device)).item())
+    def bad_images(self, device: torch.device) -> tuple[int, int]:
+        """Since the start and in the present epoch, over all processes; every one must ask."""
+        counts = torch.tensor([self.num_bad_images, self.num_bad_in_epoch], device=device)
+        total, in_epoch = distributed.total(counts).tolist()
+        return int(total), int(in_epoch)
 
     def speed(self) -> Row:
         """Images a second over all processes and the share of the time spent waiting for data, since the last call."""

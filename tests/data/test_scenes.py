@@ -79,7 +79,10 @@ def test_objects_lie_inside_the_picture_and_do_not_overlap() -> None:
         assert 1 <= len(scene.objects) <= 2
         for item in scene.objects:
             left, top, width, height = item.box
-            assert left >= 0 and top >= 0 and left + width < 32 and top + height < 32
+            assert left >= 0
+            assert top >= 0
+            assert left + width < 32
+            assert top + height < 32
         if len(scene.objects) == 2:
             first, second = scene.objects
             assert np.hypot(first.x - second.x, first.y - second.y) > first.radius + second.radius
@@ -134,7 +137,10 @@ def test_a_picture_shows_its_object_and_nothing_else(shape: str) -> None:
     left, top, width, height = item.box
     assert (red ^ gray).all()
     assert red.sum() > 60
-    assert left <= columns.min() and columns.max() <= left + width and top <= rows.min() and rows.max() <= top + height
+    assert left <= columns.min()
+    assert columns.max() <= left + width
+    assert top <= rows.min()
+    assert rows.max() <= top + height
 
 
 def test_shapes_differ_from_each_other() -> None:

@@ -179,7 +179,17 @@ def test_bad_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None
     assert not trained(tmp_path)
 
 
-def test_several_processes_go_through_torchrun_and_share_the_cores() -> None:
+def test_a_file_in_the_current_directory_is_not_mistaken_for_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "traceback.py").write_text("raise SystemExit('imported from the current directory')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH")
+    probe = [sys.executable, "-m", "tclx.worker"]
+    ended = subprocess.run(probe, env=local.worker_environment(1), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: python -m tclx.worker")
+
+
+def test_several_processes_go_through_torchrun() -> None:
     command = worker_command(RunFolder(Path("r")), 4)
     assert command[1:] == [
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "tclx.worker", "r",

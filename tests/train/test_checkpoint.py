@@ -265,9 +265,8 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, na
 # ------------------------------------------------------------------------------------------------------------------ kills
 
 
-def save_for_ever(folder: Path, acknowledge: int) -> None:
+def save_for_ever(folder: Path, acknowledge: int, model: Tied, optimizer: torch.optim.AdamW) -> None:
     """Save step after step, telling each that is done; 2 MB a piece, long enough to be hit."""
-    model, optimizer = trained()
     model.queue = torch.zeros(500_000)
     checkpoint.sweep_leftovers(folder)
     newest = checkpoint.newest(folder)
@@ -285,23 +284,27 @@ def test_killed_at_any_moment_of_saving_the_newest_always_loads(tmp_path: Path) 
     """TCLX_KILLS=200 for a longer storm. No acknowledged save may be lost, no checkpoint may be torn or mixed."""
     draw = random.Random(0)
     acknowledged = 0
+    model, optimizer = trained()
     for _ in range(int(os.environ.get("TCLX_KILLS", "10"))):
         reader, writer = os.pipe()
         if (child := os.fork()) == 0:  # pragma: no cover
             torch.set_num_threads(1)
-            save_for_ever(tmp_path, writer)
+            save_for_ever(tmp_path, writer, model, optimizer)
         os.close(writer)
-        time.sleep(draw.uniform(0.02, 0.2))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
         with os.fdopen(reader) as told:
-            acknowledged = max([acknowledged, *map(int, told)])
+            first = int(told.readline())
+            began = time.perf_counter()
+            second = int(told.readline())
+            time.sleep(draw.uniform(0, 2 * (time.perf_counter() - began)))  # anywhere in one of the next two saves
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            assert first > acknowledged
+            acknowledged = max([second, *map(int, told)])
         newest = checkpoint.newest(tmp_path)
-        step = checkpoint.step_of(newest) if newest else 0
+        assert newest is not None
+        step = checkpoint.step_of(newest)
         assert step >= acknowledged
-        if newest:
-            checkpoint.verify(newest, checkpoint.read_manifest(newest))
-            assert (checkpoint.read_weights(newest)["queue"] == step).all()
-    assert acknowledged > 0
+        checkpoint.verify(newest, checkpoint.read_manifest(newest))
+        assert (checkpoint.read_weights(newest)["queue"] == step).all()
     checkpoint.sweep_leftovers(tmp_path)
     assert left_behind(tmp_path) == sorted(folder.name for folder in checkpoint.complete(tmp_path))

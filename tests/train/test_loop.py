@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tclx.runs import RunFolder
 from tclx.track.jsonl import read
 from tclx.train import checkpoint
-from tests.train.toy import REFUSED, outcome, prepare, run, start, toy_spec, wait
+from tests.train.toy import NUM_SCENES, REFUSED, kill, outcome, prepare, run, start, toy_spec, wait, wait_until
 
 CONSTANT = {"optim.schedule": {"name": "constant"}}
 NO_EVALUATION = {"evaluation": {}}
@@ -25,6 +26,12 @@ def trained(path: Path, **changes: Any) -> RunFolder:
 
 def weights(folder: RunFolder, step: int) -> dict[str, Tensor]:
     return checkpoint.read_weights(checkpoint.place(folder.checkpoints, step))
+
+
+def state_of(folder: RunFolder) -> Any:
+    state = folder.read_state()
+    assert state is not None
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +62,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(finished: RunFolder) -> None
 
 
 def test_the_state_and_the_events_tell_the_story(finished: RunFolder) -> None:
-    state = finished.read_state()
-    assert state is not None
+    state = state_of(finished)
     assert (state.status, state.step, state.total_steps, state.reason) == ("finished", 12, 12, None)
     events = [(event["event"], event.get("step")) for event in map(json.loads, finished.events.read_text().splitlines())]
     assert events == [("started", None), ("saved", 3), ("saved", 6), ("saved", 9), ("saved", 12), ("finished", 12)]
@@ -87,10 +93,8 @@ def test_starting_from_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> 
     empty = prepare(tmp_path / "empty", toy_spec())
     folder = prepare(tmp_path / "run", toy_spec(init={"checkpoint": str(empty.path)}))
     assert wait(start(folder)) == [REFUSED]
-    state = folder.read_state()
-    assert state is not None
-    assert state.status == "failed"
-    assert "has no checkpoint yet" in (state.reason or "")
+    assert state_of(folder).status == "failed"
+    assert "has no checkpoint yet" in state_of(folder).reason
 
 
 def test_another_number_of_processes_than_planned_is_refused(tmp_path: Path) -> None:
@@ -161,6 +165,40 @@ def test_a_term_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
         name for row in read(folder.metrics) for name in row if any(term in name for term in ("imc", "lmi", "itm", "mlm"))
     ]
     assert not [name for name in weights(folder, 1) if "fusion" in name or "mlm" in name or "itm" in name]
+
+
+def write_pictures(folder: Path, *, num_missing: int) -> dict[str, Any]:
+    """A data source of 64 rows whose first pictures are missing."""
+    folder.mkdir()
+    rows = [{"image": f"{number}.png", "caption": f"picture {number} of many"} for number in range(NUM_SCENES)]
+    for number, row in enumerate(rows[num_missing:]):
+        Image.new("RGB", (40, 40), (number, 255 - number, 128)).save(folder / row["image"])
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return {"source": "files", "form": "pretrain", "files": [str(folder / "rows.json")], "image_root": str(folder)}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_bad_pictures_are_counted_and_limited_by_epoch(tmp_path: Path, num_processes: int) -> None:
+    """One bad picture of 64 in each of two epochs: 0.0156 an epoch, and a resumed run counts on."""
+    bad = {"policy": "skip", "limit": 0.02}
+    source = write_pictures(tmp_path / "pictures", num_missing=1)
+    changes = {"data.train": source, "data.bad_images": bad, "training.steps": 16 // num_processes, **NO_EVALUATION}
+    spec = toy_spec(**changes, **{"launch.num_processes": num_processes, "training.checkpoints": {"every_steps": 2}})
+    folder = run(prepare(tmp_path / "run", spec))
+    assert read(folder.metrics)[-1]["data/bad_images"] == 2
+    stopped = prepare(tmp_path / "stopped", spec)
+    processes = start(stopped)
+    wait_until(lambda: bool(checkpoint.complete(stopped.checkpoints)), processes)
+    kill(processes)
+    assert outcome(run(stopped)) == outcome(folder)
+
+
+def test_too_many_bad_pictures_end_the_run(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "pictures", num_missing=4)
+    changes = {"data.train": source, "data.bad_images": {"policy": "skip", "limit": 0.02}, **NO_EVALUATION}
+    folder = prepare(tmp_path / "run", toy_spec(**changes))
+    assert wait(start(folder)) == [REFUSED]
+    assert "of the 64 pictures of this epoch could not be read, and data.bad_images.limit is 0.02" in state_of(folder).reason
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")

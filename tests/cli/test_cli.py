@@ -1,0 +1,315 @@
+"""Promises of the command line: light, plain where it is piped, every mistake in words, every exit code in its meaning."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tclx import __version__
+from tclx.cli.app import app
+from tests.launch.toy import SPEC, write_spec
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMMANDS = [
+    ["run"], ["plan"], ["eval"], ["results"], ["schema"],
+    ["data", "write"], ["data", "check"], ["weights", "import"], ["weights", "export"],
+]  # fmt: skip
+
+
+class Ended:
+    """What a command left: exit code and both streams."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="tclx")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+
+
+def run_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, piped."""
+    return subprocess.run(
+        [sys.executable, "-m", "tclx.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One real run, trained through the command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    ended = run_process("run", write_spec(folder), "--runs-dir", folder / "runs")
+    assert ended.returncode == 0, ended.stderr
+    assert "T2I R@1" in ended.stdout
+    return folder / "runs"
+
+
+@pytest.fixture
+def trained(runs_dir: Path) -> Path:
+    return next(runs_dir.glob("toy-s0-*"))
+
+
+# ------------------------------------------------------------------------------------------------------------------- manner
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_ends_with_an_example_of_itself(command: list[str]) -> None:
+    ended = Ended(*command, "--help")
+    assert ended.code == 0
+    assert re.search(rf"Example:\s+tclx {' '.join(command)} ", ended.out.strip().splitlines()[-1])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, tclx.cli; sys.argv = ['tclx', '--help']\n"
+        "try: tclx.cli.main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'pydantic', 'rich', 'ruamel') if name in sys.modules], file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stderr.strip() == "[]"
+
+
+def test_results_and_quick_plan_never_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from tclx.cli.app import app\n"
+        f"for command in (['results', '--runs-dir', {str(tmp_path)!r}], ['plan', {str(write_spec(tmp_path))!r}, '--quick']):\n"
+        "    assert CliRunner().invoke(app, command).exit_code == 0\n"
+        "print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
+
+
+def test_version() -> None:
+    assert Ended("--version").out.strip() == __version__
+
+
+def test_an_unknown_command_suggests_the_nearest() -> None:
+    ended = Ended("resluts")
+    assert ended.code == 2
+    assert "results" in ended.err
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        f"{sys.executable} -m tclx.cli schema | head -c 10",
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr == ""
+
+
+def test_piped_output_has_no_colour(runs_dir: Path) -> None:
+    ended = run_process("results", "--runs-dir", runs_dir)
+    assert "\033" not in ended.stdout + ended.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- run and plan
+
+
+def test_a_finished_run_is_reported_and_not_repeated(runs_dir: Path, trained: Path) -> None:
+    before = (trained / "events.jsonl").read_bytes()
+    ended = Ended("run", runs_dir.parent / "toy.yaml", "--runs-dir", runs_dir)
+    assert ended.code == 0
+    assert "finished earlier" in ended.err
+    assert "T2I R@1" in ended.out
+    assert (trained / "events.jsonl").read_bytes() == before
+
+
+def test_a_failed_run_ends_with_its_reason_and_code(tmp_path: Path) -> None:
+    (tmp_path / "foreign.pth").write_bytes(b"no weights")
+    spec = write_spec(tmp_path, init={"checkpoint": "foreign.pth"})
+    ended = run_process("run", spec, "--runs-dir", tmp_path / "runs")
+    assert ended.returncode == 2
+    assert re.search(r"^error: init\.checkpoint: .*foreign\.pth", ended.stderr, re.MULTILINE)
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_wrong_specs_print_every_problem_with_its_place(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, trainnig={}, optim={"learning_rate": "fast"})
+    for command in ("run", "plan"):
+        ended = Ended(command, spec)
+        assert ended.code == 2
+        assert ended.out == ""
+        lines = ended.err.splitlines()
+        assert all(re.match(r"error: \S+toy\.yaml:\d+:\d+: ", line) for line in lines)
+        assert any("trainnig" in line and "training" in line for line in lines)
+        assert any("optim.learning_rate" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "name: [", "name: a\nname: b\n", "extends: bad.yaml\n"])
+def test_a_file_that_is_no_spec_is_bad_input(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    ended = Ended("plan", tmp_path / "bad.yaml", "--quick")
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+
+
+def test_a_missing_file_and_a_wrong_set_are_bad_input(tmp_path: Path) -> None:
+    assert Ended("plan", tmp_path / "none.yaml").code == 2
+    ended = Ended("plan", write_spec(tmp_path), "--quick", "--set", "optim.learning_rat=1")
+    assert ended.code == 2
+    assert "learning_rate" in ended.err
+
+
+def test_plan_json_is_the_whole_plan(tmp_path: Path) -> None:
+    (run,) = json.loads(Ended("plan", write_spec(tmp_path), "--json", "--quick").out)
+    assert run["run_id"].startswith("toy-s0-")
+    assert run["total_steps"] == 2
+    assert run["starts_from"] is None
+
+
+def test_plan_knows_the_cost_of_each_run(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, variants={"cma": {"objectives": {**dict.fromkeys(SPEC["objectives"]), "cma": {}}}, "tcl": {}})
+    cma, tcl = json.loads(Ended("plan", spec, "--json").out)
+    assert 0 < cma["cost"]["parameters_trainable"] < tcl["cost"]["parameters_trainable"]
+    lines = Ended("plan", spec).out.splitlines()
+    assert len(lines) == 3
+    assert "parameters_total" in lines[0]
+
+
+def test_plan_needs_the_same_id_as_run_uses(runs_dir: Path, trained: Path) -> None:
+    (run,) = json.loads(Ended("plan", runs_dir.parent / "toy.yaml", "--json", "--quick").out)
+    assert run["run_id"] == trained.name
+
+
+# ---------------------------------------------------------------------------------------------------- eval, results, weights
+
+
+def test_eval_of_a_run_repeats_the_figures_of_its_training(trained: Path) -> None:
+    recorded = json.loads((trained / "evaluation" / "test.json").read_text())
+    evaluation = json.loads(Ended("eval", trained, "--json").out)
+    assert recorded["metrics"].items() <= evaluation["metrics"].items()
+    assert evaluation["step"] == recorded["step"]
+
+
+def test_eval_of_a_checkpoint_writes_nothing_into_the_run(trained: Path) -> None:
+    before = (trained / "evaluation" / "test.json").read_bytes()
+    checkpoint = next((trained / "checkpoints").glob("step-*"))
+    ended = Ended("eval", checkpoint, "--split", "val")
+    assert ended.code == 0
+    assert re.search(r"^retrieval/val/r_mean +\d+\.\d\d$", ended.out, re.MULTILINE)
+    assert not (trained / "evaluation" / "val.json").exists()
+    assert (trained / "evaluation" / "test.json").read_bytes() == before
+
+
+def test_eval_on_another_spec_interpolates_to_its_pictures(runs_dir: Path, trained: Path, tmp_path: Path) -> None:
+    model = json.loads(json.dumps(SPEC["model"]))
+    model["image_encoder"]["image_size"] = 32
+    ended = Ended("eval", trained, "--spec", write_spec(tmp_path, model=model), "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["metrics"]["retrieval/test/num_images"] == 8
+
+
+def test_eval_of_weights_round_tripped_through_the_official_form(trained: Path, runs_dir: Path, tmp_path: Path) -> None:
+    official, ours = tmp_path / "tcl.pth", tmp_path / "tcl.safetensors"
+    assert Ended("weights", "export", trained, official, "--form", "pretrain").code == 0
+    assert Ended("weights", "import", official, ours).code == 0
+    figures = json.loads((trained / "evaluation" / "test.json").read_text())["metrics"]
+    for file in (official, ours):
+        ended = Ended("eval", file, "--spec", runs_dir.parent / "toy.yaml", "--json")
+        assert figures.items() <= json.loads(ended.out)["metrics"].items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "neither a run folder"),
+        (["{run}", "--checkpoint", "7"], "steps: 1, 2"),
+        (["{run}", "--set", "seed=1"], "--spec"),
+        (["{file}"], "name a spec"),
+        (["{file}", "--spec", "{spec}"], "weights.pth"),
+    ],
+)
+def test_eval_says_what_it_cannot_evaluate(
+    trained: Path, runs_dir: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    places = {"run": trained, "file": tmp_path / "weights.pth", "spec": runs_dir.parent / "toy.yaml"}
+    ended = Ended("eval", *(argument.format(**places) for argument in arguments))
+    assert ended.code == 2
+    assert message in ended.err
+
+
+def test_results_of_real_runs_in_every_form(runs_dir: Path, trained: Path, tmp_path: Path) -> None:
+    text = Ended("results", "--runs-dir", runs_dir)
+    assert re.search(r"^toy +1 +\d", text.out, re.MULTILINE)
+    ended = Ended("results", trained, "--json", "--metric", "retrieval/test/r_mean", "--csv", tmp_path / "out.csv")
+    recorded = json.loads((trained / "evaluation" / "test.json").read_text())["metrics"]["retrieval/test/r_mean"]
+    assert json.loads(ended.out)["rows"][0]["metrics"]["r_mean"]["mean"] == recorded
+    assert str(recorded) in (tmp_path / "out.csv").read_text()
+
+
+def test_results_without_runs_say_so(tmp_path: Path) -> None:
+    ended = Ended("results", "--runs-dir", tmp_path)
+    assert (ended.code, ended.out) == (0, "")
+    assert "--runs-dir" in ended.err
+    assert Ended("results", "nothing", "--runs-dir", tmp_path).code == 2
+
+
+def test_importing_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.system, (f"touch {tmp_path}/owned",))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
+    ended = Ended("weights", "import", tmp_path / "evil.pth", tmp_path / "out.safetensors")
+    assert ended.code == 2
+    assert not (tmp_path / "owned").exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- schema, data
+
+
+def test_schema_goes_to_stdout_or_to_a_file(tmp_path: Path) -> None:
+    schema = json.loads(Ended("schema").out)
+    assert "objectives" in schema["properties"]
+    assert Ended("schema", "experiment", "-o", tmp_path / "schema.json").out == ""
+    assert json.loads((tmp_path / "schema.json").read_text()) == schema
+
+
+def test_data_write_makes_a_set_that_plans_and_checks(tmp_path: Path) -> None:
+    assert Ended("data", "write", write_spec(tmp_path), tmp_path / "scenes").code == 0
+    data = {
+        "train": {"source": "files", "form": "pretrain", "files": ["scenes/pretrain.json"], "image_root": "scenes"},
+        "test": {"source": "files", "form": "retrieval", "files": ["scenes/test.json"], "image_root": "scenes"},
+    }
+    spec = write_spec(tmp_path, "files", data=data, evaluation={})
+    assert Ended("plan", spec, "--quick").code == 0
+    ended = Ended("data", "check", spec)
+    assert (ended.code, ended.out) == (0, "")
+    assert "40 pictures" in ended.err
+
+
+def test_data_check_lists_bad_pictures_and_ends_with_2(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("a text file named .jpg")
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "broken.jpg", "caption": "a dog"}]))
+    data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
+    ended = Ended("data", "check", write_spec(tmp_path, data=data, evaluation={}))
+    assert ended.code == 2
+    assert "broken.jpg: " in ended.out
+
+
+def test_data_write_of_files_has_nothing_to_generate(tmp_path: Path) -> None:
+    data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
+    assert Ended("data", "write", write_spec(tmp_path, data=data, evaluation={}), tmp_path).code == 2

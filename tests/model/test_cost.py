@@ -1,0 +1,130 @@
+"""What a run costs, against sums that can be checked by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from tclx.model.cost import GIB, Cost, estimate_cost
+from tclx.model.tcl import TCL
+from tclx.plan import DataFacts, make_plan
+from tests.model.tiny import ALL_TERMS, TEXT, VOCAB_SIZE, tiny_spec
+
+REAL_SIZE: dict[str, Any] = {
+    "image_encoder": {"name": "vit_base_patch16_224", "image_size": 256},
+    "text_encoder": {"name": "bert-base-uncased", "num_layers": 6},
+    "fusion_encoder": {"num_layers": 6},
+    "embed_dim": 256,
+    "queue_size": 65536,
+}
+
+
+def cost(
+    objectives: dict[str, Any] = ALL_TERMS,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    training: dict[str, Any] | None = None,
+    **model: Any,
+) -> Cost:
+    spec = tiny_spec(objectives, training=training, **model)
+    plan = make_plan(spec, DataFacts(num_train_rows=1_000_000, num_train_images=1_000_000), without_data=True)
+    return estimate_cost(spec, plan, vocab_size=vocab_size)
+
+
+def dense(rows: float, *widths: int) -> float:
+    """Operations of matrix products that lead `rows` vectors through these widths."""
+    return sum(2 * rows * before * after for before, after in pairwise(widths))
+
+
+def attention(queries: float, keys: float, width: int) -> float:
+    return 2 * 2 * queries * keys * width
+
+
+def test_parameters_are_the_built_models() -> None:
+    tcl = TCL(tiny_spec(), vocab_size=VOCAB_SIZE, pad_token_id=0)
+    estimate = cost()
+    assert estimate.parameters_total == sum(parameter.numel() for parameter in tcl.parameters())
+    assert estimate.parameters_trainable == sum(parameter.numel() for parameter in tcl.online.parameters()) + 2 * 24 + 2 + 1
+
+
+def test_a_checkpoint_is_the_state_and_two_moments() -> None:
+    tcl = TCL(tiny_spec(), vocab_size=VOCAB_SIZE, pad_token_id=0)
+    state = sum(tensor.numel() * tensor.element_size() for tensor in tcl.state_dict().values())
+    moments = sum(2 * 4 * parameter.numel() for parameter in tcl.parameters() if parameter.requires_grad)
+    assert cost().checkpoint_gib == pytest.approx((state + moments) / GIB)
+
+
+def test_arithmetic_of_the_published_model() -> None:
+    batch, tokens, patches, width = 8, 30, 257, 768
+    estimate = cost(vocab_size=30522, training={"batch_size_per_gpu": batch}, **REAL_SIZE)
+    vit = dense(256, width, width) + 12 * (dense(patches, width, 4 * width, width) + 4 * dense(patches, width, width))
+    vit += 12 * attention(patches, patches, width)
+    layer = 4 * dense(tokens, width, width) + dense(tokens, width, 3072, width) + attention(tokens, tokens, width)
+    text = 6 * layer
+    keys_values = 6 * 2 * dense(patches, width, width)
+    fusion = 6 * (layer + 2 * dense(tokens, width, width) + attention(tokens, patches, width))
+    words = dense(0.15 * (tokens - 1), width, width, 30522)
+    queue = 2 * 256 * 65536
+    # Forward and twice that backward (no gradient reaches the pixels); the momentum encoders forward.
+    trained = 3 * (vit + 2 * text + keys_values + 4 * fusion + words) - dense(256, width, width) + (3 * 4 - 4) * queue
+    momentum = vit + 2 * text + keys_values + fusion + 2 * queue
+    assert estimate.parameters_trainable == 209_937_725
+    assert estimate.flops_per_step / batch == pytest.approx(trained + momentum, rel=0.01)
+
+
+def test_accumulation_computes_more_and_holds_no_more_activations() -> None:
+    once, twice = cost(), cost(training={"accumulation_steps": 2})
+    assert twice.flops_per_step == 2 * once.flops_per_step
+    assert twice.peak_memory_gib - once.peak_memory_gib <= 4 * once.parameters_trainable / GIB
+
+
+def test_a_larger_batch_adds_its_activations() -> None:
+    small, middle, large = (cost(training={"batch_size_per_gpu": size}, queue_size=0).peak_memory_gib for size in (16, 32, 48))
+    assert large - middle == pytest.approx(middle - small, rel=0.05)
+    assert middle > small
+
+
+def test_half_precision_and_recomputation_hold_less() -> None:
+    plain, half, recomputed = (
+        cost(training={"batch_size_per_gpu": 64, **changes}, queue_size=0)
+        for changes in ({}, {"precision": "bf16"}, {"activation_checkpointing": True})
+    )
+    assert half.peak_memory_gib < 0.8 * plain.peak_memory_gib
+    assert recomputed.peak_memory_gib < half.peak_memory_gib
+    assert half.flops_per_step == plain.flops_per_step
+    assert 1.2 < recomputed.flops_per_step / plain.flops_per_step < 1.35
+
+
+@pytest.mark.parametrize("objectives", [{"cma": {}}, {"imc": {}, "soft_labels": None}, {"lmi": {}}, {"itm": {}}, {"mlm": {}}])
+def test_a_term_alone_costs_less_than_all(objectives: dict[str, Any]) -> None:
+    alone, together = cost(objectives), cost()
+    assert alone.flops_per_step < together.flops_per_step
+    assert alone.peak_memory_gib < together.peak_memory_gib
+
+
+def test_activations_are_what_autograd_keeps_on_the_cpu() -> None:
+    """A dual encoder without dropout, measured: the CPU keeps the same tensors as the estimate says, within a few percent."""
+    text = {**TEXT, "dropout": 0.0}
+    spec = tiny_spec({"cma": {}, "soft_labels": None}, text_encoder=text, training={"batch_size_per_gpu": 64}, queue_size=0)
+    tcl = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    own = {tensor.untyped_storage().data_ptr() for tensor in tcl.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        image = tcl.online.encode_image(torch.randn(64, 3, 64, 64)).embedding
+        caption = torch.ones(64, 30, dtype=torch.int64)
+        words = tcl.online.encode_text(caption, caption.bool()).embedding
+        loss = (image @ words.T).log_softmax(dim=1).sum() + (words @ image.T).log_softmax(dim=1).sum()
+    loss.backward()
+    plan = make_plan(spec, DataFacts(num_train_rows=1_000, num_train_images=1_000), without_data=True)
+    estimate = estimate_cost(spec, plan, vocab_size=VOCAB_SIZE)
+    activations = estimate.peak_memory_gib - estimate.checkpoint_gib
+    assert activations * GIB == pytest.approx(sum(kept.values()), rel=0.1)

@@ -1,0 +1,90 @@
+"""The fusion encoder: one pass for many pairs, the same as a pass for each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tclx.model.tcl import TCL
+from tests.model.tiny import VOCAB_SIZE, tiny_spec
+
+
+def model(*, training: dict[str, bool] | None = None) -> TCL:
+    return TCL(tiny_spec(training=training), vocab_size=VOCAB_SIZE, pad_token_id=0)
+
+
+@pytest.fixture
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Text states of 4 captions, the shortest of one token; their mask; tokens of 4 pictures."""
+    torch.manual_seed(0)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
+    return torch.randn(4, 6, 24), mask, torch.randn(4, 17, 24)
+
+
+def test_one_pass_equals_separate_passes(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, pictures = pairs
+    fusion = model().online.fusion_encoder.eval()
+    texts, rows = torch.tensor([0, 1, 2, 3, 2, 0]), torch.tensor([0, 1, 2, 3, 0, 3])
+    together = fusion(states[texts], mask[texts], fusion.keys_values(pictures), rows)
+    for number, (text, row) in enumerate(zip(texts.tolist(), rows.tolist(), strict=True)):
+        alone = fusion(states[text : text + 1], mask[text : text + 1], fusion.keys_values(pictures[row : row + 1]))
+        torch.testing.assert_close(together[number], alone[0])
+
+
+def test_without_rows_texts_and_pictures_pair_up_in_order(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, pictures = pairs
+    fusion = model().online.fusion_encoder.eval()
+    keys_values = fusion.keys_values(pictures)
+    torch.testing.assert_close(fusion(states, mask, keys_values), fusion(states, mask, keys_values, torch.arange(4)))
+
+
+def test_padding_is_never_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, pictures = pairs
+    fusion = model().online.fusion_encoder.eval()
+    noisy = torch.where(mask[:, :, None], states, 100 * torch.randn_like(states))
+    clean, other = (fusion(each, mask, fusion.keys_values(pictures)) for each in (states, noisy))
+    torch.testing.assert_close(clean[mask], other[mask])
+
+
+def test_every_picture_token_is_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, pictures = pairs
+    pictures.requires_grad_()
+    fusion = model().online.fusion_encoder.eval()
+    fusion(states, mask, fusion.keys_values(pictures))[:, 0].square().sum().backward()
+    assert pictures.grad.abs().sum(dim=2).gt(0).all()
+
+
+def some_loss(tcl: TCL) -> Tensor:
+    """Of all encoders, with the same dropout at every call."""
+    torch.manual_seed(3)
+    online, mask = tcl.online, torch.ones(4, 5, dtype=torch.bool)
+    image = online.encode_image(torch.linspace(-1, 1, 4 * 3 * 64 * 64).reshape(4, 3, 64, 64))
+    text = online.encode_text(torch.arange(20).reshape(4, 5) + 5, mask)
+    fused = online.fusion_encoder(text.tokens, mask, online.fusion_encoder.keys_values(image.tokens), torch.arange(4))
+    return image.embedding.sum() + text.embedding.sum() + online.mlm_head(fused[:, 1]).square().mean()
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    plain, recomputed = model(), model(training={"activation_checkpointing": True})
+    for each in (plain, recomputed):
+        some_loss(each.train()).backward()
+    for (name, ours), theirs in zip(plain.online.named_parameters(), recomputed.online.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad, rtol=0, atol=0, msg=name)
+
+
+def test_the_mlm_decoder_is_the_word_embeddings() -> None:
+    online = model().online
+    table = online.text_encoder.word_embeddings.weight
+    states = torch.randn(3, 24)
+    before = online.mlm_head(states)
+    with torch.no_grad():
+        table[7] = 0
+    after = online.mlm_head(states)
+    assert not torch.equal(before[:, 7], after[:, 7])
+    torch.testing.assert_close(after[:, 7], torch.zeros(3))
+    after.sum().backward()
+    assert table.grad.abs().sum(dim=1).gt(0).all()
+    assert [name for name in online.state_dict() if "word_embeddings" in name or "decoder" in name] == [
+        "text_encoder.embeddings.word_embeddings.weight"
+    ]

@@ -1,0 +1,133 @@
+"""Promises of the worker: every ending has its exit code and its state, and nobody else's run is touched."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tclx import worker
+from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed
+from tclx.launch.local import prepare
+from tclx.launch.order import plan_runs
+from tclx.runs import RunFolder
+from tests.launch.toy import write_spec
+
+Start = Callable[[Exception | None], int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    (run,) = plan_runs([write_spec(tmp_path)], runs_dir=tmp_path)
+    made = RunFolder(tmp_path / run.plan.run_id)
+    prepare(run, made)
+    return made
+
+
+@pytest.fixture
+def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Runs the worker with a training loop that only ends, in the way given."""
+
+    def start(ending: BaseException | None) -> int:
+        def train(*arguments: object) -> None:
+            if ending is not None:
+                raise ending
+
+        monkeypatch.setattr("tclx.train.loop.train", train)
+        return worker.main([str(folder.path)])
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield start
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "status", "reason"),
+    [
+        (Interrupted("saved at step 3"), 75, "interrupted", "saved at step 3"),
+        (KeyboardInterrupt(), 75, "interrupted", None),
+        (RunFailed("the loss is NaN"), 1, "failed", "the loss is NaN"),
+        (InputError(Problem("optim", "wrong")), 2, "failed", "optim: wrong"),
+        (MachineError("the disk is full"), 3, "failed", "the disk is full"),
+    ],
+)
+def test_an_ending_is_told_by_code_and_state(
+    start: Start, folder: RunFolder, ending: Exception, code: int, status: str, reason: str | None
+) -> None:
+    assert start(ending) == code
+    state = folder.read_state()
+    assert state is not None
+    assert (state.status, state.reason) == (status, reason)
+
+
+def test_a_mistake_is_printed_without_traceback(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    start(RunFailed("the loss is NaN"))
+    assert capsys.readouterr().err == "error: the loss is NaN\n"
+
+
+def test_a_bug_keeps_its_traceback_on_screen_and_in_the_run(
+    start: Start, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(ZeroDivisionError("oops")) == 1
+    log = (folder.path / "logs" / "rank0.log").read_text()
+    for text in (log, capsys.readouterr().err):
+        assert "Traceback" in text
+        assert "ZeroDivisionError: oops" in text
+    state = folder.read_state()
+    assert state is not None
+    assert state.status == "failed"
+    assert "ZeroDivisionError: oops" in (state.reason or "")
+
+
+def test_a_run_that_another_process_holds_keeps_its_state(start: Start, folder: RunFolder) -> None:
+    before = folder.state.read_bytes()
+    with folder.lock():
+        assert start(None) == 1
+    assert folder.state.read_bytes() == before
+
+
+def test_the_reason_of_an_earlier_attempt_is_replaced(start: Start, folder: RunFolder) -> None:
+    start(RunFailed("the first reason"))
+    folder.write_json(folder.state, {**folder.read_json(folder.state), "pid": 1})
+    start(RunFailed("the second reason"))
+    state = folder.read_state()
+    assert state is not None
+    assert state.reason == "the second reason"
+
+
+def test_under_torchrun_an_interruption_is_no_crash(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert start(Interrupted("saved")) == 0
+
+
+def test_other_ranks_write_no_state(start: Start, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder.state.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    assert start(RunFailed("the loss is NaN")) == 1
+    assert folder.state.read_bytes() == before
+
+
+def test_the_loop_receives_the_spec_and_the_plan_as_written(
+    start: Start, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def train(folder: RunFolder, spec: object, plan: object) -> None:
+        seen["spec"], seen["plan"] = spec, plan
+
+    monkeypatch.setattr("tclx.train.loop.train", train)
+    assert worker.main([str(folder.path)]) == 0
+    assert json.loads(seen["spec"].model_dump_json()) == folder.read_json(folder.spec)
+    assert seen["plan"].to_json() == folder.read_json(folder.plan)
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "two"], ["/nowhere"]])
+def test_anything_but_a_prepared_folder_is_bad_input(arguments: list[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert worker.main(arguments) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
