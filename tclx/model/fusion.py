@@ -44,7 +44,7 @@ def padding_mask(attention_mask: Tensor) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Text tokens ask, image tokens answer; residual and LayerNorm as in BERT. Starts from N(0, 0.02).
+    """Text tokens ask, image tokens answer; residual and LayerNorm as in BERT. Starts from N(0, the model's initializer_range).
 
     Args:
         config: the text model's: width, heads, dropout, LayerNorm epsilon.
@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention_dropout: float = config.attention_probs_dropout_prob
         for linear in (self.query, self.key, self.value, self.dense):
-            initialise_linear(linear)
+            initialise_linear(linear, std=config.initializer_range)
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
         """[B, N, image width] -> what `forward` attends to."""
@@ -158,7 +158,7 @@ class MaskedLanguageModelHead(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(num_words))
-        initialise_linear(self.dense)
+        initialise_linear(self.dense, std=config.initializer_range)
         # In a tuple the table is not registered a second time, so the state dict holds it once, under the text encoder; copying
         # both modules in one go keeps them tied.
         self._tied = (word_embeddings,)
@@ -169,7 +169,7 @@ class MaskedLanguageModelHead(nn.Module):
         return functional.linear(transformed, self._tied[0].weight, self.bias)
 
 
-def initialise_linear(linear: nn.Linear) -> None:
-    """BERT's start: weights from N(0, 0.02), no bias."""
-    nn.init.normal_(linear.weight, std=0.02)
+def initialise_linear(linear: nn.Linear, *, std: float) -> None:
+    """BERT's start: weights from N(0, std), no bias."""
+    nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)

@@ -176,6 +176,7 @@ def _sized(sizes: TextSizes) -> PretrainedConfig:
         num_attention_heads=sizes.num_heads,
         intermediate_size=sizes.intermediate_size,
         max_position_embeddings=sizes.max_positions,
+        initializer_range=sizes.initializer_range,
         layer_norm_eps=1e-12,
     )
 
