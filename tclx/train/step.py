@@ -211,7 +211,12 @@ class TrainingStep(nn.Module):
 
     def _keys(self, batch: Batch, momentum: Views | None) -> Keys:
         image, text = _embeddings(momentum)
-        image, text, index, queue = self._gathered(image), self._gathered(text), self._gathered(batch.image_index), self.model.queue
+        image, text, index, queue = (
+            self._gathered(image),
+            self._gathered(text),
+            self._gathered(batch.image_index),
+            self.model.queue,
+        )
         rows, valid = batch.image_index, None
         if not self.knows_identity:  # every pair its own picture, and none of them in the queue
             rows = index = torch.arange(len(image), device=image.device)
@@ -327,7 +332,10 @@ class TrainingStep(nn.Module):
         if self.objectives.itm:
             texts, masks, rows = [online.text.tokens], [batch.attention_mask], [own]
             if negatives is not None and self._num_candidates(size) > 1:
-                wrong_texts, wrong_masks = self._across(online.text.tokens)[negatives.text], self._gathered(batch.attention_mask)
+                wrong_texts, wrong_masks = (
+                    self._across(online.text.tokens)[negatives.text],
+                    self._gathered(batch.attention_mask),
+                )
                 wrong_pictures = negatives.image
                 if self._num_candidates(size) > size:  # only the pictures asked for get keys and values, not all G
                     pictures = torch.cat([pictures, self._across(pictures)[negatives.image]])

@@ -32,4 +32,6 @@ def test_two_processes(shared: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(ours["queue/image"].T, extras[f"ddp_world2/rank{rank}/image_queue_after"], rtol=0, atol=1e-6)
         torch.testing.assert_close(ours["queue/text"].T, extras[f"ddp_world2/rank{rank}/text_queue_after"], rtol=0, atol=1e-6)
         averaged = {name.removeprefix("grad/"): value for name, value in ours.items() if name.startswith("grad/")}
-        check_gradients(averaged, {name.removeprefix(prefix): value for name, value in extras.items() if name.startswith(prefix)})
+        check_gradients(
+            averaged, {name.removeprefix(prefix): value for name, value in extras.items() if name.startswith(prefix)}
+        )
