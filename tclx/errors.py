@@ -42,7 +42,7 @@ class TclxError(Exception):
 
 
 class InputError(TclxError):
-    """The spec, its files or the command line are wrong; nothing has been started. Carries every problem found, not the first."""
+    """The spec, its files or the command line are wrong; nothing has been started. Carries every problem found."""
 
     exit_code = 2
 

@@ -47,7 +47,8 @@ class TextSizes(Section):
     max_positions: Count = 512
     """Longest sequence the position embeddings cover, in tokens."""
     initializer_range: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """Standard deviation of the random weights. BERT's 0.02 suits a width of 768; narrow models learn sooner from 1 / sqrt(width)."""
+    """Standard deviation of the random weights. BERT's 0.02 suits a width of 768; narrow models
+    learn sooner from 1 / sqrt(width)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -1,10 +1,10 @@
 """One training step: where the paper meets the code.
 
-A batch goes through the online encoders (view 1) and the momentum encoders (view 2). CMA, IMC and LMI compare their features; ITM
-and MLM look at the fused pair. Sizes: B pairs in this process, G pairs over all processes, K keys (the batch, then the queue),
+A batch goes through the online encoders (view 1) and the momentum encoders (view 2). CMA, IMC and LMI compare their features;
+ITM and MLM look at the fused pair. Sizes: B pairs in this process, G pairs over all processes, K keys (the batch, then the queue),
 D embedding width, N patches, L tokens, M masked tokens.
 
-The forward pass changes no parameter and no buffer: whoever calls it enqueues the returned keys and moves the momentum encoders.
+The forward pass changes no parameter and no buffer: its caller enqueues the returned keys and moves the momentum encoders.
 
 Source: Yang et al. 2022, arXiv:2202.10401, and the order of operations of the published code.
 """
@@ -246,11 +246,11 @@ class TrainingStep(nn.Module):
         self, logits: tuple[Tensor, Tensor], momentum: Views | None, keys: Keys, soft_label_weight: float
     ) -> dict[str, Tensor]:
         """CMA: image and text [CLS] against the other modality, with soft labels from the momentum encoders."""
-        targets = (keys.targets, keys.targets)
+        targets = [keys.targets, keys.targets]
         if soft_label_weight > 0 and momentum is not None:
             with torch.no_grad():
                 momentum_logits = self._similarities(momentum, keys, "cma")
-            targets = tuple(soft_targets(keys.targets, each, weight=soft_label_weight) for each in momentum_logits)
+            targets = [soft_targets(keys.targets, each, weight=soft_label_weight) for each in momentum_logits]
         image_to_text, text_to_image = map(soft_cross_entropy, logits, targets)
         return {"cma_image_to_text": image_to_text, "cma_text_to_image": text_to_image}
 

@@ -171,7 +171,7 @@ def test_a_hub_that_cannot_be_reached_is_the_machines_fault(monkeypatch: pytest.
         raise OSError("no route to host")
 
     monkeypatch.setattr(text.AutoConfig, "from_pretrained", offline)
-    with pytest.raises(MachineError, match="no route to host.*put the model in a local folder"):
+    with pytest.raises(MachineError, match=r"no route to host.*put the model in a local folder"):
         built(name="someone/some-bert", num_layers=1)
 
 

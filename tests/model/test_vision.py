@@ -158,7 +158,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_one_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "vit.safetensors"
     save_file(encoder(patch_size=8, **SMALL).body.state_dict(), file)
-    with pytest.raises(InputError, match="1 in another shape, for instance patch_embed.proj.weight"):
+    with pytest.raises(InputError, match=r"1 in another shape, for instance patch_embed\.proj\.weight"):
         encoder(weights=str(file), **SMALL)
 
 

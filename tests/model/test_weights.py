@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_the_machines_fault(trained: TCL, tmp_
         write_tensors(tmp_path / "none" / "a.pth", trained.state_dict())
 
 
-# ----------------------------------------------------------------------------------------------------------- starting from weights
+# -- starting from weights
 
 
 def test_a_checkpoint_folder_gives_everything_but_the_picture_indices(file: Path, trained: TCL) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.parity.official import recorded_batch, tiny_model, tiny_spec
-from tests.parity.test_step import follow_online, gradients
 from tclx import distributed
 from tclx.train.step import HardNegatives, TrainingStep
+from tests.parity.official import recorded_batch, tiny_model, tiny_spec
+from tests.parity.test_step import follow_online, gradients
 
 
 def main(shared: Path, output: Path) -> None:
