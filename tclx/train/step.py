@@ -1,7 +1,7 @@
 """One training step: where the paper meets the code.
 
 A batch goes through the online encoders (view 1) and the momentum encoders (view 2). CMA, IMC and LMI compare their features;
-ITM and MLM look at the fused pair. Sizes: B pairs in this process, G pairs over all processes, K keys (the batch, then the queue),
+ITM and MLM look at the fused pair. Sizes: B pairs in this process, G pairs over all processes, K keys (the batch, then queue),
 D embedding width, N patches, L tokens, M masked tokens.
 
 The forward pass changes no parameter and no buffer: its caller enqueues the returned keys and moves the momentum encoders.
