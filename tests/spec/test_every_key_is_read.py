@@ -31,9 +31,7 @@ def sections(annotation: Any) -> Iterator[type[BaseModel]]:
 def fields(section: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[tuple[str, str]]:
     seen.add(section)
     for name, field in section.model_fields.items():
-        if not (
-            get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
-        ):  # a tag says which section it is
+        if not (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
             yield section.__name__, name
         for inner in sections(field.annotation):
             if inner not in seen:
