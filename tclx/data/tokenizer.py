@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tclx.errors import InputError, MachineError, Problem
+from tclx.packaged import model_folder
 from tclx.runs import machine_error
 from tclx.spec.data import HubTokenizer, TokenizerSpec
 
@@ -118,8 +119,8 @@ def build_tokenizer(spec: TokenizerSpec, captions: Iterable[str]) -> CaptionToke
     """
     if not isinstance(spec, HubTokenizer):
         return train_wordpiece(captions, vocab_size=spec.vocab_size)
-    folder = Path(spec.name)
-    return CaptionTokenizer.load(folder) if folder.is_dir() else _from_hub(spec.name)
+    name = model_folder(spec.name, key=KEY)
+    return CaptionTokenizer.load(Path(name)) if Path(name).is_dir() else _from_hub(name)
 
 
 def train_wordpiece(captions: Iterable[str], *, vocab_size: int) -> CaptionTokenizer:

@@ -18,6 +18,7 @@ from transformers import logging as transformers_logging
 from tclx.errors import InputError, MachineError, Problem
 from tclx.model.fusion import FusionEncoder, FusionLayer, MaskedLanguageModelHead, padding_mask, run_layer
 from tclx.model.weights import on_meta
+from tclx.packaged import model_folder
 from tclx.spec.model import FusionEncoderSpec, TextEncoderSpec, TextSizes
 
 KEY = "model.text_encoder"
@@ -194,7 +195,7 @@ def _named(name: str, *, weights: str | None) -> PretrainedConfig:
             vocab_size=vocab_size,
         )
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+        config: PretrainedConfig = AutoConfig.from_pretrained(model_folder(name, key=f"{KEY}.name"))
     except (OSError, ValueError) as error:
         raise _unreadable(f"{KEY}.name", name, error) from error
     return config
@@ -234,7 +235,7 @@ def _random(config: PretrainedConfig) -> PreTrainedModel:
 
 def _loaded(spec: TextEncoderSpec, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its weights; only layers beyond its own, and an MLM head it does not carry, may stay random."""
-    source = spec.name if spec.weights == "hub" else spec.weights
+    source = model_folder(str(spec.name if spec.weights == "hub" else spec.weights), key=f"{KEY}.weights")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of what was not loaded; checked and told below instead
     try:

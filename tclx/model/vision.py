@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tclx.errors import InputError, MachineError, Problem
 from tclx.model.weights import fit_tensor, on_meta, read_tensors
+from tclx.packaged import weights_file
 from tclx.spec.model import ImageEncoderSpec
 
 KEY = "model.image_encoder"
@@ -48,7 +49,8 @@ class ImageEncoder(nn.Module):
             probe = _probe(spec, _create(spec, arguments))
         self.body = _create(spec, arguments)
         if spec.weights not in (None, "hub") and not on_meta():
-            load_image_weights(self.body, Path(str(spec.weights)), key=f"{KEY}.weights")
+            file = weights_file(str(spec.weights), key=f"{KEY}.weights")
+            load_image_weights(self.body, file, key=f"{KEY}.weights")
         _tidy(self.body, probe.unused)
         self.width, self.grid = probe.width, probe.grid
         self.num_prefix_tokens = int(getattr(self.body, "num_prefix_tokens", 0))
@@ -259,13 +261,17 @@ def _refused_override(spec: ImageEncoderSpec, error: TypeError) -> InputError:
 
 
 def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
-    """Load a state dict with timm's names; position embeddings are interpolated to the model's grid.
+    """Load a state dict with timm's names, or another library's names for the same tensors in the same order.
+
+    Position embeddings are interpolated to the model's grid.
 
     Raises:
         InputError: the file cannot be read safely, lacks more than a tenth of the model's tensors, or has one in another shape.
     """
     tensors = read_tensors(path, key=key)
     own = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if tensors.keys().isdisjoint(own):
+        tensors = _in_order(tensors, own)
     fitted = {name: fit_tensor(name, tensors[name], own[name]) for name in own if name in tensors}
     lacking = [name for name in own if name not in fitted]
     other_shape = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
@@ -276,3 +282,10 @@ def load_image_weights(body: nn.Module, path: Path, *, key: str) -> None:
             Problem(key, f"{message}, for instance {names}", f"{KEY} must describe the model they were trained in")
         )
     body.load_state_dict(fitted, strict=False)
+
+
+def _in_order(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the model's names where all shapes agree in order, a classifier behind them left out; else none."""
+    values = [value for name, value in tensors.items() if not name.endswith("num_batches_tracked")][: len(own)]
+    agree = [value.shape for value in values] == [value.shape for value in own.values()]
+    return dict(zip(own, values, strict=True)) if agree else {}
