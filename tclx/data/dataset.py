@@ -487,7 +487,7 @@ def _received(items: Iterator[Item | TclxError], close: Callable[[], None]) -> I
             if isinstance(item, TclxError):
                 raise item
             yield item
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         raise worker_death(error) or error from None
     finally:
         close()
@@ -501,14 +501,15 @@ def _end_workers(reference: weakref.ref[Iterator[Any]]) -> None:
         end()
 
 
-def worker_death(error: RuntimeError) -> MachineError | None:
+def worker_death(error: Exception) -> MachineError | None:
     """The user's words for a loader process that died, None for any other error.
 
-    torch raises it from a signal handler, so it can surface anywhere in the training process.
+    torch raises it from a signal handler, so it can surface anywhere in the training process; or the connection over which a
+    dead worker would have handed over its batch breaks first.
     """
-    if "DataLoader worker" not in str(error):
+    if not isinstance(error, EOFError | ConnectionError) and "DataLoader worker" not in str(error):
         return None
     return MachineError(
-        f"a data loader process died: {error}. Most often the machine ran out of memory or of shared memory (/dev/shm): "
+        f"a data loader process died: {error or type(error).__name__}. Most often the machine ran out of memory or of shared memory (/dev/shm): "
         "make data.num_workers smaller, or give the job more memory"
     )

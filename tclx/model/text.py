@@ -6,7 +6,8 @@ layers that the model does not have, and every cross-attention, start random.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,19 +237,30 @@ def _random(config: PretrainedConfig) -> PreTrainedModel:
 def _loaded(spec: TextEncoderSpec, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its weights; only layers beyond its own, and an MLM head it does not carry, may stay random."""
     source = model_folder(str(spec.name if spec.weights == "hub" else spec.weights), key=f"{KEY}.weights")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of what was not loaded; checked and told below instead
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            source, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet_transformers():
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                source, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(f"{KEY}.weights", str(source), error) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     _check_loaded(spec, model, info)
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bar and its report of what was not loaded; `_check_loaded` refuses what matters."""
+    verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_loaded(spec: TextEncoderSpec, model: PreTrainedModel, info: Mapping[str, Any]) -> None:

@@ -95,6 +95,13 @@ def test_fusion_layers_that_the_model_lacks_start_random(tmp_path: Path) -> None
         assert torch.equal(layer.intermediate.dense.bias, torch.zeros(40))
 
 
+def test_loading_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path)
+    capfd.readouterr()
+    built(name=str(tmp_path), num_layers=2, fusion=2, weights=str(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_cross_attention_starts_normal_with_deviation_one_fiftieth() -> None:
     sizes = {"width": 96, "num_heads": 3, "intermediate_size": 40}
     layer = built(sizes=sizes, num_layers=1, fusion=1).fusion_encoder.layers[0].cross_attention
