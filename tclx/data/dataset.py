@@ -510,6 +510,7 @@ def worker_death(error: Exception) -> MachineError | None:
     if not isinstance(error, EOFError | ConnectionError) and "DataLoader worker" not in str(error):
         return None
     return MachineError(
-        f"a data loader process died: {error or type(error).__name__}. Most often the machine ran out of memory or of shared memory (/dev/shm): "
+        f"a data loader process died: {error or type(error).__name__}. "
+        "Most often the machine ran out of memory or of shared memory (/dev/shm): "
         "make data.num_workers smaller, or give the job more memory"
     )

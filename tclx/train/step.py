@@ -148,8 +148,9 @@ class TrainingStep(nn.Module):
         hardness = None
         if objectives.cma or objectives.imc or objectives.lmi:
             keys = self._keys(batch, momentum)
-            hardness = self._similarities(online, keys, "cma")
-            if objectives.cma:
+            if objectives.cma or objectives.itm:
+                hardness = self._similarities(online, keys, "cma")
+            if objectives.cma and hardness is not None:
                 parts |= self._cross_modal_alignment(hardness, momentum, keys, soft_label_weight)
             if objectives.imc:
                 parts |= self._intra_modal_contrast(online, keys)
@@ -396,13 +397,13 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def _health(
-        self, online: Views, keys: Keys, parts: dict[str, Tensor], cross_modal: tuple[Tensor, Tensor]
+        self, online: Views, keys: Keys, parts: dict[str, Tensor], cross_modal: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
         """What each contrastive part has learned, and how the embeddings lie."""
         image, text = _embeddings(online)
         num_keys = keys.valid.sum() if keys.valid is not None else torch.tensor(len(keys.image), device=image.device)
         bounds = {name: value for name, value in parts.items() if name.startswith("imc")}
-        if self.objectives.cma:  # the bound holds for the true labels, not for softened ones
+        if self.objectives.cma and cross_modal is not None:  # the bound holds for the true labels, not for softened ones
             bounds["cma_image_to_text"] = soft_cross_entropy(cross_modal[0], keys.targets)
             bounds["cma_text_to_image"] = soft_cross_entropy(cross_modal[1], keys.targets)
         measures = {f"mi_bound/{name}": mutual_information_bound(value, num_keys.float()) for name, value in bounds.items()}

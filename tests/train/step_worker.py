@@ -1,0 +1,67 @@
+"""One process's share of a global batch: python -m tests.train.step_worker OUTPUT; alone, all of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tclx import distributed
+from tclx.data.batch import Batch
+from tclx.model.tcl import TCL
+from tclx.train.step import TrainingStep
+
+from .toy import toy_spec
+
+WITHOUT_DROPOUT = {
+    "model.text_encoder": {"sizes": {"width": 16, "num_heads": 2, "intermediate_size": 32}, "num_layers": 1, "dropout": 0.0}
+}
+GLOBAL_BATCH, LENGTH, VOCAB_SIZE = 8, 7, 40
+
+
+def global_batch(rows: slice = slice(None)) -> Batch:
+    """Eight random pairs, two of them of one picture; every caption hides its second token."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, GLOBAL_BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    ids = torch.randint(5, VOCAB_SIZE, (GLOBAL_BATCH, LENGTH), generator=generator)
+    ids[:, 0] = 2
+    mask = torch.arange(LENGTH) < torch.tensor([7, 3, 4, 7, 5, 2, 6, 7])[:, None]
+    masked = ids.clone()
+    masked[:, 1] = 4
+    size = len(ids[rows])
+    return Batch(
+        images=images[0, rows],
+        images_second=images[1, rows],
+        input_ids=ids[rows],
+        attention_mask=mask[rows],
+        masked_input_ids=masked[rows],
+        mlm_positions=torch.arange(size) * LENGTH + 1,
+        mlm_labels=ids[rows, 1],
+        image_index=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7])[rows],
+        row=torch.arange(GLOBAL_BATCH)[rows],
+        num_bad_images=0,
+    )
+
+
+def main(output: Path) -> None:
+    torch.set_num_threads(1)
+    with distributed.start(torch.device("cpu")):
+        spec = toy_spec(**WITHOUT_DROPOUT)
+        model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+        share = GLOBAL_BATCH // distributed.world_size()
+        first = distributed.rank() * share
+        batch = global_batch(slice(first, first + share))
+        step = distributed.wrap(TrainingStep(model, spec))  # kept until the backward pass, which it averages
+        result = step(batch, soft_label_weight=0.4, draw=5)
+        result.loss.backward()
+        content = {name: distributed.mean(value).clone() for name, value in result.measures.items()}
+        content |= {f"keys/{number}": value.clone() for number, value in enumerate(result.keys)}
+        content |= {f"grad/{name}": each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+        if distributed.is_main():
+            save_file({name: value.contiguous() for name, value in content.items()}, output)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

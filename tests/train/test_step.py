@@ -1,0 +1,121 @@
+"""The training step where the official code has no numbers: terms off, corners, several processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tclx.data.batch import Batch
+from tclx.model.tcl import TCL
+from tclx.train.step import StepOutput, TrainingStep
+
+from ..processes import finish_processes, start_processes
+from .step_worker import VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
+from .toy import toy_spec
+
+TERMS = ("cma", "imc", "lmi", "itm", "mlm")
+
+
+def run_step(batch: Batch, *, measure: bool = False, **changes: Any) -> tuple[StepOutput, TCL]:
+    spec = toy_spec(**{**WITHOUT_DROPOUT, **changes})
+    model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    output = TrainingStep(model, spec)(batch, soft_label_weight=0.4, draw=0, measure=measure)
+    output.loss.backward()
+    return output, model
+
+
+def only(term: str, section: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {f"objectives.{name}": (section or {}) if name == term else None for name in TERMS}
+
+
+def is_finite(output: StepOutput, model: TCL) -> bool:
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    return bool(output.loss.isfinite()) and all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_alone_is_the_whole_loss_and_leaves_no_parameter_unused(term: str) -> None:
+    output, model = run_step(global_batch(), measure=True, **only(term))
+    assert output.terms.keys() == {term}
+    weight = 1 / 3 if term in ("cma", "imc", "lmi") else 1.0
+    assert output.loss.item() == pytest.approx(weight * output.terms[term].item())
+    unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    assert unused == []
+
+
+@pytest.mark.parametrize("term", ["cma", "imc", "lmi"])
+def test_a_term_may_bring_its_own_temperature(term: str) -> None:
+    _, model = run_step(global_batch(), measure=True, **only(term, {"temperature": {"initial": 0.2}}))
+    assert getattr(model.temperatures, term).grad is not None
+
+
+def test_a_weight_scales_its_term() -> None:
+    single, _ = run_step(global_batch())
+    double, _ = run_step(global_batch(), **{"objectives.itm": {"weight": 2.0}})
+    assert (double.loss - single.loss).item() == pytest.approx(single.terms["itm"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("compat", [None, "official"])
+def test_one_pair_without_a_masked_word_and_with_an_empty_caption_is_finite(compat: str | None) -> None:
+    batch = global_batch(slice(0, 1))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = torch.tensor([[True, False, False, False, False, False, False]])
+    batch = replace(batch, attention_mask=empty, mlm_positions=nothing, mlm_labels=nothing)
+    output, model = run_step(batch, measure=True, compat=compat)
+    assert is_finite(output, model)
+    assert output.terms["mlm"].item() == 0
+    assert output.terms["lmi"].item() == 0
+
+
+def test_only_captions_of_one_picture_is_finite() -> None:
+    output, model = run_step(replace(global_batch(), image_index=torch.zeros(8, dtype=torch.int64)))
+    assert is_finite(output, model)
+
+
+def test_an_empty_queue_adds_no_negatives() -> None:
+    """With nothing learned the bound on the mutual information is log(candidates) - loss: here the batch alone counts."""
+    with_queue, _ = run_step(global_batch(), measure=True)
+    without, _ = run_step(global_batch(), measure=True, **{"model.queue_size": 0})
+    for name in ("loss/cma", "loss/imc_image", "mi_bound/cma_image_to_text"):
+        assert with_queue.measures[name].item() == pytest.approx(without.measures[name].item(), abs=1e-5)
+    assert with_queue.measures["health/queue_fill"].item() == 0
+
+
+def test_the_bound_never_exceeds_the_number_of_candidates() -> None:
+    output, _ = run_step(global_batch(), measure=True)
+    bounds = [value.item() for name, value in output.measures.items() if name.startswith("mi_bound/")]
+    assert len(bounds) == 4
+    assert max(bounds) <= math.log(8)
+
+
+def test_the_forward_pass_changes_no_state() -> None:
+    spec = toy_spec()
+    model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    TrainingStep(model, spec)(global_batch(), soft_label_weight=0.4, draw=0).loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_negatives_are_drawn_anew_and_repeatably() -> None:
+    spec = toy_spec(**WITHOUT_DROPOUT)
+    step = TrainingStep(TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0), spec)
+    losses = [step(global_batch(), soft_label_weight=0.4, draw=draw).terms["itm"].item() for draw in (1, 1, 2)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_processes_learn_what_one_learns_from_the_whole_batch(tmp_path: Path, world_size: int) -> None:
+    for number in (1, world_size):
+        arguments = ["-m", "tests.train.step_worker", str(tmp_path / f"{number}.safetensors")]
+        finish_processes(start_processes(arguments, world_size=number))
+    alone, together = (load_file(tmp_path / f"{number}.safetensors") for number in (1, world_size))
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
