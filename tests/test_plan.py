@@ -221,6 +221,11 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "set null)",
         ),
         (
+            ["objectives={cma: null, itm: {}, imc: null}"],
+            "evaluation.retrieval: no contrastive term is on, so there are no embeddings to choose the candidates by that "
+            "ITM re-ranks (switch on objectives.cma, or set null)",
+        ),
+        (
             ["evaluation.best_metric=text_to_image/r2"],
             "evaluation.best_metric: `text_to_image/r2` is not a retrieval metric of which more is better (did you mean "
             "`text_to_image/r5`?)",

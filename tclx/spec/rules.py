@@ -144,7 +144,11 @@ def _evaluated_splits(spec: ExperimentSpec) -> Iterator[Problem]:
 def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
     if spec.evaluation.retrieval is None:
         return
-    if not (spec.objectives.cma or spec.objectives.itm):
+    objectives = spec.objectives
+    if objectives.itm and not (objectives.cma or objectives.imc or objectives.lmi):
+        message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
+        yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null")
+    elif not (objectives.cma or objectives.itm):
         message = "cma and itm are both off, so nothing brings pictures and texts together"
         yield Problem("evaluation.retrieval", message, "switch one of them on, or set null")
     metric, known = spec.evaluation.best_metric, best_metrics()
