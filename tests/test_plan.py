@@ -303,7 +303,8 @@ def test_official_compat_allows_what_the_official_code_only_lacks(tmp_path: Path
 
 
 def test_a_queue_nobody_uses_may_have_any_size(tmp_path: Path) -> None:
-    assert plan_of(tmp_path, "objectives.cma=null", "model.queue_size=1").num_negatives == {}
+    without_contrast = ("objectives.cma=null", "evaluation={}")
+    assert plan_of(tmp_path, *without_contrast, "model.queue_size=1").num_negatives == {}
 
 
 def test_a_batch_of_one_with_a_queue_contrasts_with_the_queue(tmp_path: Path) -> None:
