@@ -303,7 +303,10 @@ def test_official_compat_allows_what_the_official_code_only_lacks(tmp_path: Path
 
 
 def test_a_queue_nobody_uses_may_have_any_size(tmp_path: Path) -> None:
-    without_contrast = ("objectives.cma=null", "evaluation={}")
+    without_contrast = (
+        "objectives.cma=null",
+        "evaluation={retrieval: null, during_training: null, at_end: null, every_epochs: null, every_steps: null}",
+    )
     assert plan_of(tmp_path, *without_contrast, "model.queue_size=1").num_negatives == {}
 
 
