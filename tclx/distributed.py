@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -32,6 +33,10 @@ _KEEP_BUFFERS: dict[str, Any] = {
 # timeout: its connections close, and torchrun ends the rest.
 _PATIENCE = timedelta(hours=1)
 
+# A gloo thread drops its last finished all-reduce a moment after we saw the result, and needs the interpreter for that. Found
+# shutting down, it aborts the process with exit code 134 (3 % of short DDP programs under torch 2.15), so we let it have its turn.
+_LINGER_SECONDS = 0.2
+
 
 @contextmanager
 def start(device: torch.device) -> Iterator[None]:
@@ -52,6 +57,7 @@ def start(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        time.sleep(_LINGER_SECONDS)
 
 
 def rank() -> int:

@@ -148,9 +148,6 @@ def worker_environment(num_processes: int) -> dict[str, str]:
     code = Path(tclx.__file__).parents[1]
     if str(code) not in sysconfig.get_paths().values():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-    # A thread that waits for its siblings sleeps instead of spinning: where others compute too, spinners wait for one that is
-    # not scheduled. 146 against 35 images/s on two cores with two other busy processes.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if num_processes > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
     return environment
