@@ -34,7 +34,7 @@ _KEEP_BUFFERS: dict[str, Any] = {
 _PATIENCE = timedelta(hours=1)
 
 # A gloo thread drops its last finished all-reduce a moment after we saw the result, and needs the interpreter for that. Found
-# shutting down, it aborts the process with exit code 134 (3 % of short DDP programs under torch 2.15), so we let it have its turn.
+# shutting down, it aborts the process with exit code 134 (3 % of short DDP programs under torch 2.15): let it have its turn.
 _LINGER_SECONDS = 0.2
 
 
