@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from tclx.errors import MachineError
 
@@ -27,15 +27,22 @@ Status = Literal["created", "running", "interrupted", "failed", "finished"]
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file: written beside it, flushed to the disk, renamed over it.
+    """Replace a small text file, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end: written beside it, flushed to the disk, renamed over it.
 
     Raises:
         MachineError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

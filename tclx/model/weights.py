@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import re
 import sys
@@ -34,7 +33,7 @@ from torch.nn import functional
 
 from tclx.errors import InputError, Problem
 from tclx.model.queue import NO_IMAGE
-from tclx.runs import machine_error
+from tclx.runs import replacing
 
 KEY = "init.checkpoint"
 
@@ -284,19 +283,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         MachineError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if path.suffix == ".safetensors":
-                file.write(save({name: tensor.clone() for name, tensor in tensors.items()}))  # tied ones, too, once each
-            else:
-                torch.save({"model": dict(tensors)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise machine_error(error, f"could not write {path}") from error
+    with replacing(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(save({name: tensor.clone() for name, tensor in tensors.items()}))  # tied ones, too, once each
+        else:
+            torch.save({"model": dict(tensors)}, file)
 
 
 def from_official(tensors: Mapping[str, Tensor], *, source: Path | str, key: str = KEY) -> dict[str, Tensor]:
