@@ -1,25 +1,30 @@
 """How do several training processes act as one? The only file that calls torch.distributed.
 
-torchrun's environment says who we are; without it every function here is the identity, so that the same code trains one process
-and many. Losses never see any of this: they receive tensors that are gathered already.
+torchrun's environment says who we are, or the same variables set by a SLURM task; without them every function here is the
+identity, so that the same code trains one process and many. Losses never see any of this: they receive tensors that are gathered
+already.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
-from tclx.errors import TclxError
+from tclx.errors import MachineError, TclxError
+from tclx.runs import write_atomically
 
 T = TypeVar("T")
 
@@ -37,6 +42,13 @@ _PATIENCE = timedelta(hours=1)
 # shutting down, it aborts the process with exit code 134 (3 % of short DDP programs under torch 2.15): let it have its turn.
 _LINGER_SECONDS = 0.2
 
+MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
+"""Environment variables: where rank 0 writes its address, and under which name the other nodes reach it."""
+MEETING_PATIENCE_SECONDS = 600
+
+# gloo raises plain RuntimeErrors.
+_CONNECTION_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Connection refused|Socket closed", re.IGNORECASE)
+
 
 @contextmanager
 def start(device: torch.device) -> Iterator[None]:
@@ -48,16 +60,57 @@ def start(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    store = _meet(Path(meeting)) if (meeting := os.environ.get(MEETING_FILE)) else None
+    who: dict[str, Any] = {"store": store, "rank": rank_to_be(), "world_size": int(os.environ["WORLD_SIZE"])} if store else {}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+        dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device, **who)
     else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_PATIENCE, **who)
     try:
         yield
     finally:
         dist.destroy_process_group()
         time.sleep(_LINGER_SECONDS)
+
+
+def _meet(path: Path) -> Store:
+    """The store through which the processes find each other: rank 0 opens a free port and writes its address into a file.
+
+    A port computed from the job's number, as is usual, may be taken: by another job's task on the same node, or by the system.
+
+    Raises:
+        MachineError: rank 0's address does not appear: it never started, or the nodes do not see the same folder.
+    """
+    world_size = int(os.environ["WORLD_SIZE"])
+    if rank_to_be() == 0:
+        host = os.environ.get(MEETING_HOST, "127.0.0.1")
+        store = TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"{host}:{store.port}")
+        return store
+    deadline = time.monotonic() + MEETING_PATIENCE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"rank 0 has not written its address to {path} within {MEETING_PATIENCE_SECONDS} s: it did not start (its log "
+                "says why), or this node does not see the same runs folder"
+            )
+        time.sleep(0.1)
+    host, _, port = path.read_text(encoding="utf-8").rpartition(":")
+    return TCPStore(host, int(port), world_size, is_master=False)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return isinstance(error, dist.DistNetworkError | dist.DistBackendError) or (
+        isinstance(error, RuntimeError) and bool(_CONNECTION_ENDED.search(str(error)))
+    )
+
+
+def rank_to_be() -> int:
+    """This process among all, from 0; known before `start`."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def rank() -> int:

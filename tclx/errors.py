@@ -63,6 +63,10 @@ class RunFailed(TclxError):
     exit_code = 1
 
 
+class LostPeer(RunFailed):
+    """Another process of the run is gone. A consequence: the cause is with the one that went."""
+
+
 class Interrupted(TclxError):
     """The user or the machine asked a run to stop; it was saved and `tclx run` continues it."""
 

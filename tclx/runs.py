@@ -5,8 +5,14 @@
     RUN/environment.json   code, packages, machine      RUN/checkpoints/      step-00001000/, each complete or ignored
     RUN/state.json         where it stands              RUN/evaluation/       one JSON file a split
     RUN/tokenizer/         the tokenizer it trained     RUN/run.lock          held by the process that trains
+    RUN/job.json           whom it was handed to        RUN/attempt.json      the one process group that may write here
+    RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
+    RUN/cancel.json        somebody wants it to stop    RUN/errors/           rank<r>.json: why a process gave up
 
 Files are replaced by rename, so a reader sees the old or the new one, never half.
+
+A node that loses touch with its cluster may go on training while the run is started again elsewhere. So the newest attempt
+writes its name into attempt.json before anything else, and whoever is not named there any more writes nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +23,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
-from tclx.errors import MachineError
+from tclx.errors import MachineError, RunFailed
 
 Status = Literal["created", "running", "interrupted", "failed", "finished"]
 
@@ -77,10 +83,45 @@ class RunState:
 
 
 @dataclass(frozen=True)
+class Job:
+    """Whom a run was handed to: written before SLURM or the local queue hears of it, so that nothing is handed over twice."""
+
+    token: str
+    """In the job's name; a job whose token is not its run's current one trains nothing."""
+    backend: Literal["local", "slurm"]
+    submitted_at: float
+    """Seconds since 1970."""
+    host: str
+    """Where it was submitted; a local queue runs there."""
+    folder: str
+    """The submission's: script, list of runs, what was printed before training began."""
+    job_id: str | None = None
+    """SLURM's (`123` or `123_4`), or the process id of the local queue; None until it is known."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's processes, from which they write until the next attempt begins."""
+
+    name: str
+    job_id: str | None = None
+    restart: int = 0
+    """How often its job was started before."""
+    host: str | None = None
+    started_at: float = 0.0
+
+
+class Superseded(RunFailed):
+    """A newer attempt trains this run: this process must not touch it any more."""
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """One run's folder. Reading never needs torch."""
 
     path: Path
+    attempt_name: str | None = None
+    """Of the process that writes; None writes without being checked."""
 
     @property
     def run_id(self) -> str:
@@ -126,6 +167,57 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def attempt(self) -> Path:
+        return self.path / "attempt.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched every few seconds by the main process."""
+        return self.path / "heartbeat"
+
+    @property
+    def cancel(self) -> Path:
+        return self.path / "cancel.json"
+
+    def log(self, rank: int) -> Path:
+        """What one process printed, over all attempts."""
+        return self.path / "logs" / f"rank{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """Why one process gave up."""
+        return self.path / "errors" / f"rank{rank}.json"
+
+    def read_job(self) -> Job | None:
+        """Whom the run was last handed to, or None."""
+        return Job(**self.read_json(self.job)) if self.job.exists() else None
+
+    def read_attempt(self) -> Attempt | None:
+        """The newest attempt, or None before the first."""
+        return Attempt(**self.read_json(self.attempt)) if self.attempt.exists() else None
+
+    def begin(self, attempt: Attempt) -> Self:
+        """Take the run over: from here on only this attempt writes. Returns the folder to write through."""
+        stamped = replace(attempt, host=os.uname().nodename, started_at=time.time())
+        self.write_json(self.attempt, asdict(stamped))
+        return replace(self, attempt_name=attempt.name)
+
+    def check_attempt(self) -> None:
+        """Nothing, while this process's attempt is the newest.
+
+        Raises:
+            Superseded: another one has begun since.
+        """
+        newest = self.read_attempt() if self.attempt_name is not None else None
+        if newest is not None and newest.name != self.attempt_name:
+            raise Superseded(
+                f"{self.path} is trained by the newer attempt {newest.name} on {newest.host}; this one ({self.attempt_name}) ends"
+            )
 
     def read_state(self) -> RunState | None:
         """The last state written, or None where the folder is new."""

@@ -1,4 +1,5 @@
-"""What does one training process do from start to exit? `python -m tclx.worker RUN_FOLDER`, alone or as a rank under torchrun.
+"""What does one training process do from start to exit? `python -m tclx.worker RUN_FOLDER`, alone, as a rank under torchrun, or
+called by a SLURM task.
 
 | exit code | state.json | why |
 |---|---|---|
@@ -6,27 +7,37 @@
 | 75 | interrupted | asked to stop, saved; the same command continues |
 | 1, 2, 3 | failed, with the reason | a `TclxError`'s own code |
 | 1 | failed, with the exception | a bug: the traceback is on stderr and in logs/rank<r>.log |
-| 1 | left alone | another process on this machine trains this run |
+| 1 | left alone | another process trains this run |
 
-Under torchrun an interrupted worker exits with 0: torchrun would report any other code as a crash, and reports its own.
+As one of several processes an interrupted worker exits with 0: torchrun and srun take any other code for a crash and kill the
+others, who are still saving. Every process that gives up says why in errors/rank<r>.json, since the first to fall is seldom the
+one that writes the state.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tclx.errors import InputError, Interrupted, Problem, RunFailed, TclxError
-from tclx.runs import RunFolder, RunState, Status
+from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
+from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
 
 INTERRUPTED_AND_SAVED = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
+
+ATTEMPT = "TCLX_ATTEMPT"
+"""Environment variable: the name that all processes of one start share."""
+
+HANDOVER_SECONDS = 300
+"""How long a new attempt waits for an old one, which ends at its next written row, to let go of the run."""
 
 
 class _Held(RunFailed):
@@ -35,27 +46,44 @@ class _Held(RunFailed):
 
 def main(arguments: list[str]) -> int:
     """Train the run of a prepared folder; returns the exit code."""
-    # Until the training loop has its own handlers, a request to stop ends the start-up like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if len(arguments) != 1:
         print("usage: python -m tclx.worker RUN_FOLDER", file=sys.stderr)
         return InputError.exit_code
-    folder = RunFolder(Path(arguments[0]))
+    name = os.environ.get(ATTEMPT) or f"{socket.gethostname()}-{os.getpid()}"
+    return work(RunFolder(Path(arguments[0])), Attempt(name))
+
+
+def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> int:
+    """Train a prepared run as one of its processes; returns the exit code.
+
+    Args:
+        folder: of the run.
+        attempt: this start of the run, the same in all its processes.
+        takes_over: end an older attempt that is still alive, for instance on a node that lost touch; otherwise the run is
+            left to it.
+    """
+    # Until the training loop has its own handlers, a request to stop ends the start-up like Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.default_int_handler)
+    folder = replace(folder, attempt_name=attempt.name)
     try:
-        with _holding(folder):
+        with _holding(folder, attempt, takes_over=takes_over):
             _train(folder)
             return 0
     except (Interrupted, KeyboardInterrupt) as error:
         _record(folder, "interrupted", str(error) or None)
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else INTERRUPTED_AND_SAVED
-    except _Held as error:
+        return 0 if os.environ.get("WORLD_SIZE", "1") != "1" else INTERRUPTED_AND_SAVED
+    except (_Held, Superseded) as error:
         return _give_up(error, error.exit_code)
     except TclxError as error:
+        _note_error(folder, str(error), lost_peer=isinstance(error, LostPeer))
         _record(folder, "failed", str(error))
         return _give_up(error, error.exit_code)
     except Exception as error:  # a bug: kept for whoever mends it, and said in the state
+        reason = f"{type(error).__name__}: {error} (traceback in {folder.log(_rank())})"
         _keep_traceback(folder)
-        _record(folder, "failed", f"{type(error).__name__}: {error} (traceback in {_log(folder)})")
+        _note_error(folder, reason, lost_peer=False)
+        _record(folder, "failed", reason)
         return RunFailed.exit_code
 
 
@@ -68,26 +96,43 @@ def _train(folder: RunFolder) -> None:
 
 
 @contextmanager
-def _holding(folder: RunFolder) -> Iterator[None]:
-    """Rank 0 holds the run's lock for all ranks."""
+def _holding(folder: RunFolder, attempt: Attempt, *, takes_over: bool) -> Iterator[None]:
+    """Rank 0 holds the run's lock for all ranks, and names this attempt as the one that writes."""
     if not folder.spec.is_file():
         raise InputError(Problem("", f"{folder.path} is not a prepared run folder: it has no spec.json", "use tclx run"))
-    if not _is_main():
+    if _rank() != 0:
         yield
         return
-    with folder.lock() as free:
-        if not free:
+    if takes_over:
+        folder.begin(attempt)
+    deadline = time.monotonic() + (HANDOVER_SECONDS if takes_over else 0)
+    while True:
+        with folder.lock() as free:
+            if free:
+                folder.begin(attempt)
+                yield
+                return
+        if time.monotonic() >= deadline:
             raise _Held(f"another process is training {folder.path}")
-        yield
+        time.sleep(0.5)
 
 
 def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
     """Rank 0 says how it ended, unless the training loop of this very process already has."""
-    if not _is_main() or not folder.path.is_dir():
+    if _rank() != 0 or not folder.path.is_dir():
         return
     state = folder.read_state() or RunState("created")
-    if (state.status, state.pid) != (status, os.getpid()):
+    if (state.status, state.pid, state.host) != (status, os.getpid(), os.uname().nodename):
         folder.write_state(replace(state, status=status, reason=reason))
+
+
+def _note_error(folder: RunFolder, reason: str, *, lost_peer: bool) -> None:
+    """Leave this process's own word for whoever asks why the run ended."""
+    if not folder.path.is_dir():
+        return
+    note = {"attempt": folder.attempt_name, "host": os.uname().nodename, "time": time.time()}
+    with suppress(MachineError):  # a full disk is what is being reported; stderr has it
+        folder.write_json(folder.error(_rank()), {**note, "reason": reason, "lost_peer": lost_peer})
 
 
 def _give_up(error: TclxError, exit_code: int) -> int:
@@ -98,18 +143,16 @@ def _give_up(error: TclxError, exit_code: int) -> int:
 
 def _keep_traceback(folder: RunFolder) -> None:
     traceback.print_exc()
-    log = _log(folder)
+    log = folder.log(_rank())
+    if log.exists() and os.path.samestat(os.fstat(sys.stderr.fileno()), log.stat()):
+        return  # stderr is that file
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         traceback.print_exc(file=file)
 
 
-def _log(folder: RunFolder) -> Path:
-    return folder.path / "logs" / f"rank{os.environ.get('RANK', '0')}.log"
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 if __name__ == "__main__":

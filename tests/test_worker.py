@@ -98,8 +98,8 @@ def test_the_reason_of_an_earlier_attempt_is_replaced(start: Start, folder: RunF
     assert state.reason == "the second reason"
 
 
-def test_under_torchrun_an_interruption_is_no_crash(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+def test_one_of_several_processes_interrupted_is_no_crash(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert start(Interrupted("saved")) == 0
 
 

@@ -15,6 +15,16 @@ class Section(BaseModel):
     )
 
 
+PATTERN_WORDS: dict[str, str] = {}
+"""A regular expression that some field must match -> the same in words, for messages."""
+
+
+def text_like(pattern: str, words: str) -> Any:
+    """A field whose text matches `pattern`, which messages call `words`."""
+    PATTERN_WORDS[pattern] = words
+    return Field(pattern=pattern)
+
+
 class PathMarker:
     """Marks a string as a path: relative ones are read from the folder of the file they are written in."""
 

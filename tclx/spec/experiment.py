@@ -6,17 +6,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import LocalPath, Section
+from tclx.spec.base import LocalPath, Section, text_like
 from tclx.spec.data import DataSpec
 from tclx.spec.evaluation import EvaluationSpec
-from tclx.spec.launch import LocalLaunch
+from tclx.spec.launch import LaunchSpec, LocalLaunch
 from tclx.spec.model import ModelSpec
 from tclx.spec.objectives import ObjectivesSpec
 from tclx.spec.optim import OptimSpec
 from tclx.spec.tracking import TrackingSpec
 from tclx.spec.training import TrainingSpec
 
-SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+SafeName = Annotated[
+    str,
+    text_like(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$", "letters, digits and `._+-`, at most 64, the first a letter or digit"),
+]
 """Letters, digits and `._+-`, at most 64: names become folders and job names."""
 
 
@@ -64,7 +67,7 @@ class ExperimentSpec(Section):
     """What is measured, on which data, how often."""
     init: InitSpec | None = None
     """A trained model to start from; null starts from the encoders' own `weights`."""
-    launch: LocalLaunch = LocalLaunch()
+    launch: LaunchSpec = LocalLaunch()
     """Where it runs."""
     tracking: TrackingSpec = TrackingSpec()
     """What is written down while it runs."""

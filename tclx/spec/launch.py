@@ -1,10 +1,59 @@
-"""Where it runs."""
+"""Where it runs. Nothing here changes a result, so nothing of it but the number of processes is part of the run id."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal, Self
 
-from tclx.spec.base import Count, Section
+from pydantic import Field, model_validator
+
+from tclx.spec.base import Count, Section, text_like
+
+Token = Annotated[
+    str, text_like(r"^[A-Za-z0-9][A-Za-z0-9._:@/+,=-]{0,127}$", "letters, digits and `._:@/+,=-`, the first a letter or digit")
+]
+"""A name as SLURM knows them: no blank, no quote, no line break can reach the script."""
+
+Constraint = Annotated[
+    str, text_like(r"^[A-Za-z0-9._&|,*()\[\]!:+-]{1,255}$", "node features joined with `&` or `|`, without blanks")
+]
+"""Node features, combined as sbatch reads them: `a100&nvlink`, `[rack1|rack2]`."""
+
+Line = Annotated[str, text_like(r"^[^\n\r\x00]{0,2000}$", "one line of shell")]
+Interpreter = Annotated[str, text_like(r"^[A-Za-z0-9._/+~-]{1,1000}$", "the path of a Python, without blanks")]
+Interface = Annotated[str, text_like(r"^[A-Za-z0-9._=,-]{1,64}$", "a network interface such as `ib0`")]
+OptionName = Annotated[str, text_like(r"^[a-z][a-z-]{0,39}$", "an option of sbatch by its long name, without the dashes")]
+OptionValue = Annotated[str, text_like(r"^[^\n\r\x00'\"\\]{0,255}$", "one line without quotes")]
+
+TAKEN_OPTIONS: dict[str, str] = {
+    "account": "launch.account",
+    "array": "variants, seeds and launch.max_parallel_runs decide",
+    "comment": "tclx finds its jobs by it",
+    "constraint": "launch.constraint",
+    "cpus-per-task": "launch.cpus_per_task",
+    "dependency": "init.experiment decides",
+    "error": "logs go to the run folder",
+    "gpus-per-node": "launch.gpus_per_node",
+    "gres": "launch.gpus_per_node",
+    "job-name": "tclx finds its jobs by it",
+    "mem": "launch.memory_gb",
+    "nodes": "launch.num_nodes",
+    "ntasks": "launch.tasks_per_node",
+    "ntasks-per-node": "launch.tasks_per_node",
+    "open-mode": "logs are appended to",
+    "output": "logs go to the run folder",
+    "partition": "launch.partition",
+    "qos": "launch.qos",
+    "requeue": "runs continue where they stopped",
+    "no-requeue": "runs continue where they stopped; launch.max_restarts: 0 forbids it",
+    "signal": "launch.signal_seconds",
+    "time": "launch.time_limit_minutes",
+    "wrap": "tclx writes the script",
+}
+"""sbatch options that other keys of the spec set, and which."""
+
+_SECRET = re.compile(r"\b([A-Za-z_]*(?:API_KEY|TOKEN|SECRET|PASSWORD|PASSWD)[A-Za-z_]*)=(?![\"']?\$)[^\s;]", re.IGNORECASE)
+"""A secret written out; `NAME=$(cat file)` and `NAME=$OTHER` are none."""
 
 
 class LocalLaunch(Section):
@@ -14,3 +63,82 @@ class LocalLaunch(Section):
     """This machine."""
     num_processes: Count = 1
     """Training processes, one per GPU (or several on the CPU); more than one trains through torchrun with DDP."""
+    max_parallel_runs: Count | None = None
+    """Runs that train at the same time, each with GPUs of its own. null: as many as the GPUs suffice for; one on a CPU."""
+
+
+class SlurmLaunch(Section):
+    """Jobs on a SLURM cluster: submitted once, continued after preemption, time limits and node failures until done."""
+
+    backend: Literal["slurm"]
+    """A SLURM cluster; `tclx run` submits and returns."""
+    partition: Token | None = None
+    """Where to queue; null is the cluster's default."""
+    account: Token | None = None
+    """Whom to charge; null is your default."""
+    qos: Token | None = None
+    """Quality of service; null is your default."""
+    constraint: Constraint | None = None
+    """Node features, such as `a100&nvlink`."""
+    num_nodes: Count = 1
+    """Nodes of one run."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 1
+    """GPUs of each node; one training process for each."""
+    tasks_per_node: Count | None = None
+    """Training processes of each node where there are no GPUs (`gpus_per_node: 0`); null is one."""
+    cpus_per_task: Count = 4
+    """CPUs of each training process; its loader processes (`data.num_workers`) run on them, too."""
+    memory_gb: Count | None = None
+    """Memory of each node in GB; null is the partition's default."""
+    time_limit_minutes: Count | None = None
+    """Of one allocation; a run that needs more continues in a fresh one. null is the partition's default."""
+    signal_seconds: Annotated[int, Field(ge=10, le=3600)] = 120
+    """How long before the time limit the run stops and saves: longer than a step, a save and an evaluation together."""
+    max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Continued at most this often; then the run is given up as failed, its checkpoints kept."""
+    max_parallel_runs: Count | None = None
+    """Runs of one submission that run at the same time (an array's throttle); null leaves it to SLURM."""
+    python: Interpreter | None = None
+    """The interpreter on the compute nodes; null is the one that submits."""
+    network_interface: Interface | None = None
+    """Network interface between nodes, such as `ib0`; null lets NCCL and gloo choose."""
+    setup: tuple[Line, ...] = ()
+    """Shell lines before the run starts, such as `module load cuda`. Secrets belong in your environment, which jobs inherit."""
+    sbatch_options: dict[OptionName, OptionValue | int | Literal[True]] = {}
+    """Further options of sbatch by their long names: `{exclude: bad-node, reservation: vision, exclusive: true}`."""
+
+    @property
+    def processes_per_node(self) -> int:
+        """Training processes of each node."""
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def num_processes(self) -> int:
+        """Training processes of one run."""
+        return self.num_nodes * self.processes_per_node
+
+    @model_validator(mode="after")
+    def _one_process_a_gpu(self) -> Self:
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise ValueError(
+                f"`tasks_per_node` is {self.tasks_per_node} and `gpus_per_node` {self.gpus_per_node}: one process trains on "
+                "one GPU; leave `tasks_per_node` out"
+            )
+        if self.time_limit_minutes is not None and self.signal_seconds >= 60 * self.time_limit_minutes:
+            raise ValueError(
+                f"`signal_seconds` {self.signal_seconds} leaves nothing of `time_limit_minutes` {self.time_limit_minutes}; "
+                f"below {60 * self.time_limit_minutes}"
+            )
+        for name in self.sbatch_options:
+            if name in TAKEN_OPTIONS:
+                raise ValueError(f"`sbatch_options.{name}` is set elsewhere: {TAKEN_OPTIONS[name]}")
+        for line in self.setup:
+            if found := _SECRET.search(line):
+                raise ValueError(
+                    f"`setup` writes the secret {found[1]} into the job's script; export it where you submit (jobs inherit "
+                    "your environment) or read it from a file there"
+                )
+        return self
+
+
+LaunchSpec = Annotated[LocalLaunch | SlurmLaunch, Field(discriminator="backend")]

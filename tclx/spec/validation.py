@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tclx.errors import Problem
+from tclx.spec.base import PATTERN_WORDS
 from tclx.spec.fields import ROOT, Place, nearest, nearest_key
 from tclx.spec.yaml import Node
 
@@ -23,7 +24,6 @@ _KINDS = {
     "dict_type": "a section with keys",
     "tuple_type": "a list",
     "string_too_short": "text that is not empty",
-    "string_pattern_mismatch": "letters, digits and `._+-`, at most 64, the first a letter or digit",
 }
 _BOUNDS = {
     "greater_than": ("gt", "greater than {}"),
@@ -131,6 +131,8 @@ def _words(spot: _Spot, details: list[ErrorDetails]) -> tuple[str, str | None]:
 
 def _expected(detail: ErrorDetails, place: Place | None) -> str | None:
     kind = detail["type"]
+    if kind == "string_pattern_mismatch":
+        return PATTERN_WORDS[detail["ctx"]["pattern"]]
     if kind == "literal_error" and place is not None:
         return _one_of(place.choices)
     if kind in _BOUNDS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,19 +27,20 @@ from tclx import distributed
 from tclx.data.batch import Batch
 from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
-from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed, TclxError
+from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
 from tclx.eval.retrieval import evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
 from tclx.plan import Plan
-from tclx.runs import RunFolder, RunState, Status
+from tclx.runs import RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.track.console import Watcher, watch
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.train import checkpoint, environment
 from tclx.train.checkpoint import Progress
+from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, temperatures, term_gradient_norms
 from tclx.train.optim import build_optimizer, learning_rate, parameters_of, soft_label_weight
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
@@ -102,7 +103,7 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
     if state is not None and state.status == "finished":
         return state
     device = choose_device(spec.training)
-    with distributed.start(device), stop_request() as stop:
+    with _beating(folder), distributed.start(device), stop_request() as stop:
         own_console = (console or Console(stderr=True)) if distributed.is_main() else Console(quiet=True)
         try:
             _train(folder, spec, plan, device, stop, own_console)
@@ -110,14 +111,27 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
             _record_end(folder, plan, error)
             raise
         except RuntimeError as error:
-            if (death := worker_death(error)) is None:
+            if (reason := _known_failure(error, device)) is None:
                 raise
-            _record_end(folder, plan, death)
-            raise death from error
+            _record_end(folder, plan, reason)
+            raise reason from error
     finished = folder.read_state()
     if finished is None:
         raise RuntimeError(f"{folder.state} vanished")
     return finished
+
+
+def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | None:
+    """What a user can do about an error of torch's; None for what is a bug."""
+    if isinstance(error, torch.OutOfMemoryError):
+        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return RunFailed(
+            f"the GPU's {gib:.0f} GiB are not enough: lower training.batch_size_per_gpu (and raise accumulation_steps), or set "
+            "training.activation_checkpointing: true or precision: bf16; tclx plan estimates what is needed"
+        )
+    if distributed.is_lost_peer(error):
+        return LostPeer("another process of this run is gone; its own log says why, unless it was killed")
+    return worker_death(error)
 
 
 def _train(
@@ -151,6 +165,11 @@ def _train(
         _catch_up(session, progress.step)
         _run_steps(session, progress.step)
         _finish(session)
+
+
+def _beating(folder: RunFolder) -> AbstractContextManager[None]:
+    """Rank 0's heartbeat is the run's. The other processes have not met yet when it starts, so its rank comes from outside."""
+    return heartbeat(folder) if distributed.rank_to_be() == 0 else nullcontext()
 
 
 def _tally(progress: Progress) -> Tally:
@@ -483,11 +502,13 @@ def _save(session: Session, step: int) -> None:
     num_bad_images, num_bad_in_epoch = session.tally.bad_images(session.device)
 
     def save() -> None:
+        session.folder.check_attempt()
         session.metrics.sync()
         progress = Progress(step, num_bad_images, num_bad_in_epoch, session.scaler.state_dict())
         path = checkpoint.save(
             session.folder.checkpoints, progress, model=session.model, optimizer=session.optimizer, run_id=session.plan.run_id
         )
+        session.folder.check_attempt()  # a large checkpoint takes a while to write; never prune another attempt's
         session.folder.add_event("saved", step=step, checkpoint=path.name)
         _prune(session)
 
@@ -512,6 +533,7 @@ def _evaluate(session: Session, step: int) -> None:
         session.best = Best(step, metric, figures[metric])
 
     def keep() -> None:
+        session.folder.check_attempt()
         _write_best(session)
         _prune(session)
 
@@ -537,7 +559,11 @@ def _write_best(session: Session) -> None:
 
 
 def _write_row(session: Session, row: Row) -> None:
-    distributed.on_main(lambda: session.metrics.append(row))
+    def append() -> None:
+        session.folder.check_attempt()
+        session.metrics.append(row)
+
+    distributed.on_main(append)
     session.watcher.row(row)
 
 
@@ -552,6 +578,7 @@ def _write_state(session: Session, status: Status, step: int) -> None:
 def _finish(session: Session) -> None:
     """Evaluate the weights that the run stands for, and say that it is finished."""
     folder, total_steps = session.folder, session.plan.total_steps
+    distributed.on_main(folder.check_attempt)
     if distributed.any_rank(bool(session.stop)):
         raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'}, trained but not evaluated")
     if (split := session.spec.evaluation.at_end) is not None:
@@ -569,7 +596,7 @@ def _finish(session: Session) -> None:
 
 def _record_end(folder: RunFolder, plan: Plan, error: TclxError) -> None:
     """Say in the run folder how it ended; the error itself goes on to the caller."""
-    if not distributed.is_main():
+    if not distributed.is_main() or isinstance(error, Superseded):
         return
     status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
     newest = checkpoint.newest(folder.checkpoints)

@@ -58,6 +58,7 @@ def toy_spec(**changes: Any) -> ExperimentSpec:
             "at_end": "test",
         },
         "tracking": {"log_every_steps": 2},
+        "launch": {"backend": "local"},
     }
     for path, value in changes.items():
         *sections, key = path.split(".")
