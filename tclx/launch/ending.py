@@ -1,0 +1,73 @@
+"""Why did a run end? What its processes left behind -> one sentence that names the process, the cause and what to change.
+
+When one process of several falls, the others fall over it: the first error that is no consequence is the cause. A process that
+was killed leaves no word; then SLURM's own log may know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tclx.runs import RunFolder
+
+_OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded (job |step )?memory limit|memory limit \(\d+", re.IGNORECASE)
+_KILLED_TASK = re.compile(r"task (\d+)[^\n]*: (Killed|Segmentation fault|Bus error|Aborted|Terminated|Exited with exit code \d+)")
+TAIL_BYTES = 20_000
+TAIL_LINES = 15
+
+
+class Cause(NamedTuple):
+    """Why a run ended without being asked to."""
+
+    reason: str
+    by_itself: bool
+    """Its own doing: started again it would end the same way."""
+
+
+def find_cause(folder: RunFolder, attempt: str, *, log: Path | None, memory_key: str | None) -> Cause:
+    """Read the errors of one attempt, then the log around it.
+
+    Args:
+        folder: of the run.
+        attempt: whose errors count; those of earlier ones are still there.
+        log: what SLURM printed around the processes, if anything.
+        memory_key: the spec's key that grants memory, for the advice.
+    """
+    own = [note for note in _notes(folder) if note["attempt"] == attempt]
+    causes = sorted((note for note in own if not note["lost_peer"]), key=lambda note: note["time"])
+    if causes:
+        first = causes[0]
+        where = f"rank {first['rank']} on {first['host']}: " if len(own) > 1 or first["rank"] else ""
+        return Cause(f"{where}{first['reason']}", by_itself=True)
+    text = tail(log)
+    killed = _KILLED_TASK.findall(text)
+    who = f"rank {killed[-1][0]}" if killed else "a process"
+    if _OUT_OF_MEMORY.search(text):
+        advice = f"raise {memory_key}" if memory_key else "give it more memory"
+        return Cause(f"{who} ran out of memory and was killed: {advice}, or lower data.num_workers or the batch", by_itself=True)
+    how = f" ({killed[-1][1].lower()})" if killed else ""
+    return Cause(f"{who} was killed{how} without a word", by_itself=False)
+
+
+def _notes(folder: RunFolder) -> Iterable[dict[str, Any]]:
+    for path in sorted(folder.error(0).parent.glob("rank*.json")):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        yield {**note, "rank": int(path.stem.removeprefix("rank"))}
+
+
+def tail(path: Path | None, *, num_bytes: int = TAIL_BYTES) -> str:
+    """The end of a log; empty where there is none."""
+    if path is None or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - num_bytes))
+        return file.read().decode(errors="replace")
+
+
+def last_lines(path: Path | None, *, count: int = TAIL_LINES) -> list[str]:
+    """The last lines that say something."""
+    return [line for line in tail(path).splitlines() if line.strip()][-count:]

@@ -1,0 +1,146 @@
+"""What happens to a run before it is handed to anybody, here or on a cluster? Its pictures are checked, its folder is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tclx.data.facts import refuse_bad_images
+from tclx.launch.order import PlannedRun
+from tclx.plan import Plan
+from tclx.runs import Job, RunFolder, RunState, machine_error
+from tclx.spec.load import load_spec_json
+
+Ending = Literal["finished", "already finished", "interrupted", "failed", "held", "skipped", "submitted", "already submitted"]
+Say = Callable[[str], None]
+
+SUBMISSIONS = ".submissions"
+"""Beside the runs: a folder for everything that was handed over at once."""
+
+
+class Outcome(NamedTuple):
+    """What became of one run."""
+
+    folder: RunFolder
+    ending: Ending
+    reason: str | None = None
+    exit_code: int = 0
+
+
+def describe(outcome: Outcome) -> str:
+    """One line for people."""
+    reason = f": {outcome.reason}" if outcome.reason else ""
+    return {
+        "finished": f"finished: {outcome.folder.path}",
+        "already finished": f"finished earlier, nothing to do (--again trains it from scratch): {outcome.folder.path}",
+        "interrupted": f"interrupted{reason}; run the same command to continue",
+        "failed": f"failed{reason}",
+        "held": f"another process is training it right now: {outcome.folder.path}",
+        "skipped": f"skipped{reason}",
+        "submitted": f"submitted{reason}",
+        "already submitted": f"submitted earlier, nothing to do{reason}",
+    }[outcome.ending]
+
+
+def check_pictures(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
+    """Open the pictures of every run that is about to take its first step, as its policy asks; each data set once.
+
+    Raises:
+        InputError: with the bad pictures.
+    """
+    beginning = []
+    for run in runs:
+        state = RunFolder(runs_dir / run.plan.run_id).read_state()
+        if state is None or (state.step == 0 and state.status != "finished") or (again and run.asked_for):
+            beginning.append(run.spec.data)
+    for data in dict.fromkeys(beginning):
+        found = refuse_bad_images(data)
+        if found.num_pictures:
+            say(found.summary())
+
+
+def prepare(run: PlannedRun, folder: RunFolder) -> None:
+    """Make the run folder and write what was asked and what will happen.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.cancel.unlink(missing_ok=True)
+    except OSError as error:
+        raise machine_error(error, f"could not make {folder.path}") from error
+    folder.write_json(folder.spec, run.spec.model_dump(mode="json"))
+    folder.write_json(folder.plan, run.plan.to_json())
+    if folder.read_state() is None:
+        folder.write_state(RunState("created", total_steps=run.plan.total_steps))
+
+
+def prepared(folder: RunFolder, needs: str | None = None) -> PlannedRun:
+    """The run that a prepared folder holds.
+
+    Raises:
+        InputError: another version of tclx wrote it.
+    """
+    return PlannedRun(load_spec_json(folder.spec), Plan.from_json(folder.read_json(folder.plan)), needs, asked_for=True)
+
+
+def new_submission(runs_dir: Path) -> Path:
+    """A folder for one submission; its name is the token that its jobs carry."""
+    folder = runs_dir.resolve() / SUBMISSIONS / secrets.token_hex(4)
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise machine_error(error, f"could not make {folder}") from error
+    return folder
+
+
+def hand_over(folder: RunFolder, job: Job) -> None:
+    """Write down whom a run is handed to, before it is."""
+    folder.write_json(folder.job, asdict(job))
+
+
+def job_of(submission: Path, backend: Literal["local", "slurm"], job_id: str | None = None) -> Job:
+    """The record of a run in this submission."""
+    return Job(submission.name, backend, time.time(), os.uname().nodename, str(submission), job_id)
+
+
+def is_held(folder: RunFolder) -> bool:
+    """Whether a process on this machine trains the run.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    if not folder.path.is_dir():
+        return False
+    try:
+        with folder.lock() as free:
+            return not free
+    except OSError as error:
+        raise machine_error(error, f"could not lock {folder.path}") from error
+
+
+def set_aside(folder: RunFolder) -> Path:
+    """Rename the run's folder, so that it starts from scratch; returns where the old one is.
+
+    Raises:
+        MachineError: it cannot be renamed.
+    """
+    number = 1
+    while (kept := folder.path.with_name(f"{folder.run_id}.old-{number}")).exists():
+        number += 1
+    try:
+        return folder.path.rename(kept)
+    except OSError as error:
+        raise machine_error(error, f"could not set {folder.path} aside") from error
+
+
+def read_runs(submission: Path) -> list[str]:
+    """The run folders of a submission, in order."""
+    return list(json.loads((submission / "runs.json").read_text(encoding="utf-8")))

@@ -1,0 +1,88 @@
+"""What is submitted? A launch section -> the text of its sbatch script, written by submitit. Pure.
+
+The payload is one line: every task starts `tclx.launch.task`, which finds its run by its index in the array. Nothing is pickled,
+nothing of the spec but checked words reaches the shell, and no secret: jobs inherit the environment they are submitted from.
+After the tasks the script's own shell asks once more what became of the run: it outlives any of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from tclx.spec.launch import SlurmLaunch
+
+
+def job_name(name: str, token: str) -> str:
+    """What a submission is called in SLURM, and found again by: no other has its token."""
+    return f"{name}.{token}"
+
+
+def batch_script(
+    launch: SlurmLaunch,
+    *,
+    name: str,
+    folder: Path,
+    code: Path | None,
+    num_runs: int,
+    after: str | None = None,
+) -> str:
+    """The sbatch script of some runs: one job, or an array.
+
+    Args:
+        launch: how they run.
+        name: the job's, from `job_name`.
+        folder: of the submission: holds `runs.json`, receives what is printed before and after training.
+        code: where the tclx to run lies; None is the one that is installed.
+        num_runs: tasks of the array; 1 is a plain job.
+        after: id of a job that must have finished.
+    """
+    python = shlex.quote(launch.python or sys.executable)
+    task = f"{python} -m tclx.launch.task"
+    environment = [
+        "export PYTHONSAFEPATH=1",
+        f"export SRUN_CPUS_PER_TASK={launch.cpus_per_task}",  # since SLURM 22.05 srun takes it from nowhere else
+        *([f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []),
+        *([f"export GLOO_SOCKET_IFNAME={launch.network_interface} NCCL_SOCKET_IFNAME={launch.network_interface}"]
+          if launch.network_interface else []),
+    ]  # fmt: skip
+    text: str = _make_sbatch_string(
+        command=f"{task} rank {shlex.quote(str(folder))} || code=$?",
+        folder=folder,
+        job_name=name,
+        partition=launch.partition,
+        account=launch.account,
+        qos=launch.qos,
+        constraint=launch.constraint,
+        time=launch.time_limit_minutes,  # type: ignore[arg-type]  # None leaves the partition's default
+        nodes=launch.num_nodes,
+        ntasks_per_node=launch.processes_per_node,
+        cpus_per_task=launch.cpus_per_task,
+        gpus_per_node=launch.gpus_per_node or None,
+        mem=f"{launch.memory_gb}G" if launch.memory_gb else None,
+        signal_delay_s=launch.signal_seconds,
+        comment=f"tclx:{name.rpartition('.')[2]}",
+        dependency=f"afterok:{after}" if after else None,
+        array_parallelism=launch.max_parallel_runs or num_runs,
+        map_count=num_runs if num_runs > 1 else None,
+        wckey=None,  # type: ignore[arg-type]  # submitit's own would be refused by clusters that keep a list
+        stderr_to_stdout=True,
+        # A rank that dies takes the others with it, who would wait for it in a collective.
+        srun_args=["--kill-on-bad-exit=1"],
+        setup=["trap : TERM USR2  # the shell outlives what its tasks are told", "code=0", *environment, *launch.setup],
+        teardown=[f"{task} after {shlex.quote(str(folder))} $code"],
+        additional_parameters=_more_options(launch, after),
+    )
+    return text + "\n"
+
+
+def _more_options(launch: SlurmLaunch, after: str | None) -> dict[str, Any]:
+    return {
+        "requeue": True,  # a run whose node died starts again by itself
+        **({"kill-on-invalid-dep": "yes"} if after else {}),
+        **launch.sbatch_options,
+    }

@@ -1,0 +1,234 @@
+"""What does SLURM say? Its commands, called so that silence is never taken for an answer.
+
+An empty or failed reply means unknown. `squeue` knows a job for some minutes after its end, `sacct` for good where the cluster
+keeps accounts; neither has to exist.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from submitit.helpers import clean_env
+
+from tclx.errors import MachineError
+
+CALL_SECONDS = 60
+"""A controller that is down is noticed after 9 seconds; one that is drowned in requests may take longer to answer."""
+
+PATIENCE_SECONDS = 120.0
+"""A controller is restarted within a minute or two."""
+
+RETRY_SECONDS = 3.0
+_UNREACHABLE = re.compile(
+    r"unable to contact slurm controller|connection refused|socket timed out|connect failure|communication connection failure"
+    r"|zero bytes were transmitted|resource temporarily unavailable|slurm_persist_conn_open",
+    re.IGNORECASE,
+)
+
+LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
+          "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
+"""States of a job that is not over."""
+
+
+class SlurmRefused(Exception):
+    """SLURM answered, and the answer is no; its own words."""
+
+
+class SlurmSilent(MachineError):
+    """SLURM did not answer: nothing is known of its jobs."""
+
+
+class JobState(NamedTuple):
+    """One job, as SLURM sees it."""
+
+    job_id: str
+    """`123`, or `123_4` in an array."""
+    state: str
+    """`RUNNING`, `PENDING`, `OUT_OF_MEMORY`, ..."""
+    reason: str = ""
+    """Why it waits or how it ended, in SLURM's words."""
+    nodes: str = ""
+    name: str = ""
+
+    @property
+    def lives(self) -> bool:
+        """Whether it may still do something."""
+        return self.state in LIVING
+
+
+def call(command: Sequence[str], *, stdin: str | None = None) -> str:
+    """Run one of SLURM's commands, outside of any job's own variables; returns its stdout.
+
+    Raises:
+        SlurmRefused: it said no.
+        SlurmSilent: the controller or the accounting daemon cannot be reached.
+        MachineError: there is no such command here.
+    """
+    try:
+        with clean_env():  # variables of the job that we may be in would change the one that we ask about
+            environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=CALL_SECONDS, check=False,
+            env=environment,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise MachineError(
+            f"{command[0]} is not on this machine: submit where SLURM's commands are, or set launch.backend: local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmSilent(f"{command[0]} has not answered within {CALL_SECONDS} s") from error
+    words = _without_prefix(done.stderr)
+    if done.returncode == 0:
+        return done.stdout
+    if _UNREACHABLE.search(done.stderr):
+        raise SlurmSilent(f"{command[0]}: {words}")
+    raise SlurmRefused(words or f"{command[0]} ended with exit code {done.returncode}")
+
+
+def _without_prefix(stderr: str) -> str:
+    """`sbatch: error: invalid partition` -> `invalid partition`."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in stderr.splitlines()]
+    return "; ".join(line for line in lines if line)
+
+
+def patiently(action: Callable[[], str], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> str:
+    """Do something that asks SLURM, again and again while it is silent.
+
+    Raises:
+        SlurmSilent: it has been silent for all that time.
+    """
+    deadline = time.monotonic() + seconds
+    told = False
+    while True:
+        try:
+            return action()
+        except SlurmSilent as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                say(f"SLURM does not answer ({error}); trying for {seconds:.0f} s")
+                told = True
+            time.sleep(RETRY_SECONDS)
+
+
+def squeue(job_ids: Iterable[str]) -> dict[str, JobState]:
+    """Jobs that wait, run or ended a few minutes ago, by id; what is not in the answer is not in the queue.
+
+    Raises:
+        SlurmSilent, MachineError: as `call`.
+    """
+    wanted = sorted({_array(job_id) for job_id in job_ids})
+    if not wanted:
+        return {}
+    # Running tasks of an array stand under their own ids; waiting ones too, thanks to --array.
+    try:
+        lines = call(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(wanted)}", f"--format={_SQUEUE}"])
+    except SlurmRefused as error:
+        if "invalid job id" in str(error).lower():
+            return {}
+        raise SlurmSilent(f"squeue: {error}") from error
+    return {job.job_id: job for job in map(_parse_squeue, lines.splitlines()) if job}
+
+
+_SQUEUE = "%i|%T|%N|%j|%r"
+
+
+def _parse_squeue(line: str) -> JobState | None:
+    parts = line.strip().split("|", 4)
+    if len(parts) != 5:
+        return None
+    job_id, state, nodes, name, reason = parts
+    return JobState(job_id, state, "" if reason == "None" else reason, nodes, name)
+
+
+def sacct(job_ids: Iterable[str]) -> dict[str, JobState]:
+    """Jobs in the accounts, by id; empty where the cluster keeps none.
+
+    Raises:
+        SlurmSilent: the accounting daemon does not answer.
+    """
+    wanted = sorted({_array(job_id) for job_id in job_ids})
+    if not wanted:
+        return {}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(wanted)}", f"--format={_SACCT}"]
+    try:
+        lines = call(command)
+    except SlurmSilent:
+        raise
+    except (SlurmRefused, MachineError):  # "Slurm accounting storage is disabled", or no sacct at all
+        return {}
+    return {job.job_id: job for job in map(_parse_sacct, lines.splitlines()) if job}
+
+
+_SACCT = "JobID,State,ExitCode,NodeList,JobName"
+
+
+def _parse_sacct(line: str) -> JobState | None:
+    parts = line.strip().split("|", 4)
+    if len(parts) != 5:
+        return None
+    job_id, state, exit_code, nodes, name = parts
+    word = (state.split() or ["UNKNOWN"])[0]  # `CANCELLED by 1000`
+    code, _, number = exit_code.partition(":")
+    ended = f"signal {number}" if number not in ("", "0") else f"exit code {code}"
+    return JobState(job_id, word, ended, "" if nodes == "None assigned" else nodes, name)
+
+
+def find_by_name(name: str) -> str | None:
+    """The id of the job (of the whole array) that carries a name of ours, which no two submissions share.
+
+    Raises:
+        SlurmSilent: nobody can say.
+    """
+    try:
+        queued = call(["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F|%j"])
+        ids = [line.split("|")[0] for line in queued.splitlines() if line.strip().endswith(f"|{name}")]
+        if not ids:
+            since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 7 * 86400))
+            command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--name={name}", f"--starttime={since}"]
+            ids = [_array(line.split("|")[0]) for line in call([*command, "--format=JobID"]).splitlines() if line.strip()]
+    except SlurmRefused:
+        return None
+    return ids[0] if ids else None
+
+
+def sbatch(script: str, *, test_only: bool = False, options: Sequence[str] = ()) -> str:
+    """Submit a script; returns the job's id, or SLURM's remark for a test.
+
+    Raises:
+        SlurmRefused, SlurmSilent, MachineError: as `call`.
+    """
+    how = ["--test-only"] if test_only else ["--parsable"]
+    return call(["sbatch", *how, *options], stdin=script).strip().split(";")[0]
+
+
+def job_state(job_id: str) -> str | None:
+    """A job's state by the controller itself; None when it is forgotten.
+
+    Raises:
+        SlurmSilent: the controller does not answer.
+    """
+    try:
+        found = re.search(r"JobState=(\S+)", call(["scontrol", "show", "job", job_id, "--oneliner"]))
+    except SlurmRefused:
+        return None
+    return found[1] if found else None
+
+
+def max_array_size() -> int:
+    """The cluster's MaxArraySize; an array's indices stay below it.
+
+    Raises:
+        SlurmRefused, SlurmSilent, MachineError: as `call`.
+    """
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]))
+    return int(found[1]) if found else 1001
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]

@@ -1,0 +1,55 @@
+"""Which code does a job run that waited in the queue for a day? The code of its submission, copied when it was submitted.
+
+The copy is of the `tclx` package as it is imported: committed or not, from a working tree or from site-packages. Equal code is
+copied once. The alternatives were worse: refusing a changed tree costs a day in the queue, warning trains what nobody asked for.
+Other packages are not copied; environment.json says which versions a run was submitted with, and the job compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import tclx
+from tclx.runs import machine_error
+
+CODE_FOLDER = ".code"
+_LEFT_OUT = ("__pycache__",)
+
+
+def snapshot_code(runs_dir: Path) -> Path:
+    """Copy the running tclx beside the runs, unless it is there already; returns the folder to put on PYTHONPATH.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    package = Path(tclx.__file__).resolve().parent
+    place = (runs_dir / CODE_FOLDER / _digest(package)).resolve()
+    if (place / package.name).is_dir():
+        return place
+    building = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        building.mkdir(parents=True)
+        shutil.copytree(package, building / package.name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        try:
+            building.rename(place)
+        except OSError:
+            if not (place / package.name).is_dir():  # somebody else was faster: the same code
+                raise
+            shutil.rmtree(building)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise machine_error(error, f"could not copy the code to {place}") from error
+    return place
+
+
+def _digest(package: Path) -> str:
+    """Of all files of the package, names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and not any(part in _LEFT_OUT for part in path.parts):
+            digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

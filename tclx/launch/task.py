@@ -1,0 +1,230 @@
+"""What does a SLURM job do around a run? `python -m tclx.launch.task rank|after SUBMISSION [CODE]`.
+
+`rank` is started once per training process by srun. It finds its run, refuses one that was handed to a newer job, writes what it
+prints into the run folder, tells torch.distributed who it is, and becomes the worker.
+
+`after` is started once by the batch script's shell when all ranks have ended, whichever way. It says in the run folder why the
+run ended, and decides: finished; stopped at SLURM's request, so requeue; killed without a word, so requeue unless that happened
+twice at the same step; failed by itself, so leave it failed. A cancelled job is never brought back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tclx.errors import InputError, Problem, RunFailed, TclxError
+from tclx.launch import slurm
+from tclx.launch.ending import find_cause, last_lines
+from tclx.runs import Attempt, RunFolder, RunState
+from tclx.spec.launch import SlurmLaunch
+from tclx.spec.load import load_spec_json
+from tclx.worker import INTERRUPTED_AND_SAVED, work
+
+RUNS_FILE = "runs.json"
+"""In a submission's folder: the run folders by their index in the array."""
+
+WAIT_TO_BE_ENDED_SECONDS = 300
+"""SLURM ends a requeued job within seconds; to exit before would make it a completed one."""
+
+_SIGNALLED = 128
+"""A shell's exit code of a program that a signal ended is this and the signal's number."""
+
+_SAME_STEP_LIMIT = 2
+"""Ends without a word at the same step: the second is no accident."""
+
+_NO_PROGRESS_LIMIT = 3
+"""Stops in a row at the same step: an allocation is too short for even one."""
+
+
+def main(arguments: list[str]) -> int:
+    """Do the part that is asked for; returns the exit code."""
+    if len(arguments) not in (2, 3) or arguments[0] not in ("rank", "after"):
+        print("usage: python -m tclx.launch.task rank|after SUBMISSION [CODE]", file=sys.stderr)
+        return InputError.exit_code
+    submission = Path(arguments[1])
+    try:
+        folder = run_of_task(submission, os.environ)
+        if arguments[0] == "rank":
+            return run_rank(folder, submission)
+        return look_after(folder, submission, exit_code=int(arguments[2]))
+    except TclxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run_of_task(submission: Path, environment: Mapping[str, str]) -> RunFolder:
+    """The run of this task of the array.
+
+    Raises:
+        InputError: the run was handed to a newer job since; this one has nothing to do.
+    """
+    names = json.loads((submission / RUNS_FILE).read_text(encoding="utf-8"))
+    folder = RunFolder(Path(names[int(environment.get("SLURM_ARRAY_TASK_ID", "0"))]))
+    job = folder.read_job()
+    if job is None or job.token != submission.name:
+        raise InputError(Problem("", f"{folder.path} was handed to another job since this one was submitted; it does nothing"))
+    return folder
+
+
+def run_rank(folder: RunFolder, submission: Path) -> int:
+    """Train as one of the job's processes."""
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    os.environ.update({name: os.environ[slurm_name] for name, slurm_name in names.items()})
+    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    attempt = _attempt(os.environ)
+    rank = int(os.environ["RANK"])
+    _print_into(folder.log(rank))
+    print(f"--- {attempt.name} rank {rank} on {socket.gethostname()} at {time.strftime('%Y-%m-%d %H:%M:%S')}", file=sys.stderr)
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        os.environ["TCLX_MEETING_FILE"] = str(submission / "meeting" / attempt.name)
+        os.environ["TCLX_MEETING_HOST"] = _own_address()
+    return work(folder, attempt, takes_over=True)
+
+
+def _attempt(environment: Mapping[str, str]) -> Attempt:
+    restart = int(environment.get("SLURM_RESTART_COUNT") or "0")
+    return Attempt(f"job{_job_id(environment)}.{restart}", _job_id(environment), restart)
+
+
+def _job_id(environment: Mapping[str, str]) -> str:
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def _print_into(log: Path) -> None:
+    """From here on everything this process prints goes to the run folder."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _own_address() -> str:
+    """Under which the other nodes reach this one: what SLURM itself uses, since names of nodes need not resolve."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    try:
+        found = re.search(r"NodeAddr=(\S+)", slurm.call(["scontrol", "show", "node", node, "--oneliner"])) if node else None
+    except (TclxError, slurm.SlurmRefused):
+        found = None
+    return found[1] if found else socket.gethostname()
+
+
+# --------------------------------------------------------------------------------------------------------------- afterwards
+
+
+def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
+    """Say why the run ended, and requeue the job where the run is to go on; returns the job's exit code.
+
+    Args:
+        folder: of the run.
+        submission: of the job.
+        exit_code: srun's.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a few seconds are left, and this is what they are for
+    attempt = _attempt(os.environ)
+    state = folder.read_state() or RunState("created")
+    newest = folder.read_attempt()
+    began = newest is not None and newest.name == attempt.name
+    if state.status == "finished":
+        return 0
+    if newest is not None and not began and newest.job_id == attempt.job_id and newest.restart > attempt.restart:
+        return RunFailed.exit_code  # the job was started again elsewhere; its state is not ours to judge
+    launch = load_spec_json(folder.spec).launch
+    if not isinstance(launch, SlurmLaunch):
+        raise RuntimeError(f"{folder.path} was submitted with launch.backend {launch.backend}")
+    log = _batch_log(submission, os.environ)
+    if _is_cancelled(attempt, folder):
+        return _end(folder, replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"))
+    if began and state.status == "interrupted":
+        return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
+    if not began and exit_code > _SIGNALLED:
+        return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
+    if not began:
+        lines = "\n".join(last_lines(log))
+        reason = f"the job ended before training began (exit code {exit_code}); {log} ends with:\n{lines}"
+        return _end(folder, replace(state, status="failed", reason=reason))
+    cause = find_cause(folder, attempt.name, log=log, memory_key="launch.memory_gb")
+    if cause.by_itself:
+        return _end(folder, replace(state, status="failed", reason=cause.reason))
+    return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason)
+
+
+def _batch_log(submission: Path, environment: Mapping[str, str]) -> Path:
+    return submission / f"{_job_id(environment)}_0_log.out"
+
+
+def _is_cancelled(attempt: Attempt, folder: RunFolder) -> bool:
+    """Whether somebody ended the job: scancel, or an administrator. A job that is to be preempted still runs."""
+    if folder.cancel.exists():
+        return True
+    for _ in range(3):
+        try:
+            return slurm.job_state(attempt.job_id or "") not in ("RUNNING", "SUSPENDED", None)
+        except slurm.SlurmSilent:
+            time.sleep(2)
+    return False
+
+
+def _go_on(folder: RunFolder, state: RunState, attempt: Attempt, launch: SlurmLaunch, *, why: str, said: str | None) -> int:
+    """Requeue the job, unless it was started often enough."""
+    step = _saved_step(folder)
+    limit = _NO_PROGRESS_LIMIT if why == "stopped" else _SAME_STEP_LIMIT
+    if attempt.restart >= launch.max_restarts:
+        reason = f"{said}; it was restarted {attempt.restart} times, and launch.max_restarts is {launch.max_restarts}"
+        return _end(folder, replace(state, status="failed", step=step, reason=reason))
+    if _times_at_this_step(folder, why, step) + 1 >= limit:
+        advice = "raise launch.time_limit_minutes" if why == "stopped" else "its log may say more"
+        reason = f"{said}, {limit} times at step {step}: {advice}; tclx resume tries again"
+        return _end(folder, replace(state, status="failed", step=step, reason=reason))
+    folder.add_event(why, step=step, attempt=attempt.name, reason=said)
+    folder.write_state(replace(state, status="interrupted", step=step, reason=f"{said}; requeued"))
+    try:
+        slurm.patiently(lambda: slurm.call(["scontrol", "requeue", attempt.job_id or ""]), say=print)
+    except (slurm.SlurmRefused, TclxError) as error:
+        return _end(folder, replace(state, status="interrupted", step=step, reason=f"{said}; could not requeue: {error}"))
+    time.sleep(WAIT_TO_BE_ENDED_SECONDS)
+    return INTERRUPTED_AND_SAVED
+
+
+def _saved_step(folder: RunFolder) -> int:
+    """The newest checkpoint's step, by its name; torch is not needed to read it."""
+    steps = [int(path.parent.name.removeprefix("step-")) for path in folder.checkpoints.glob("step-*/manifest.json")]
+    return max(steps, default=0)
+
+
+def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
+    """How often in a row the run has ended this way without getting on."""
+    if not folder.events.exists():
+        return 0
+    events = [json.loads(line) for line in folder.events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    count = 0
+    for event in reversed([event for event in events if event["event"] in ("stopped", "killed")]):
+        if (event["event"], event["step"]) != (why, step):
+            break
+        count += 1
+    return count
+
+
+def _end(folder: RunFolder, state: RunState) -> int:
+    folder.write_state(state)
+    folder.add_event(state.status, step=state.step, reason=state.reason)
+    print(f"{state.status}: {state.reason}", file=sys.stderr)
+    return RunFailed.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

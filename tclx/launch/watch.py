@@ -1,0 +1,254 @@
+"""Where does every run stand? Run folders first, then one squeue for all of their jobs, then sacct for those it no longer lists.
+
+No source is enough alone: a folder cannot say that its process is dead, squeue forgets, sacct may not exist or lags. What cannot
+be known is called unknown, never gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tclx.errors import MachineError
+from tclx.launch import slurm
+from tclx.launch.ending import last_lines
+from tclx.launch.prepare import is_held
+from tclx.runs import Attempt, Job, RunFolder, RunState
+
+Standing = Literal[
+    "created", "queued", "starting", "running", "restarting", "finished", "interrupted", "cancelled", "failed", "lost", "unknown"
+]
+GOING_ON: tuple[Standing, ...] = ("queued", "starting", "running", "restarting")
+"""Standings of a run that nobody needs to start."""
+
+STALE_SECONDS = 90.0
+"""A heartbeat that is older has stopped: it beats every 5 s, and a network file system may show it up to a minute late."""
+
+_METRICS_TAIL_BYTES = 8192
+
+
+class RunStatus(NamedTuple):
+    """One run, as of now."""
+
+    folder: RunFolder
+    standing: Standing
+    step: int
+    total_steps: int
+    reason: str | None = None
+    """Why it is not going on, or what it waits for."""
+    job_id: str | None = None
+    node: str | None = None
+    restarts: int = 0
+    eta_seconds: float | None = None
+    metrics: dict[str, float] = {}  # noqa: RUF012  (a NamedTuple's default is shared, and nobody writes to it)
+
+
+class _Read(NamedTuple):
+    """What one folder says."""
+
+    folder: RunFolder
+    state: RunState
+    job: Job | None
+    attempt: Attempt | None
+    beat_age: float | None
+    """Seconds since the last heartbeat; None before the first."""
+    cancel_asked: bool
+    row: dict[str, Any]
+
+
+def watch_runs(folders: Iterable[Path]) -> list[RunStatus]:
+    """The status of each run folder, in order; SLURM is asked at most twice."""
+    read = [_read(RunFolder(folder)) for folder in folders]
+    unsettled = [one.job.job_id for one in read if one.job and one.job.backend == "slurm" and one.job.job_id and not _settled(one)]
+    jobs = _ask_slurm(unsettled)
+    return [_status(one, jobs) for one in read]
+
+
+class _Jobs(NamedTuple):
+    """What SLURM says of some jobs."""
+
+    states: dict[str, slurm.JobState]
+    silent: str | None
+    """Why SLURM could not be asked, where it could not."""
+
+
+def _ask_slurm(job_ids: Sequence[str]) -> _Jobs:
+    if not job_ids:
+        return _Jobs({}, None)
+    try:
+        states = slurm.squeue(job_ids)
+    except MachineError as error:
+        return _Jobs({}, str(error))
+    missing = [job_id for job_id in job_ids if job_id not in states]
+    try:
+        return _Jobs({**slurm.sacct(missing), **states}, None)
+    except MachineError:
+        return _Jobs(states, None)  # squeue has answered: a job that it does not list is over; sacct would only say how
+
+
+def _read(folder: RunFolder) -> _Read:
+    state = folder.read_state() or RunState("created")
+    try:
+        beat_age = max(0.0, time.time() - folder.heartbeat.stat().st_mtime)
+    except OSError:
+        beat_age = None
+    return _Read(folder, state, folder.read_job(), folder.read_attempt(), beat_age, folder.cancel.exists(), last_row(folder))
+
+
+def _settled(read: _Read) -> bool:
+    """Whether no job can still change it."""
+    return read.state.status == "finished"
+
+
+def last_row(folder: RunFolder) -> dict[str, Any]:
+    """The newest complete row of metrics; empty before the first."""
+    try:
+        with folder.metrics.open("rb") as file:
+            file.seek(max(0, folder.metrics.stat().st_size - _METRICS_TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "loss/total" in row:
+            return row
+    return {}
+
+
+def _status(read: _Read, jobs: _Jobs) -> RunStatus:
+    standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
+    if standing in ("interrupted", "lost") and read.cancel_asked:
+        standing = "cancelled"
+    elif standing == "lost" and read.job is None and is_held(read.folder):
+        standing, reason = "running", None
+    job = jobs.states.get(_id(read.job))
+    step = max(read.state.step, int(read.row.get("step", 0))) if standing in GOING_ON else read.state.step
+    return RunStatus(
+        read.folder,
+        standing,
+        step,
+        read.state.total_steps,
+        reason if standing != "failed" or reason else _last_words(read),
+        job_id=_id(read.job) or None,
+        node=(job.nodes if job and job.nodes else None) or (read.state.host if standing == "running" else None),
+        restarts=read.attempt.restart if read.attempt else 0,
+        eta_seconds=_eta(read, step) if standing == "running" else None,
+        metrics={name: value for name, value in read.row.items() if name.startswith(("loss/", "speed/"))},
+    )
+
+
+def judge(
+    state: RunState,
+    job: Job | None,
+    attempt: Attempt | None,
+    beat_age: float | None,
+    seen: slurm.JobState | None,
+    silent: str | None,
+) -> tuple[Standing, str | None]:
+    """Where a run stands, and why. Pure: everything that was read comes in.
+
+    Args:
+        state: the run's own word.
+        job: whom it was handed to.
+        attempt: its newest start.
+        beat_age: seconds since its last heartbeat.
+        seen: its job, as SLURM sees it; None when SLURM does not list it.
+        silent: why SLURM could not be asked; None when it answered.
+    """
+    if state.status == "finished":
+        return "finished", None
+    alive = beat_age is not None and beat_age < STALE_SECONDS and state.status not in ("interrupted", "failed")
+    if job is None or job.backend == "local":
+        return _judge_local(state, job, alive)
+    if job.job_id is None and silent is None and seen is None:
+        return "unknown", "it was being submitted and the submitting process died; tclx run finds its job again or submits it"
+    if silent is not None:
+        return ("running", None) if alive else ("unknown", f"SLURM does not answer: {silent}")
+    ours = attempt is not None and attempt.job_id == job.job_id
+    if seen is not None and seen.lives:
+        return _judge_living(state, seen, restarted=ours, alive=alive)
+    return _judge_ended(state, seen, ours=ours, alive=alive, job=job)
+
+
+def _judge_local(state: RunState, job: Job | None, alive: bool) -> tuple[Standing, str | None]:
+    if state.status in ("failed", "interrupted"):
+        return state.status, state.reason
+    if alive and state.status == "running":
+        return "running", None
+    if alive:
+        return "starting", None
+    if job is not None and queue_is_alive(job):
+        return "queued", f"for a free slot on {job.host}"
+    if state.status == "created":
+        return "created", "it has not been started"
+    return "lost", "its process is gone without a word; tclx resume continues it from the newest checkpoint"
+
+
+def queue_is_alive(job: Job) -> bool:
+    """Whether the local queue that has the run still runs: it touches a file as runs do."""
+    try:
+        return time.time() - (Path(job.folder) / "heartbeat").stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
+
+
+def _judge_living(state: RunState, seen: slurm.JobState, *, restarted: bool, alive: bool) -> tuple[Standing, str | None]:
+    waits = seen.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "CONFIGURING")
+    if waits and seen.reason == "DependencyNeverSatisfied":
+        return "failed", "the run that it starts from has failed (DependencyNeverSatisfied)"
+    if waits:
+        why = f"{seen.state.lower()}: {seen.reason}" if seen.reason else seen.state.lower()
+        if restarted and state.reason:
+            why = f"{why}; before: {state.reason}"
+        return ("restarting" if restarted else "queued"), why
+    if alive and state.status == "running":
+        return "running", None
+    if state.status in ("failed", "interrupted") and restarted:
+        return state.status, state.reason  # its last seconds
+    return "starting", None
+
+
+def _judge_ended(
+    state: RunState, seen: slurm.JobState | None, *, ours: bool, alive: bool, job: Job
+) -> tuple[Standing, str | None]:
+    how = f"SLURM says {seen.state}" + (f" ({seen.reason})" if seen.reason else "") if seen else "SLURM no longer lists its job"
+    if seen is not None and seen.state == "CANCELLED":
+        return "cancelled", state.reason if state.status == "interrupted" and ours else how
+    if state.status in ("failed", "interrupted") and ours:
+        return state.status, state.reason
+    if alive and seen is None:
+        return "running", None  # just started: squeue was asked a moment before
+    if seen is None and time.time() - job.submitted_at < STALE_SECONDS:
+        return "queued", "just submitted"
+    if ours or (seen is not None and seen.state == "NODE_FAIL"):
+        return "lost", f"{how}, and it left no word; tclx resume continues it from the newest checkpoint"
+    return "failed", f"{how}: it ended before training began"
+
+
+def _last_words(read: _Read) -> str | None:
+    lines = last_lines(read.folder.log(0), count=1)
+    return lines[0] if lines else None
+
+
+def _eta(read: _Read, step: int) -> float | None:
+    speed = read.row.get("speed/images_per_second")
+    if not speed:
+        return None
+    batch = json.loads(read.folder.plan.read_text(encoding="utf-8"))["global_batch_size"]
+    return float((read.state.total_steps - step) * batch / speed)
+
+
+def _id(job: Job | None) -> str:
+    return (job.job_id or "") if job else ""
+
+
+def here() -> str:
+    """This machine's name, as run folders have it."""
+    return os.uname().nodename
