@@ -165,6 +165,8 @@ class Cluster:
 
     def up(self, *, accounting: bool = True) -> bool:
         """Start what does not run yet and wait until all nodes are idle; False when everything ran already."""
+        if self.is_up() and self.accounting == accounting:
+            return False
         if os.geteuid() != 0:
             raise NotPossible("the test cluster's daemons need root.")
         install_packages(PACKAGES | (ACCOUNTING_PACKAGES if accounting else {}))
@@ -494,7 +496,7 @@ def start(cluster: Cluster, *, accounting: bool, if_possible: bool) -> bool:
 
 def around(cluster: Cluster, command: list[str]) -> int:
     """Run a command with the cluster up where that is possible; returns the command's exit code."""
-    started = start(cluster, accounting=True, if_possible=True)
+    started = not cluster.is_up() and start(cluster, accounting=True, if_possible=True)
     try:
         return subprocess.run(command).returncode
     finally:
