@@ -1,8 +1,9 @@
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 export OMP_NUM_THREADS := env("OMP_NUM_THREADS", "2")
 
-# what CI runs
-check: format-check lint types layers test
+# what CI runs; with a real SLURM cluster where the machine can have one
+check: format-check lint types layers
+    python3 tests/slurm/cluster.py around pytest
 
 # rewrite the files in the project's format
 format:
@@ -23,3 +24,10 @@ layers:
 
 test *ARGS:
     pytest {{ARGS}}
+
+# a real SLURM cluster for tests/slurm (Debian, root)
+slurm-up *ARGS:
+    python3 tests/slurm/cluster.py up {{ARGS}}
+
+slurm-down:
+    python3 tests/slurm/cluster.py down
