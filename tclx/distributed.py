@@ -1,8 +1,7 @@
 """How do several training processes act as one? The only file that calls torch.distributed.
 
 torchrun's environment says who we are, or the same variables set by a SLURM task; without them every function here is the
-identity, so that the same code trains one process and many. Losses never see any of this: they receive tensors that are gathered
-already.
+identity, so that the same code trains one process and many. Losses never see any of this: they receive gathered tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from tclx.errors import MachineError, TclxError
-from tclx.runs import write_atomically
+from tclx.runs import MEETING_FILE, MEETING_HOST, write_atomically
 
 T = TypeVar("T")
 
@@ -42,8 +41,6 @@ _PATIENCE = timedelta(hours=1)
 # shutting down, it aborts the process with exit code 134 (3 % of short DDP programs under torch 2.15): let it have its turn.
 _LINGER_SECONDS = 0.2
 
-MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
-"""Environment variables: where rank 0 writes its address, and under which name the other nodes reach it."""
 MEETING_PATIENCE_SECONDS = 600
 
 # gloo raises plain RuntimeErrors.

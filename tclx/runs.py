@@ -20,14 +20,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
 from tclx.errors import MachineError, RunFailed
+
+MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
+"""Environment variables of a process: where rank 0 writes its address, and under which name the other nodes reach it."""
+
+BEAT_SECONDS = 5.0
+"""Between two heartbeats."""
 
 Status = Literal["created", "running", "interrupted", "failed", "finished"]
 
@@ -66,6 +73,36 @@ def machine_error(error: OSError, what: str) -> MachineError:
         errno.EROFS: "the file system is read-only: choose another place with --runs-dir",
     }.get(error.errno or 0, str(error))
     return MachineError(f"{what}: {advice}")
+
+
+@contextmanager
+def beating(path: Path, *, every_seconds: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Touch a file for as long as the block runs, from a thread: its age tells whether this process lives.
+
+    Touching costs nothing, also where the disk is full.
+
+    Args:
+        path: the file.
+        every_seconds: between two beats.
+        also: done at every beat.
+    """
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with suppress(OSError):  # what is wrong with the folder stops the process where it writes what matters
+                path.touch()
+            also()
+            if ended.wait(every_seconds):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -216,7 +253,7 @@ class RunFolder:
         newest = self.read_attempt() if self.attempt_name is not None else None
         if newest is not None and newest.name != self.attempt_name:
             raise Superseded(
-                f"{self.path} is trained by the newer attempt {newest.name} on {newest.host}; this one ({self.attempt_name}) ends"
+                f"{self.path} is trained by the newer attempt {newest.name} on {newest.host}; {self.attempt_name} ends"
             )
 
     def read_state(self) -> RunState | None:

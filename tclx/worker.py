@@ -36,6 +36,9 @@ INTERRUPTED_AND_SAVED = 75
 ATTEMPT = "TCLX_ATTEMPT"
 """Environment variable: the name that all processes of one start share."""
 
+PRINT_INTO_LOG = "TCLX_PRINT_INTO_LOG"
+"""Environment variable: when set, every process prints into its log and not to the terminal."""
+
 HANDOVER_SECONDS = 300
 """How long a new attempt waits for an old one, which ends at its next written row, to let go of the run."""
 
@@ -50,7 +53,10 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tclx.worker RUN_FOLDER", file=sys.stderr)
         return InputError.exit_code
     name = os.environ.get(ATTEMPT) or f"{socket.gethostname()}-{os.getpid()}"
-    return work(RunFolder(Path(arguments[0])), Attempt(name))
+    folder = RunFolder(Path(arguments[0]))
+    if os.environ.get(PRINT_INTO_LOG) and folder.spec.is_file():
+        print_into_log(folder, name)
+    return work(folder, Attempt(name))
 
 
 def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> int:
@@ -85,6 +91,20 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
         _note_error(folder, reason, lost_peer=False)
         _record(folder, "failed", reason)
         return RunFailed.exit_code
+
+
+def print_into_log(folder: RunFolder, attempt: str) -> None:
+    """From here on this process prints into its log in the run folder, below a line that says which start it is."""
+    log = folder.log(_rank())
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"--- {attempt}, rank {_rank()} on {os.uname().nodename}, {now}", file=sys.stderr, flush=True)
 
 
 def _train(folder: RunFolder) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from tclx import worker
 from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed
-from tclx.launch.local import prepare
 from tclx.launch.order import plan_runs
+from tclx.launch.prepare import prepare
 from tclx.runs import RunFolder
 from tests.launch.toy import write_spec
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tclx import __version__
-from tclx.cli import data, evaluate, plan, results, run, schema, weights
+from tclx.cli import cancel, data, evaluate, logs, plan, results, resume, run, schema, status, weights
 from tclx.cli.console import print_error
 from tclx.errors import TclxError
 
@@ -50,6 +50,10 @@ def about(
 
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=plan.EXAMPLE)(plan.plan)
+app.command(epilog=status.EXAMPLE)(status.status)
+app.command(epilog=logs.EXAMPLE)(logs.logs)
+app.command(epilog=cancel.EXAMPLE)(cancel.cancel)
+app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=results.EXAMPLE)(results.results)
 app.add_typer(data.app, name="data")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json
+from tclx.cli.run import BackendChoice, with_backend
 
 if TYPE_CHECKING:
     from tclx.launch.order import PlannedRun
@@ -25,6 +26,8 @@ def plan(
     without_data: Annotated[
         bool, typer.Option("--without-data", help="Count from `approximate_rows` where the data is not on this machine.")
     ] = False,
+    backend: BackendChoice = None,
+    script: Annotated[bool, typer.Option("--script", help="Print the sbatch script instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print what would run: steps, sizes, run ids, cost.
@@ -33,7 +36,12 @@ def plan(
     """
     from tclx.launch.order import plan_runs
 
-    runs = plan_runs(specs, overrides or [], runs_dir=runs_dir, without_data=without_data)
+    runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir, without_data=without_data)
+    if script:
+        from tclx.launch.submit import script_of
+
+        print(script_of(runs, runs_dir=runs_dir), end="")
+        return
     described = [describe(run, with_cost=not quick) for run in runs]
     if as_json:
         print_json(described)

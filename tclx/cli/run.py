@@ -1,36 +1,92 @@
-"""`tclx run`: train and evaluate."""
+"""`tclx run`: train and evaluate, here or on a cluster."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tclx.launch.order import PlannedRun
+    from tclx.launch.prepare import Outcome
+
 EXAMPLE = "Example:  tclx run experiments/quickstart.yaml --set training.epochs=2"
+
+
+class Backend(StrEnum):
+    """Where runs happen."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+BackendChoice = Annotated[
+    Backend | None,
+    typer.Option("--backend", help="Replace the spec's launch section by this one's defaults; --set launch.* adds to them."),
+]
+
+
+def with_backend(overrides: list[str] | None, backend: Backend | None) -> list[str]:
+    """The overrides after the one that chooses where the runs happen."""
+    return [*([f"launch={{backend: {backend.value}}}"] if backend else []), *(overrides or [])]
 
 
 def run(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Experiment files.")],
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    backend: BackendChoice = None,
     again: Annotated[
         bool, typer.Option("--again", help="Train from scratch what is there already; the old run folder is kept beside.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Local runs: return at once; they go on when the terminal is closed.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch; Ctrl-C leaves them running.")] = False,
 ) -> None:
-    """Train and evaluate every run of the specs, one after the other, and print their results.
+    """Train and evaluate every run of the specs, and print their results; on SLURM: submit them.
 
-    Ctrl-C saves; the same command continues. A finished run is reported, never trained again unless you say --again.
+    Ctrl-C saves; the same command continues. A finished run is reported, never trained again unless you say --again; a run
+    that is on its way is never submitted twice.
     """
-    from tclx.cli.results import print_results
-    from tclx.eval.results import read_run, summarise
-    from tclx.launch.local import launch
     from tclx.launch.order import plan_runs
 
-    outcomes = launch(plan_runs(specs, overrides or [], runs_dir=runs_dir), runs_dir=runs_dir, again=again, say=say)
-    made = [read_run(outcome.folder.path) for outcome in outcomes if outcome.folder.spec.exists()]
-    print_results(summarise(made))
-    code = next((outcome.exit_code for outcome in reversed(outcomes) if outcome.exit_code), 0)
-    raise typer.Exit(code)
+    runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir)
+    raise typer.Exit(start(runs, runs_dir=runs_dir, again=again, detach=detach, follow=follow))
+
+
+def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, follow: bool) -> int:
+    """Hand the runs to where each belongs; returns the exit code."""
+    from tclx.launch import local
+    from tclx.launch.submit import submit
+
+    outcomes: list[Outcome] = []
+    here = [run for run in runs if run.spec.launch.backend == "local"]
+    there = [run for run in runs if run.spec.launch.backend == "slurm"]
+    if here:
+        launch = local.detach if detach else local.launch
+        outcomes += launch(here, runs_dir=runs_dir, again=again, say=say)
+    if there:
+        outcomes += submit(there, runs_dir=runs_dir, again=again, say=say)
+    if there and follow:
+        from tclx.cli.status import follow_until_ended
+
+        return follow_until_ended([outcome.folder.path for outcome in outcomes])
+    if here and not detach:
+        _print_made(outcomes)
+    if there or detach:
+        say("tclx status shows them, tclx logs RUN -f follows one")
+    return next((outcome.exit_code for outcome in reversed(outcomes) if outcome.exit_code), 0)
+
+
+def _print_made(outcomes: Sequence[Outcome]) -> None:
+    from tclx.cli.results import print_results
+    from tclx.eval.results import read_run, summarise
+
+    print_results(summarise([read_run(outcome.folder.path) for outcome in outcomes if outcome.folder.spec.exists()]))

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from tclx.runs import RunFolder
 
 _OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded (job |step )?memory limit|memory limit \(\d+", re.IGNORECASE)
-_KILLED_TASK = re.compile(r"task (\d+)[^\n]*: (Killed|Segmentation fault|Bus error|Aborted|Terminated|Exited with exit code \d+)")
+_KILLED_TASK = re.compile(
+    r"task (\d+)[^\n]*: (Killed|Segmentation fault|Bus error|Aborted|Terminated|Exited with exit code \d+)"
+)
 TAIL_BYTES = 20_000
 TAIL_LINES = 15
 
@@ -48,7 +50,9 @@ def find_cause(folder: RunFolder, attempt: str, *, log: Path | None, memory_key:
     who = f"rank {killed[-1][0]}" if killed else "a process"
     if _OUT_OF_MEMORY.search(text):
         advice = f"raise {memory_key}" if memory_key else "give it more memory"
-        return Cause(f"{who} ran out of memory and was killed: {advice}, or lower data.num_workers or the batch", by_itself=True)
+        return Cause(
+            f"{who} ran out of memory and was killed: {advice}, or lower data.num_workers or the batch", by_itself=True
+        )
     how = f" ({killed[-1][1].lower()})" if killed else ""
     return Cause(f"{who} was killed{how} without a word", by_itself=False)
 

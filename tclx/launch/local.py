@@ -1,136 +1,219 @@
-"""How do runs happen on this machine? One after the other, each a process of its own that is followed until it ends.
+"""How do runs happen on this machine? In a queue: each run is a process of its own, as many at once as there are slots.
 
 The worker owns its run folder, its signals and its checkpoints. It runs in its own session, so that a Ctrl-C here reaches it
 exactly once: this process passes the signal on to the one worker that decides, and waits for it to save.
+
+One run at a time prints to the terminal. Where several train at once, or the terminal may be closed (`--detach`), each prints
+into its run folder.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple
 
 import tclx
-from tclx.data.facts import refuse_bad_images
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
+from tclx.launch import slots
+from tclx.launch.ending import find_cause
 from tclx.launch.order import PlannedRun
-from tclx.runs import RunFolder, RunState, machine_error
+from tclx.launch.prepare import (
+    Outcome,
+    Say,
+    check_pictures,
+    describe,
+    hand_over,
+    is_held,
+    job_of,
+    new_submission,
+    prepare,
+    prepared,
+    read_runs,
+    set_aside,
+)
+from tclx.launch.slots import Slot
+from tclx.launch.watch import GOING_ON, watch_runs
+from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating
+from tclx.worker import ATTEMPT, PRINT_INTO_LOG
 
-Ending = Literal["finished", "already finished", "interrupted", "failed", "held", "skipped"]
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Say = Callable[[str], None]
+POLL_SECONDS = 0.05
 
 
-class Outcome(NamedTuple):
-    """How one run ended."""
-
-    folder: RunFolder
-    ending: Ending
-    reason: str | None = None
-    exit_code: int = 0
-
-
-def launch(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, say: Say = lambda line: None) -> list[Outcome]:
-    """Run everything that is not finished yet, in order.
+def launch(
+    runs: Sequence[PlannedRun],
+    *,
+    runs_dir: Path,
+    again: bool = False,
+    say: Say = lambda line: None,
+    into_logs: bool = False,
+) -> list[Outcome]:
+    """Run everything that is not finished yet, in order, several at once where there are slots.
 
     Args:
         runs: prerequisites before the runs that need them, as `plan_runs` returns them.
         runs_dir: where run folders are made.
         again: train from scratch what was asked for, also when it is finished; the old folder is kept as `<run id>.old-<n>`.
         say: receives a line for people at every turn.
+        into_logs: the runs print into their folders, also one at a time.
 
     Returns:
-        One outcome a run, in order; after an interruption the remaining ones are missing.
+        One outcome a run, in order; after an interruption those that were not started are missing.
 
     Raises:
         InputError: pictures are bad and `data.bad_images.policy` refuses them; nothing has been started.
-        MachineError: a run folder cannot be made.
+        MachineError: a run folder cannot be made, or a run wants more GPUs than there are.
     """
-    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
-    outcomes: dict[str, Outcome] = {}
-    for number, run in enumerate(runs, start=1):
-        folder = RunFolder(runs_dir / run.plan.run_id)
-        say(f"[{number}/{len(runs)}] {folder.run_id}")
-        needed = outcomes.get(run.needs) if run.needs else None
-        if needed is not None and needed.exit_code:
-            outcome = Outcome(folder, "skipped", f"it starts from {run.needs}, which did not finish", needed.exit_code)
-        else:
-            outcome = _run_one(run, folder, again=again and run.asked_for, say=say)
-        outcomes[folder.run_id] = outcome
-        say(describe(outcome))
-        if outcome.ending == "interrupted":
-            break
-    return list(outcomes.values())
-
-
-def check_pictures(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
-    """Open the pictures of every run that is about to take its first step, as its policy asks; each data set once.
-
-    Raises:
-        InputError: with the bad pictures.
-    """
-    beginning = []
     for run in runs:
-        state = RunFolder(runs_dir / run.plan.run_id).read_state()
-        if state is None or (state.step == 0 and state.status != "finished") or (again and run.asked_for):
-            beginning.append(run.spec.data)
-    for data in dict.fromkeys(beginning):
-        found = refuse_bad_images(data)
-        if found.num_pictures:
-            say(found.summary())
+        slots.check_fits(run)
+    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
+    queue = _Queue(runs, runs_dir, again, say, into_logs)
+    with _passing_signals(queue.interrupt):
+        queue.work()
+    return [queue.outcomes[run.plan.run_id] for run in runs if run.plan.run_id in queue.outcomes]
 
 
-def describe(outcome: Outcome) -> str:
-    """One line for people."""
-    reason = f": {outcome.reason}" if outcome.reason else ""
-    return {
-        "finished": f"finished: {outcome.folder.path}",
-        "already finished": f"finished earlier, nothing to do (--again trains it from scratch): {outcome.folder.path}",
-        "interrupted": f"interrupted{reason}; run the same command to continue",
-        "failed": f"failed{reason}",
-        "held": f"another process is training it right now: {outcome.folder.path}",
-        "skipped": f"skipped{reason}",
-    }[outcome.ending]
+@dataclass
+class _Started:
+    """A run whose worker lives."""
+
+    run: PlannedRun
+    folder: RunFolder
+    process: subprocess.Popen[bytes]
+    slot: Slot
+    attempt: str
+    started_at: float
+    closing: ExitStack
 
 
-def _run_one(run: PlannedRun, folder: RunFolder, *, again: bool, say: Say) -> Outcome:
-    if folder.path.is_dir() and _is_held(folder):
-        return Outcome(folder, "held", exit_code=RunFailed.exit_code)
-    if again and folder.path.exists():
-        say(f"the earlier run is kept as {_set_aside(folder)}")
-    state = folder.read_state()
-    if state is not None and state.status == "finished":
-        return Outcome(folder, "already finished")
-    if state is not None and state.step:
-        say(f"continuing at step {state.step} of {state.total_steps}")
-    prepare(run, folder)
-    started_at = time.time()
-    exit_code = _follow(folder, run.spec.launch.num_processes, started_at)
-    return _outcome(folder, exit_code, started_at)
+class _Queue:
+    """Runs that wait, run and have ended."""
 
+    def __init__(self, runs: Sequence[PlannedRun], runs_dir: Path, again: bool, say: Say, into_logs: bool) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._waiting = list(enumerate(runs, start=1))
+        self._running: list[_Started] = []
+        self._total = len(runs)
+        self._runs_dir, self._again, self._say = runs_dir, again, say
+        self._num_parallel = slots.num_parallel(runs)
+        self._into_logs = into_logs or self._num_parallel > 1
+        self._interrupted: int | None = None
 
-def prepare(run: PlannedRun, folder: RunFolder) -> None:
-    """Make the run folder and write what was asked and what will happen.
+    def work(self) -> None:
+        """Until nothing waits and nothing runs."""
+        while self._waiting or self._running:
+            if self._interrupted is None:
+                self._start_what_fits()
+            else:
+                self._waiting.clear()
+            for started in [one for one in self._running if one.process.poll() is not None]:
+                self._running.remove(started)
+                self._ended(started)
+            time.sleep(POLL_SECONDS)
 
-    Raises:
-        MachineError: the folder cannot be written.
-    """
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise machine_error(error, f"could not make {folder.path}") from error
-    folder.write_json(folder.spec, run.spec.model_dump(mode="json"))
-    folder.write_json(folder.plan, run.plan.to_json())
-    if folder.read_state() is None:
-        folder.write_state(RunState("created", total_steps=run.plan.total_steps))
+    def interrupt(self, number: int) -> None:
+        """Start nothing more, and ask what runs to save and stop."""
+        self._interrupted = number
+        for started in self._running:
+            _pass_on(number, started)
+
+    def _start_what_fits(self) -> None:
+        for place in list(self._waiting):
+            number, run = place
+            if len(self._running) >= self._num_parallel or self._interrupted is not None:
+                return
+            if any(one.run.plan.run_id == run.needs for one in self._running):
+                continue
+            needed = self.outcomes.get(run.needs) if run.needs else None
+            if run.needs and needed is None and any(other.plan.run_id == run.needs for _, other in self._waiting):
+                continue
+            folder = RunFolder(self._runs_dir / run.plan.run_id)
+            outcome = self._without_training(run, folder, needed)
+            slot = slots.take(run) if outcome is None else None
+            if outcome is None and slot is None:
+                continue  # other runs have the GPUs
+            self._waiting.remove(place)
+            self._say(f"[{number}/{self._total}] {folder.run_id}")
+            if slot is not None:
+                self._start(run, folder, slot)
+            elif outcome is not None:
+                self._note(outcome)
+
+    def _without_training(self, run: PlannedRun, folder: RunFolder, needed: Outcome | None) -> Outcome | None:
+        """How a run ends that is not even started."""
+        if needed is not None and needed.exit_code:
+            return Outcome(folder, "skipped", f"it starts from {run.needs}, which did not finish", needed.exit_code)
+        if not folder.path.is_dir():
+            return None
+        if is_held(folder):
+            return Outcome(folder, "held", exit_code=RunFailed.exit_code)
+        job = folder.read_job()
+        if job is not None and job.backend == "slurm":
+            (status,) = watch_runs([folder.path])
+            if status.standing in (*GOING_ON, "unknown"):
+                where = f"job {status.job_id} is {status.standing}" if status.job_id else status.reason
+                return Outcome(folder, "already submitted", where, RunFailed.exit_code)
+        state = folder.read_state()
+        if state is not None and state.status == "finished" and not (self._again and run.asked_for):
+            return Outcome(folder, "already finished")
+        return None
+
+    def _start(self, run: PlannedRun, folder: RunFolder, slot: Slot) -> None:
+        if self._again and run.asked_for and folder.path.exists():
+            self._say(f"the earlier run is kept as {set_aside(folder)}")
+        state = folder.read_state()
+        if state is not None and state.step:
+            self._say(f"continuing at step {state.step} of {state.total_steps}")
+        prepare(run, folder)
+        attempt = f"local-{secrets.token_hex(4)}"
+        num_processes = run.spec.launch.num_processes
+        environment = worker_environment(num_processes, self._num_parallel) | {ATTEMPT: attempt}
+        if slot.gpus or self._num_parallel > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        closing = ExitStack()
+        closing.callback(slot.release)
+        output = None
+        if self._into_logs:
+            environment[PRINT_INTO_LOG] = "1"  # each process into its own; this file gets torchrun's words, too
+            folder.log(0).parent.mkdir(exist_ok=True)
+            output = closing.enter_context(folder.log(0).open("ab"))
+        started_at = time.time()
+        process = subprocess.Popen(
+            worker_command(folder, num_processes),
+            env=environment,
+            stdin=subprocess.DEVNULL if self._into_logs else None,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=[lock.fileno() for lock in slot.locks],  # the GPUs stay taken should this process be killed
+        )
+        started = _Started(run, folder, process, slot, attempt, started_at, closing)
+        self._running.append(started)
+        if self._interrupted is not None:  # the signal came while it was being started
+            _pass_on(self._interrupted, started)
+
+    def _ended(self, started: _Started) -> None:
+        started.closing.close()
+        outcome = _outcome(started)
+        if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
+            self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
+        self._note(outcome)
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.folder.run_id] = outcome
+        name = f"{outcome.folder.run_id}: " if self._num_parallel > 1 else ""
+        self._say(f"{name}{describe(outcome)}")
 
 
 def worker_command(folder: RunFolder, num_processes: int) -> list[str]:
@@ -142,32 +225,26 @@ def worker_command(folder: RunFolder, num_processes: int) -> list[str]:
     return [sys.executable, "-m", *torchrun, "-m", *worker]
 
 
-def worker_environment(num_processes: int) -> dict[str, str]:
-    """This process's environment, its code, nothing from the current directory; several processes share out the cores."""
+def worker_environment(num_processes: int, num_parallel: int = 1) -> dict[str, str]:
+    """This process's environment, its code, nothing from the current directory; processes and runs share out the cores."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # `-m` would import a ./traceback.py before Python's own
     code = Path(tclx.__file__).parents[1]
     if str(code) not in sysconfig.get_paths().values():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-    if num_processes > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    if num_processes * num_parallel > 1:
+        share = len(os.sched_getaffinity(0)) // (num_processes * num_parallel)
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     return environment
 
 
-def _follow(folder: RunFolder, num_processes: int, started_at: float) -> int:
-    command, environment = worker_command(folder, num_processes), worker_environment(num_processes)
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    with _passing_signals(lambda number: _pass_on(number, process, folder, started_at)):
-        return process.wait()
-
-
-def _pass_on(number: int, process: subprocess.Popen[bytes], folder: RunFolder, started_at: float) -> None:
+def _pass_on(number: int, started: _Started) -> None:
     """Tell the process that decides: rank 0 once it trains (torchrun would kill it 30 seconds later), before that the child."""
-    state = folder.read_state()
-    trains = state is not None and state.status == "running" and state.updated_at >= started_at and state.pid
+    state = started.folder.read_state()
+    trains = state is not None and state.status == "running" and state.updated_at >= started.started_at and state.pid
     if number == signal.SIGHUP:
         number = signal.SIGTERM  # a closed terminal is a reason to save, too, and workers know SIGTERM
     try:
-        os.kill(state.pid if state is not None and trains and state.pid else process.pid, number)
+        os.kill(state.pid if state is not None and trains and state.pid else started.process.pid, number)
     except ProcessLookupError:
         return  # it ended between the signal and here; wait() tells how
 
@@ -185,17 +262,25 @@ def _passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, action)
 
 
-def _outcome(folder: RunFolder, exit_code: int, started_at: float) -> Outcome:
+def _outcome(started: _Started) -> Outcome:
     """What the state says, since torchrun replaces the worker's exit code with its own; the code where no state was written."""
+    folder, exit_code = started.folder, started.process.returncode
     state = folder.read_state()
-    if state is None or state.updated_at < started_at or state.status in ("created", "running"):
-        return Outcome(folder, "failed", _sudden_end(exit_code), RunFailed.exit_code)
+    if state is None or state.updated_at < started.started_at or state.status in ("created", "running"):
+        sudden = _sudden_end(exit_code)
+        failed = RunState("failed", state.step if state else 0, state.total_steps if state else 0, sudden)
+        folder.write_state(failed)
+        return Outcome(folder, "failed", sudden, RunFailed.exit_code)
     if state.status == "finished":
         return Outcome(folder, "finished")
     if state.status == "interrupted":
         return Outcome(folder, "interrupted", state.reason or f"saved at step {state.step}", Interrupted.exit_code)
     known = exit_code in (TclxError.exit_code, 2, MachineError.exit_code)
-    return Outcome(folder, "failed", state.reason, exit_code if known else RunFailed.exit_code)
+    reason: str | None = state.reason
+    if started.run.spec.launch.num_processes > 1:
+        cause = find_cause(folder, started.attempt, log=None, memory_key=None)
+        reason = cause.reason if cause.by_itself else reason
+    return Outcome(folder, "failed", reason, exit_code if known else RunFailed.exit_code)
 
 
 def _sudden_end(exit_code: int) -> str:
@@ -203,19 +288,73 @@ def _sudden_end(exit_code: int) -> str:
     return f"the worker ended without a word ({how}); run the same command to continue from the newest checkpoint"
 
 
-def _is_held(folder: RunFolder) -> bool:
-    try:
-        with folder.lock() as free:
-            return not free
-    except OSError as error:
-        raise machine_error(error, f"could not lock {folder.path}") from error
+# ------------------------------------------------------------------------------------------------------------------ detached
 
 
-def _set_aside(folder: RunFolder) -> Path:
-    number = 1
-    while (kept := folder.path.with_name(f"{folder.run_id}.old-{number}")).exists():
-        number += 1
-    try:
-        return folder.path.rename(kept)
-    except OSError as error:
-        raise machine_error(error, f"could not set {folder.path} aside") from error
+def detach(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> list[Outcome]:
+    """Hand the runs to a queue of their own, which outlives this terminal; returns at once.
+
+    Raises:
+        InputError, MachineError: as `launch`; nothing has been started.
+    """
+    for run in runs:
+        slots.check_fits(run)
+    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
+    submission = new_submission(runs_dir)
+    outcomes, queued = [], []
+    for run in runs:
+        folder = RunFolder(runs_dir.resolve() / run.plan.run_id)
+        (status,) = watch_runs([folder.path]) if folder.path.is_dir() else (None,)
+        if status is not None and (status.standing in GOING_ON or is_held(folder)):
+            outcomes.append(Outcome(folder, "already submitted", f"it is {status.standing}"))
+            continue
+        if status is not None and status.standing == "finished" and not (again and run.asked_for):
+            outcomes.append(Outcome(folder, "already finished"))
+            continue
+        if again and run.asked_for and folder.path.exists():
+            say(f"the earlier run is kept as {set_aside(folder)}")
+        prepare(run, folder)
+        hand_over(folder, job_of(submission, "local"))
+        queued.append((folder, run.needs))
+        outcomes.append(Outcome(folder, "submitted", f"queued on {os.uname().nodename}"))
+    (submission / "runs.json").write_text(json.dumps([str(folder.path) for folder, _ in queued]), encoding="utf-8")
+    (submission / "needs.json").write_text(json.dumps([needs for _, needs in queued]), encoding="utf-8")
+    if queued:
+        _start_queue(submission, [folder for folder, _ in queued])
+    for outcome in outcomes:
+        say(f"{outcome.folder.run_id}: {describe(outcome)}")
+    return outcomes
+
+
+def _start_queue(submission: Path, folders: Sequence[RunFolder]) -> None:
+    (submission / "heartbeat").touch()
+    with (submission / "queue.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tclx.launch.local", str(submission)],
+            env=worker_environment(1),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    for folder in folders:
+        hand_over(folder, job_of(submission, "local", str(process.pid)))
+
+
+def main(arguments: list[str]) -> int:
+    """Work off a submission that `detach` wrote; returns the worst exit code."""
+    submission = Path(arguments[0])
+    needs = json.loads((submission / "needs.json").read_text(encoding="utf-8"))
+    folders = [RunFolder(Path(path)) for path in read_runs(submission)]
+    runs = [prepared(folder, needed) for folder, needed in zip(folders, needs, strict=True)]
+
+    def say(line: str) -> None:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+
+    with beating(submission / "heartbeat", every_seconds=BEAT_SECONDS):
+        outcomes = launch(runs, runs_dir=folders[0].path.parent, say=say, into_logs=True)
+    return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

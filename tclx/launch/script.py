@@ -1,7 +1,7 @@
 """What is submitted? A launch section -> the text of its sbatch script, written by submitit. Pure.
 
-The payload is one line: every task starts `tclx.launch.task`, which finds its run by its index in the array. Nothing is pickled,
-nothing of the spec but checked words reaches the shell, and no secret: jobs inherit the environment they are submitted from.
+The payload is one line: every task starts `tclx.launch.task`, which finds its run by its index in the array. Nothing is
+pickled, nothing of the spec but checked words reaches the shell, and no secret: jobs inherit the submitter's environment.
 After the tasks the script's own shell asks once more what became of the run: it outlives any of them.
 """
 
@@ -58,7 +58,7 @@ def batch_script(
         account=launch.account,
         qos=launch.qos,
         constraint=launch.constraint,
-        time=launch.time_limit_minutes,  # type: ignore[arg-type]  # None leaves the partition's default
+        time=launch.time_limit_minutes,  # None leaves the partition's default
         nodes=launch.num_nodes,
         ntasks_per_node=launch.processes_per_node,
         cpus_per_task=launch.cpus_per_task,
@@ -69,7 +69,7 @@ def batch_script(
         dependency=f"afterok:{after}" if after else None,
         array_parallelism=launch.max_parallel_runs or num_runs,
         map_count=num_runs if num_runs > 1 else None,
-        wckey=None,  # type: ignore[arg-type]  # submitit's own would be refused by clusters that keep a list
+        wckey=None,  # submitit's own would be refused by clusters that keep a list
         stderr_to_stdout=True,
         # A rank that dies takes the others with it, who would wait for it in a collective.
         srun_args=["--kill-on-bad-exit=1"],

@@ -10,10 +10,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
-
-from submitit.helpers import clean_env
 
 from tclx.errors import MachineError
 
@@ -26,7 +24,7 @@ PATIENCE_SECONDS = 120.0
 RETRY_SECONDS = 3.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|socket timed out|connect failure|communication connection failure"
-    r"|zero bytes were transmitted|resource temporarily unavailable|slurm_persist_conn_open",
+    r"|could not establish a configuration source|zero bytes were transmitted|resource temporarily unavailable|slurm_persist_conn_open",
     re.IGNORECASE,
 )
 
@@ -70,12 +68,16 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
         MachineError: there is no such command here.
     """
     try:
-        with clean_env():  # variables of the job that we may be in would change the one that we ask about
-            environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, errors="replace", timeout=CALL_SECONDS, check=False,
-            env=environment,
-        )  # fmt: skip
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CALL_SECONDS,
+            check=False,
+            env=_outside_of_jobs(os.environ),
+        )
     except FileNotFoundError as error:
         raise MachineError(
             f"{command[0]} is not on this machine: submit where SLURM's commands are, or set launch.backend: local"
@@ -88,6 +90,22 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
     if _UNREACHABLE.search(done.stderr):
         raise SlurmSilent(f"{command[0]}: {words}")
     raise SlurmRefused(words or f"{command[0]} ended with exit code {done.returncode}")
+
+
+def _outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a job was told about itself: a job that it submits would inherit its size and its ranks.
+
+    submitit's own `clean_env` drops SLURM_CONF, too, without which the commands do not find their cluster.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _OF_THE_CLUSTER or not (name.startswith(("SLURM_", "SRUN_", "TCLX_MEETING")) or name in _OF_A_RANK)
+    }
+
+
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TCLX_ATTEMPT")
 
 
 def _without_prefix(stderr: str) -> str:
@@ -155,7 +173,15 @@ def sacct(job_ids: Iterable[str]) -> dict[str, JobState]:
     wanted = sorted({_array(job_id) for job_id in job_ids})
     if not wanted:
         return {}
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(wanted)}", f"--format={_SACCT}"]
+    command = [
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--array",
+        f"--jobs={','.join(wanted)}",
+        f"--format={_SACCT}",
+    ]
     try:
         lines = call(command)
     except SlurmSilent:

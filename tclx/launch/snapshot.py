@@ -1,8 +1,8 @@
 """Which code does a job run that waited in the queue for a day? The code of its submission, copied when it was submitted.
 
-The copy is of the `tclx` package as it is imported: committed or not, from a working tree or from site-packages. Equal code is
-copied once. The alternatives were worse: refusing a changed tree costs a day in the queue, warning trains what nobody asked for.
-Other packages are not copied; environment.json says which versions a run was submitted with, and the job compares.
+The copy is of the `tclx` package as it is imported: committed or not, from a working tree or from site-packages. Equal code
+is copied once. The alternatives were worse: to refuse a changed tree costs a day in the queue, to warn trains what nobody asked
+for. Other packages are not copied; environment.json says which versions a run was submitted with, and the job compares.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What does a SLURM job do around a run? `python -m tclx.launch.task rank|after SUBMISSION [CODE]`.
 
-`rank` is started once per training process by srun. It finds its run, refuses one that was handed to a newer job, writes what it
-prints into the run folder, tells torch.distributed who it is, and becomes the worker.
+`rank` is started once per training process by srun. It finds its run, refuses one that was handed to a newer job, prints into
+the run folder, tells torch.distributed who it is, and becomes the worker.
 
 `after` is started once by the batch script's shell when all ranks have ended, whichever way. It says in the run folder why the
 run ended, and decides: finished; stopped at SLURM's request, so requeue; killed without a word, so requeue unless that happened
@@ -24,10 +24,10 @@ from pathlib import Path
 from tclx.errors import InputError, Problem, RunFailed, TclxError
 from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
-from tclx.runs import Attempt, RunFolder, RunState
+from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
-from tclx.worker import INTERRUPTED_AND_SAVED, work
+from tclx.worker import INTERRUPTED_AND_SAVED, print_into_log, work
 
 RUNS_FILE = "runs.json"
 """In a submission's folder: the run folders by their index in the array."""
@@ -81,12 +81,10 @@ def run_rank(folder: RunFolder, submission: Path) -> int:
     os.environ.update({name: os.environ[slurm_name] for name, slurm_name in names.items()})
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     attempt = _attempt(os.environ)
-    rank = int(os.environ["RANK"])
-    _print_into(folder.log(rank))
-    print(f"--- {attempt.name} rank {rank} on {socket.gethostname()} at {time.strftime('%Y-%m-%d %H:%M:%S')}", file=sys.stderr)
+    print_into_log(folder, attempt.name)
     if int(os.environ["WORLD_SIZE"]) > 1:
-        os.environ["TCLX_MEETING_FILE"] = str(submission / "meeting" / attempt.name)
-        os.environ["TCLX_MEETING_HOST"] = _own_address()
+        os.environ[MEETING_FILE] = str(submission / "meeting" / attempt.name)
+        os.environ[MEETING_HOST] = _own_address()
     return work(folder, attempt, takes_over=True)
 
 
@@ -99,17 +97,6 @@ def _job_id(environment: Mapping[str, str]) -> str:
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
-
-
-def _print_into(log: Path) -> None:
-    """From here on everything this process prints goes to the run folder."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
 
 
 def _own_address() -> str:
@@ -148,7 +135,10 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
         raise RuntimeError(f"{folder.path} was submitted with launch.backend {launch.backend}")
     log = _batch_log(submission, os.environ)
     if _is_cancelled(attempt, folder):
-        return _end(folder, replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"))
+        return _end(
+            folder,
+            replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
+        )
     if began and state.status == "interrupted":
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     if not began and exit_code > _SIGNALLED:

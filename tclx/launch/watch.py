@@ -1,7 +1,7 @@
-"""Where does every run stand? Run folders first, then one squeue for all of their jobs, then sacct for those it no longer lists.
+"""Where does every run stand? Run folders first, then one squeue for all of their jobs, then sacct for those it does not list.
 
-No source is enough alone: a folder cannot say that its process is dead, squeue forgets, sacct may not exist or lags. What cannot
-be known is called unknown, never gone.
+No source is enough alone: a folder cannot say that its process is dead, squeue forgets, sacct may not exist or lags. What
+cannot be known is called unknown, never gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from tclx.launch.prepare import is_held
 from tclx.runs import Attempt, Job, RunFolder, RunState
 
 Standing = Literal[
-    "created", "queued", "starting", "running", "restarting", "finished", "interrupted", "cancelled", "failed", "lost", "unknown"
+    "created",
+    "queued",
+    "starting",
+    "running",
+    "restarting",
+    "finished",
+    "interrupted",
+    "cancelled",
+    "failed",
+    "lost",
+    "unknown",
 ]
 GOING_ON: tuple[Standing, ...] = ("queued", "starting", "running", "restarting")
 """Standings of a run that nobody needs to start."""
@@ -63,7 +73,9 @@ class _Read(NamedTuple):
 def watch_runs(folders: Iterable[Path]) -> list[RunStatus]:
     """The status of each run folder, in order; SLURM is asked at most twice."""
     read = [_read(RunFolder(folder)) for folder in folders]
-    unsettled = [one.job.job_id for one in read if one.job and one.job.backend == "slurm" and one.job.job_id and not _settled(one)]
+    unsettled = [
+        one.job.job_id for one in read if one.job and one.job.backend == "slurm" and one.job.job_id and not _settled(one)
+    ]
     jobs = _ask_slurm(unsettled)
     return [_status(one, jobs) for one in read]
 

@@ -104,7 +104,7 @@ class SlurmLaunch(Section):
     """Network interface between nodes, such as `ib0`; null lets NCCL and gloo choose."""
     setup: tuple[Line, ...] = ()
     """Shell lines before the run starts, such as `module load cuda`. Secrets belong in your environment, which jobs inherit."""
-    sbatch_options: dict[OptionName, OptionValue | int | Literal[True]] = {}
+    sbatch_options: dict[OptionName, OptionValue | int | Literal[True]] = Field(default={})
     """Further options of sbatch by their long names: `{exclude: bad-node, reservation: vision, exclusive: true}`."""
 
     @property

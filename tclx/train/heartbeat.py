@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-from tclx.runs import RunFolder
-
-BEAT_SECONDS = 5.0
+from tclx.runs import BEAT_SECONDS, RunFolder, beating
 
 
 @contextmanager
 def heartbeat(folder: RunFolder, *, every_seconds: float = BEAT_SECONDS) -> Iterator[None]:
     """Beat for as long as the block runs; a request to cancel reaches this process as SIGTERM, once."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(folder, every_seconds, ended), name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _beat(folder: RunFolder, every_seconds: float, ended: threading.Event) -> None:
-    """The file's age is the heartbeat: to touch it costs nothing, also where the disk is full."""
     asked = False
-    while True:
-        with suppress(OSError):  # what goes wrong with the folder stops the run where it writes what matters
-            folder.heartbeat.touch()
+
+    def ask() -> None:
+        nonlocal asked
         if not asked and folder.cancel.exists():
             asked = True
             os.kill(os.getpid(), signal.SIGTERM)
-        if ended.wait(every_seconds):
-            return
+
+    with beating(folder.heartbeat, every_seconds=every_seconds, also=ask):
+        yield

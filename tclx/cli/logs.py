@@ -1,0 +1,73 @@
+"""`tclx logs`: what a run printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir
+from tclx.errors import InputError, Problem
+from tclx.runs import RunFolder
+
+EXAMPLE = "Example:  tclx logs quickstart-s0-1a2b3c4d -f --rank 0"
+FOLLOW_SECONDS = 0.5
+
+
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or a run id.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Of which training process.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print what is added; Ctrl-C leaves.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
+) -> None:
+    """Print what a run's process has printed, over all of its starts.
+
+    A run in the foreground prints to its terminal; only its tracebacks are here.
+    """
+    from tclx.eval.results import find_runs
+
+    folders = find_runs([run], runs_dir=runs_dir)
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders[:5])
+        raise InputError(Problem("RUN", f"{run} stands for {len(folders)} runs: {names}", "name one of them"))
+    folder = RunFolder(folders[0])
+    log = folder.log(rank)
+    if not log.is_file():
+        log = _before_training(folder)
+    text = log.read_text(encoding="utf-8", errors="replace")
+    sys.stdout.write("".join(text.splitlines(keepends=True)[-lines:]))
+    sys.stdout.flush()
+    if follow:
+        _follow(log, log.stat().st_size)
+
+
+def _before_training(folder: RunFolder) -> Path:
+    """What SLURM or the queue printed for a run whose own process has printed nothing yet.
+
+    Raises:
+        InputError: that is nothing, too.
+    """
+    job = folder.read_job()
+    name = f"{job.job_id}_0_log.out" if job and job.backend == "slurm" else "queue.log"
+    if job is not None and (log := Path(job.folder) / name).is_file():
+        return log
+    there = ", ".join(path.stem.removeprefix("rank") for path in sorted((folder.path / "logs").glob("rank*.log"))) or "none"
+    raise InputError(Problem("--rank", f"{folder.run_id} has no log of this process yet", f"ranks with a log: {there}"))
+
+
+def _follow(log: Path, position: int) -> None:
+    try:
+        with log.open("rb") as file:
+            file.seek(position)
+            while True:
+                if added := file.read():
+                    sys.stdout.write(added.decode(errors="replace"))
+                    sys.stdout.flush()
+                else:
+                    time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,129 @@
+"""`tclx status`: where runs stand, wherever they run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say
+
+if TYPE_CHECKING:
+    from tclx.launch.watch import RunStatus
+
+EXAMPLE = "Example:  tclx status tcl-4m --json"
+FOLLOW_SECONDS = 5.0
+
+Runs = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, run ids or experiment names; all by default.")
+]
+
+
+def status(
+    runs: Runs = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and report every change until all have ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show every run: how far it is, what it waits for, why it ended.
+
+    It works from every machine that sees the run folders, and asks SLURM in one call for all of them.
+    """
+    from tclx.eval.results import find_runs
+    from tclx.launch.watch import watch_runs
+
+    folders = find_runs(runs or [], runs_dir=runs_dir)
+    if follow:
+        raise typer.Exit(follow_until_ended(folders))
+    statuses = watch_runs(folders)
+    if as_json:
+        print_json([as_tree(status) for status in statuses])
+    elif len(statuses) == 1 and runs:
+        print(aligned([(name, _text(value)) for name, value in _lines(statuses[0]) if value is not None]))
+    elif statuses:
+        print_statuses(statuses)
+    else:
+        say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
+
+
+def as_tree(status: RunStatus) -> dict[str, Any]:
+    """The status for machines."""
+    return {**status._asdict(), "folder": str(status.folder.path), "run_id": status.folder.run_id}
+
+
+def print_statuses(statuses: Sequence[RunStatus]) -> None:
+    """A line a run; reasons below the table, where there are any."""
+    rows = [
+        [
+            status.folder.run_id,
+            status.standing,
+            f"{status.step}/{status.total_steps}",
+            _duration(status.eta_seconds),
+            f"{status.metrics['loss/total']:.3f}" if "loss/total" in status.metrics else "-",
+            status.job_id or "-",
+            status.node or "-",
+            str(status.restarts) if status.restarts else "-",
+        ]
+        for status in statuses
+    ]
+    print(aligned([["run", "state", "step", "ETA", "loss", "job", "node", "restarts"], *rows]))
+    for status in statuses:
+        if status.reason and status.standing not in ("finished", "running"):
+            say(f"{status.folder.run_id}: {status.reason}")
+
+
+def follow_until_ended(folders: Sequence[Path]) -> int:
+    """Report every change until no run goes on by itself; returns 0 if all are finished, else 1. Ctrl-C only leaves."""
+    from tclx.launch.watch import GOING_ON, watch_runs
+
+    seen: dict[str, tuple[str, int]] = {}
+    try:
+        while True:
+            statuses = watch_runs(folders)
+            for status in statuses:
+                now = (status.standing, status.step)
+                if seen.get(status.folder.run_id) != now:
+                    seen[status.folder.run_id] = now
+                    why = f": {status.reason}" if status.reason else ""
+                    say(f"{status.folder.run_id}  {status.standing}  {status.step}/{status.total_steps}{why}")
+            if not any(status.standing in (*GOING_ON, "unknown") for status in statuses):
+                break
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        say("no longer watching; the runs go on (tclx status shows them, tclx cancel ends them)")
+        return 130
+    print_statuses(statuses)
+    sys.stdout.flush()
+    return 0 if all(status.standing == "finished" for status in statuses) else 1
+
+
+def _lines(status: RunStatus) -> list[tuple[str, Any]]:
+    from tclx.launch.watch import last_row
+
+    return [
+        ("run", status.folder.run_id),
+        ("state", status.standing),
+        ("reason", status.reason),
+        ("step", f"{status.step}/{status.total_steps}"),
+        ("ETA", _duration(status.eta_seconds) if status.eta_seconds is not None else None),
+        ("job", status.job_id),
+        ("node", status.node),
+        ("restarts", status.restarts or None),
+        ("folder", status.folder.path),
+        *((name, value) for name, value in last_row(status.folder).items() if isinstance(value, float)),
+    ]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours}h{minutes % 60:02d}" if hours else f"{minutes}m{int(seconds % 60):02d}"

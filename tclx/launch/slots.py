@@ -1,0 +1,106 @@
+"""How many runs fit on this machine at once, and which GPUs does each get? Two queues on one machine share the GPUs out.
+
+A slot is a lock file a GPU that its run holds, so that another `tclx run` waits for it; the lock goes with the processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tclx.errors import MachineError, Problem
+from tclx.launch.order import PlannedRun
+from tclx.spec.launch import LocalLaunch
+
+
+class Slot(NamedTuple):
+    """What one run may use, for as long as the files are open."""
+
+    gpus: tuple[str, ...]
+    """As CUDA_VISIBLE_DEVICES names them; empty on the CPU."""
+    locks: tuple[BinaryIO, ...] = ()
+
+    def release(self) -> None:
+        """Let others have the GPUs."""
+        for lock in self.locks:
+            lock.close()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may hand out: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return tuple(str(index) for index in range(len(lines))) if listed.returncode == 0 else ()
+
+
+def num_parallel(runs: Sequence[PlannedRun]) -> int:
+    """How many of these runs may train at the same time."""
+    limits = [_limit(run, len(visible_gpus())) for run in runs]
+    return max(1, min(limits, default=1))
+
+
+def _limit(run: PlannedRun, num_gpus: int) -> int:
+    launch = run.spec.launch
+    if not isinstance(launch, LocalLaunch):
+        return 1
+    fitting = num_gpus // launch.num_processes if uses_gpus(run, num_gpus) else None
+    if launch.max_parallel_runs is not None:
+        return min(launch.max_parallel_runs, fitting or launch.max_parallel_runs)
+    return fitting or 1
+
+
+def uses_gpus(run: PlannedRun, num_gpus: int) -> bool:
+    """Whether the run trains on GPUs when there are some."""
+    return num_gpus > 0 and run.spec.training.device != "cpu"
+
+
+def check_fits(run: PlannedRun) -> None:
+    """Refuse a run that this machine can never give enough GPUs.
+
+    Raises:
+        MachineError: it wants more processes than there are GPUs.
+    """
+    num_gpus = len(visible_gpus())
+    if uses_gpus(run, num_gpus) and run.spec.launch.num_processes > num_gpus:
+        message = f"{run.spec.launch.num_processes} processes want a GPU each, and there are {num_gpus}"
+        raise MachineError(str(Problem("launch.num_processes", message, "fewer, or training.device: cpu")))
+
+
+def take(run: PlannedRun) -> Slot | None:
+    """A slot for the run, or None while other runs have the GPUs."""
+    gpus = visible_gpus()
+    if not uses_gpus(run, len(gpus)):
+        return Slot(())
+    taken: list[tuple[str, BinaryIO]] = []
+    for gpu in gpus:
+        if (lock := _lock(gpu)) is not None:
+            taken.append((gpu, lock))
+        if len(taken) == run.spec.launch.num_processes:
+            return Slot(tuple(name for name, _ in taken), tuple(lock for _, lock in taken))
+    for _, lock in taken:
+        lock.close()
+    return None
+
+
+def _lock(gpu: str) -> BinaryIO | None:
+    """The GPU's lock, or None when another run holds it."""
+    folder = Path(tempfile.gettempdir()) / f"tclx-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = (folder / f"{gpu.replace('/', '_')}.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
