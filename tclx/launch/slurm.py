@@ -24,7 +24,8 @@ PATIENCE_SECONDS = 120.0
 RETRY_SECONDS = 3.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|socket timed out|connect failure|communication connection failure"
-    r"|could not establish a configuration source|zero bytes were transmitted|resource temporarily unavailable|slurm_persist_conn_open",
+    r"|could not establish a configuration source|zero bytes were transmitted|resource temporarily unavailable"
+    r"|slurm_persist_conn_open",
     re.IGNORECASE,
 )
 
