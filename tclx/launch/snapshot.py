@@ -2,17 +2,18 @@
 
 The copy is of the `tclx` package as it is imported: committed or not, from a working tree or from site-packages. Equal code
 is copied once. The alternatives were worse: to refuse a changed tree costs a day in the queue, to warn trains what nobody asked
-for. Other packages are not copied; environment.json says which versions a run was submitted with, and the job compares.
+for. Other packages are not copied; the copy says which versions there were, and the job compares.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
-import tclx
+from tclx.provenance import CODE_FILE, code_folder, describe_code, package_versions
 from tclx.runs import machine_error
 
 CODE_FOLDER = ".code"
@@ -25,13 +26,15 @@ def snapshot_code(runs_dir: Path) -> Path:
     Raises:
         MachineError: it cannot be written.
     """
-    package = Path(tclx.__file__).resolve().parent
+    package = code_folder() / "tclx"
     place = (runs_dir / CODE_FOLDER / _digest(package)).resolve()
     if (place / package.name).is_dir():
         return place
     building = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         building.mkdir(parents=True)
+        origin = {**describe_code(), "packages": package_versions(), "copied_from": str(package.parent)}
+        (building / CODE_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
         shutil.copytree(package, building / package.name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         try:
             building.rename(place)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tclx import distributed
+from tclx.provenance import code_folder, describe_code, package_versions, packages_at_submission
 from tclx.runs import RunFolder
-
-_PACKAGES = ("tclx", "torch", "transformers", "timm", "tokenizers", "numpy", "opencv-python-headless", "simplejpeg", "pillow")
-_LONGEST_DIFF = 200_000
-"""Characters of a dirty tree's diff that are kept; its hash covers all of it."""
 
 # What a bit-exact continuation needs to be equal: another order of additions or another kernel gives other last bits.
 _DECIDES_BITS = ("python", "packages", "cpu", "cpu_capability", "gpu", "world_size", "num_threads", "commit", "diff_sha256")
@@ -33,14 +26,15 @@ def describe(device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
+        "code": str(code_folder()),
         "cpu": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "world_size": distributed.world_size(),
-        **_code(),
+        **describe_code(),
     }
 
 
@@ -57,39 +51,13 @@ def record(folder: RunFolder, device: torch.device) -> dict[str, list[Any]]:
     before = folder.read_json(folder.environment) if folder.environment.exists() else None
     now = describe(device)
     folder.write_json(folder.environment, now)
-    changed = changes(before, now) if before else {}
+    changed = changes(before, now) if before else _since_submission(now)
     if changed:
         folder.add_event("environment_changed", changed=changed)
     return changed
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _code() -> dict[str, Any]:
-    """The commit tclx is at and what is changed beside it; all None where it is installed without its repository."""
-    commit = _git("rev-parse", "HEAD")
-    diff = _git("diff", "HEAD", "--", ".") if commit else None
-    return {
-        "commit": commit.strip() if commit else None,
-        "diff": diff[:_LONGEST_DIFF] if diff else None,
-        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    package = Path(__file__).resolve().parents[1]
-    # Without this a tclx in somebody's virtual environment would report the commit of the project that the environment lies in.
-    if not (package.parent / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=package, capture_output=True, text=True, errors="replace", timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a tree too slow to ask: the run matters more
-        return None
-    return done.stdout if done.returncode == 0 else None
+def _since_submission(now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Packages that are others than where the run was submitted: tclx itself was copied, they were not."""
+    then = packages_at_submission()
+    return {"packages": [then, now["packages"]]} if then and then != now["packages"] else {}

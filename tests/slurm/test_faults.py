@@ -1,0 +1,257 @@
+"""What a cluster does to a run, done for real: in every case the run ends like an undisturbed one, or says why it does not.
+
+The long ones are marked `faults`: `just faults` runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tclx.runs import RunFolder
+from tests.slurm.cluster import Cluster
+from tests.slurm.toy import (
+    events,
+    fingerprint,
+    only_run,
+    rows,
+    slurm_spec,
+    status_of,
+    tclx,
+    until,
+    until_standing,
+    until_step,
+)
+
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
+
+STEPS = 120
+FOUR = {"num_nodes": 2, "tasks_per_node": 2}
+
+
+def submit(folder: Path, **changes: object) -> RunFolder:
+    """A run that takes some seconds, handed to the cluster."""
+    options = {"steps": STEPS, "every_steps": 40, **changes}
+    tclx("run", slurm_spec(folder, **options), runs_dir=folder / "runs")  # type: ignore[arg-type]
+    return only_run(folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunFolder:
+    folder = submit(tmp_path_factory.mktemp("undisturbed"))
+    until_standing([folder], "finished")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunFolder:
+    folder = submit(tmp_path_factory.mktemp("four"), launch=FOUR, training={"batch_size_per_gpu": 2})
+    until_standing([folder], "finished")
+    return folder
+
+
+def assert_same(folder: RunFolder, undisturbed: RunFolder) -> None:
+    assert fingerprint(folder) == fingerprint(undisturbed)
+    assert rows(folder) == rows(undisturbed)
+
+
+def job_id(folder: RunFolder) -> str:
+    job = folder.read_job()
+    assert job is not None
+    assert job.job_id is not None
+    return job.job_id
+
+
+def processes_of(folder: RunFolder) -> list[psutil.Process]:
+    """The training processes of a run, by rank. All nodes are this machine."""
+    job = folder.read_job()
+    assert job is not None
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command, environment = process.cmdline(), process.environ()
+        except psutil.Error:
+            continue
+        if command[1:5] == ["-m", "tclx.launch.task", "rank", job.folder] and "SLURM_PROCID" in environment:
+            found.append((int(environment["SLURM_PROCID"]), process))
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+
+def test_its_signal_saves_and_requeues(tmp_path: Path, undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path)
+    until_step(folder, 20)
+    subprocess.run(["scancel", "--signal=USR2", job_id(folder)], check=True)
+    until_standing([folder], "restarting", seconds=30)
+    assert "USR2" in (status_of(folder).reason or "")
+    until_standing([folder], "finished")
+    assert len(events(folder, "resumed")) == 1
+    assert status_of(folder).restarts == 1
+    assert_same(folder, undisturbed)
+
+
+def test_a_cancelled_job_saves_and_is_not_brought_back(tmp_path: Path, undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path)
+    until_step(folder, 20)
+    subprocess.run(["scancel", job_id(folder)], check=True)
+    until_standing([folder], "cancelled", seconds=40)
+    saved = int(max(path.name for path in folder.checkpoints.glob("step-*")).removeprefix("step-"))
+    assert saved >= 20
+    time.sleep(15)  # a requeued job would start again after 11 s
+    assert status_of(folder).standing == "cancelled"
+    tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+    until_standing([folder], "finished")
+    assert_same(folder, undisturbed)
+
+
+def test_tclx_cancel_and_resume(tmp_path: Path, undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path)
+    until_step(folder, 20)
+    tclx("cancel", folder.path, runs_dir=tmp_path / "runs")
+    until_standing([folder], "cancelled", seconds=40)
+    tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+    until_standing([folder], "finished")
+    assert_same(folder, undisturbed)
+
+
+def test_a_job_of_higher_priority_takes_the_nodes_and_the_run_comes_back(
+    tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
+) -> None:
+    """Real preemption: SLURM sends SIGTERM alone, and the requeued job waits."""
+    folder = submit(tmp_path, launch={"partition": "low", "sbatch_options": {"nodelist": "n1"}})
+    until_step(folder, 10)
+    other = ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(other, check=True, stdout=subprocess.DEVNULL)
+    until_standing([folder], "finished")
+    assert len(events(folder, "resumed")) == 1
+    assert_same(folder, undisturbed)
+
+
+def test_four_processes_stop_at_one_step_and_go_on_bit_for_bit(tmp_path: Path, four_undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2})
+    until_step(folder, 20)
+    subprocess.run(["scancel", "--signal=USR2", job_id(folder)], check=True)
+    until_standing([folder], "finished")
+    assert len(events(folder, "resumed")) == 1
+    assert_same(folder, four_undisturbed)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_rank_takes_the_others_along_and_the_run_goes_on(
+    tmp_path: Path, four_undisturbed: RunFolder, rank: int
+) -> None:
+    folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2})
+    until_step(folder, 50)
+    victims = processes_of(folder)
+    assert len(victims) == 4
+    victims[rank].send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(victims, timeout=60)
+    assert len(gone) == 4, alive
+    until_standing([folder], "finished")
+    assert [event["step"] for event in events(folder, "killed")] == [40]
+    assert_same(folder, four_undisturbed)
+
+
+def test_a_killed_process_that_was_alone_goes_on_too(tmp_path: Path, undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path)
+    until_step(folder, 50)
+    processes_of(folder)[0].send_signal(signal.SIGKILL)
+    until_standing([folder], "finished")
+    assert_same(folder, undisturbed)
+
+
+def test_a_run_without_memory_is_not_tried_again_and_says_so(tmp_path: Path) -> None:
+    """The limit is below what torch itself needs."""
+    folder = submit(tmp_path, launch={"sbatch_options": {"mem-per-cpu": "100M"}})
+    until_standing([folder], "failed")
+    assert "launch.memory_gb" in (status_of(folder).reason or "")
+    assert status_of(folder).restarts == 0
+
+
+def test_an_error_of_python_is_not_tried_again_and_names_the_rank(tmp_path: Path) -> None:
+    folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2, "precision": "fp16"})
+    until_standing([folder], "failed")
+    assert "training.precision: fp16 needs a GPU" in (status_of(folder).reason or "")
+    assert not events(folder, "killed")
+
+
+def test_a_job_that_never_begins_shows_what_was_printed(tmp_path: Path) -> None:
+    folder = submit(tmp_path, launch={"setup": ["echo the module is not there >&2; exit 7"]})
+    until_standing([folder], "failed")
+    assert "before training began" in (status_of(folder).reason or "")
+    assert "the module is not there" in tclx("logs", folder.path, runs_dir=tmp_path / "runs").stdout
+
+
+def test_without_restarts_left_it_ends_failed_and_resumable(tmp_path: Path, undisturbed: RunFolder) -> None:
+    folder = submit(tmp_path, launch={"max_restarts": 0})
+    until_step(folder, 20)
+    subprocess.run(["scancel", "--signal=USR2", job_id(folder)], check=True)
+    until_standing([folder], "failed")
+    assert "launch.max_restarts is 0" in (status_of(folder).reason or "")
+    tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+    until_standing([folder], "finished")
+    assert_same(folder, undisturbed)
+
+
+def test_a_controller_that_is_away_delays_and_loses_nothing(tmp_path: Path, cluster: Cluster, undisturbed: RunFolder) -> None:
+    """Down while a run trains, while it is asked for, and while the next is submitted."""
+    folder = submit(tmp_path)
+    until_step(folder, 5)
+    (tmp_path / "second").mkdir()
+    cluster.stop_controller()
+    try:
+        assert status_of(folder).standing == "running"
+        command = [sys.executable, "-m", "tclx.cli", "run", str(slurm_spec(tmp_path / "second", steps=2))]
+        environment = {**os.environ, "TCLX_RUNS": str(tmp_path / "second" / "runs")}
+        submitting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        time.sleep(30)
+        assert submitting.poll() is None
+    finally:
+        cluster.start_controller()
+    _, said = submitting.communicate(timeout=120)
+    assert submitting.returncode == 0, said
+    assert "SLURM does not answer" in said
+    second = only_run(tmp_path / "second" / "runs")
+    until_standing([folder, second], "finished")
+    assert_same(folder, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_time_limit_reached_twice_continues_in_fresh_allocations(tmp_path: Path) -> None:
+    folder = submit(
+        tmp_path, steps=2500, every_steps=1000, launch={"partition": "short", "time_limit_minutes": 1, "signal_seconds": 30}
+    )
+    until_standing([folder], "finished", seconds=600)
+    assert len(events(folder, "stopped")) >= 2
+    whole = submit(tmp_path / "whole", steps=2500, every_steps=1000)
+    until_standing([whole], "finished", seconds=600)
+    assert_same(folder, whole)
+
+
+@pytest.mark.faults
+def test_a_node_that_is_lost_comes_back_and_no_writer_is_in_the_others_way(
+    tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
+) -> None:
+    """slurmd dies, the process on its node lives on while the run is started again elsewhere."""
+    folder = submit(tmp_path, steps=3000, every_steps=500)
+    until_step(folder, 20)
+    node = status_of(folder).node
+    assert node is not None
+    cluster.kill_node(node)
+    try:
+        until(lambda: len(events(folder, "resumed")) + len(events(folder, "started")) == 2, what="started again")
+        until(lambda: status_of(folder).node not in (None, "", node), what="on another node")
+    finally:
+        cluster.start_node(node)
+    until_standing([folder], "finished", "lost", seconds=600)
+    if status_of(folder).standing == "lost":  # SLURM may refuse the requeued job's credential
+        tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+        until_standing([folder], "finished", seconds=600)
+    steps = [row["step"] for row in rows(folder) if "loss/total" in row]
+    assert steps == list(range(1, 3001))
