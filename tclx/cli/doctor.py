@@ -1,0 +1,50 @@
+"""`tclx doctor`: what is missing on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, wants_colour
+from tclx.errors import MachineError
+
+if TYPE_CHECKING:
+    from tclx.launch.doctor import Check
+
+EXAMPLE = "Example:  tclx doctor --deep"
+_COLOURS = {"ok": "32", "info": "36", "warning": "33", "problem": "1;31"}
+
+
+def doctor(
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    deep: Annotated[bool, typer.Option("--deep", help="Import torch, too, in a process of its own, and try the GPU.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at this machine: Python, GPUs, disk, runs folder, SLURM, logins; say what is missing and what to do.
+
+    Nothing is changed and nothing submitted. The exit code is 3 when something stands in the way of runs.
+    """
+    from tclx.launch.doctor import examine
+
+    checks = examine(runs_dir=runs_dir, deep=deep)
+    if as_json:
+        print_json([check._asdict() for check in checks])
+    else:
+        print_checks(checks)
+    if any(check.verdict == "problem" for check in checks):
+        raise typer.Exit(MachineError.exit_code)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """A line a check; below it what to do."""
+    width = max(len(check.name) for check in checks)
+    colour = wants_colour(sys.stdout)
+    for check in checks:
+        verdict = f"{check.verdict:<7}"
+        shown = f"\033[{_COLOURS[check.verdict]}m{verdict}\033[0m" if colour else verdict
+        print(f"{shown}  {check.name:<{width}}  {check.found}")
+        if check.advice:
+            print(f"{'':7}  {'':{width}}  -> {check.advice}")

@@ -1,0 +1,338 @@
+"""Promises of `tclx doctor`: what is found is read right, nothing is left behind, no secret is shown, torch is not imported.
+
+The SLURM texts were recorded from SLURM 22.05.8 unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tclx.cli.app import app
+from tclx.launch import doctor, doctor_slurm
+from tclx.launch.doctor import Mount
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+CONFIG = """\
+Configuration data as of 2026-11-24T21:35:18
+AccountingStorageType   = accounting_storage/slurmdbd
+AuthInfo                = socket=/run/munge.socket,cred_expire=10
+ClusterName             = tclx
+JobRequeue              = 1
+KillWait                = 5 sec
+MaxArraySize            = 1001
+MinJobAge               = 300 sec
+PowerPlugin             = 
+PreemptMode             = REQUEUE
+SlurmctldParameters     = (null)
+SLURM_VERSION           = 22.05.8
+TaskPluginParam         = (null type)
+
+Slurmctld(primary) at vm is UP
+"""
+
+SINFO = """\
+gpu*|up|1:00:00|1|mixed|gpu:2
+gpu*|up|1:00:00|3|idle|gpu:2
+short|up|2:00|1|mixed|gpu:2
+short|up|2:00|3|idle|gpu:2
+"""
+
+MOUNTS = r"""
+proc /proc proc rw,relatime 0 0
+/dev/vda / ext4 rw,relatime,discard 0 0
+store:/home /home nfs4 rw,relatime,vers=4.2,local_lock=none 0 0
+store:/old /home/old nfs rw,nolock,local_lock=all 0 0
+scratch@tcp:/s /mnt/big\040scratch lustre rw,flock,lazystatfs 0 0
+gpfs0 /gpfs gpfs rw,relatime 0 0
+portal /run/user fuse.portal rw,nosuid 0 0
+"""
+
+
+def config(**changes: str) -> dict[str, doctor.Check]:
+    """The checks of the recorded configuration with these values in place."""
+    return {check.name: check for check in doctor_slurm.check_config(doctor_slurm.parse_config(CONFIG) | changes)}
+
+
+# --------------------------------------------------------------------------------------------------------------------- slurm
+
+
+def test_the_configuration_is_a_mapping_without_nulls() -> None:
+    found = doctor_slurm.parse_config(CONFIG)
+    assert found["KillWait"] == "5 sec"
+    assert found["SlurmctldParameters"] == ""
+    assert found["AuthInfo"] == "socket=/run/munge.socket,cred_expire=10"
+
+
+def test_the_recorded_cluster_is_fine_but_for_its_kill_wait() -> None:
+    checks = config()
+    assert [check.name for check in checks.values() if check.verdict != "ok"] == ["KillWait"]
+    assert "waits 11 s" in checks["requeue"].found  # measured: BeginTime is cred_expire + 1 after the requeue
+    assert config(KillWait="30 sec")["KillWait"].verdict == "ok"
+    assert "300 s" in checks["MinJobAge"].found
+
+
+def test_a_requeued_job_waits_for_two_minutes_by_default() -> None:
+    assert "waits 121 s" in config(AuthInfo="")["requeue"].found
+
+
+def test_a_cluster_that_does_not_requeue_by_default_still_does_for_us() -> None:
+    """man slurm.conf, JobRequeue: 0 means "not requeued unless explicitly enabled by the user"; every script says --requeue."""
+    check = config(JobRequeue="0")["requeue"]
+    assert check.verdict == "ok"
+    assert "asks for it itself" in check.found
+
+
+@pytest.mark.parametrize(
+    ("mode", "parameters", "verdict", "word"),
+    [
+        ("OFF", "", "ok", "off"),
+        ("REQUEUE", "", "ok", "SIGTERM"),
+        ("REQUEUE", "preempt_send_user_signal,enable_configless", "ok", "SIGUSR2"),
+        ("GANG,SUSPEND", "", "ok", "suspended"),
+        ("CANCEL", "", "warning", "for good"),
+    ],
+)
+def test_every_way_to_preempt_is_told(mode: str, parameters: str, verdict: str, word: str) -> None:
+    check = config(PreemptMode=mode, SlurmctldParameters=parameters)["preemption"]
+    assert check.verdict == verdict
+    assert word in check.found
+
+
+def test_a_cluster_without_arrays_is_a_warning() -> None:
+    assert config(MaxArraySize="1")["MaxArraySize"].verdict == "warning"
+
+
+def test_partitions_are_added_up_over_their_lines() -> None:
+    gpu, short = doctor_slurm.parse_partitions(SINFO)
+    assert (gpu.name, gpu.is_default, gpu.time_limit, gpu.states) == ("gpu", True, "1:00:00", {"mixed": 1, "idle": 3})
+    assert (short.name, short.is_default, short.num_usable, short.gpus_per_node) == ("short", False, 4, {2})
+    assert doctor_slurm.judge_partition(gpu).found == "4 nodes of 2 GPUs (3 idle, 1 mixed), time limit 1:00:00"
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("(null)", 0), ("gpu:2", 2), ("gpu:a100:8(S:0-1)", 8), ("gpu:a100:4(S:0),gpu:h100:2,shard:8", 6),
+        ("shard:16,gpu:1", 1), ("craynetwork:4", 0),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_node_in_every_spelling(gres: str, count: int) -> None:
+    assert doctor_slurm.count_gpus(gres) == count
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        ("a|up|infinite|2|down*|gpu:1", "warning"),
+        ("a|up|infinite|2|idle*|gpu:1", "warning"),
+        ("a|up|infinite|2|drained|gpu:1\na|up|infinite|1|allocated|gpu:1", "ok"),
+        ("a|up|infinite|2|idle~|gpu:1", "ok"),
+        ("a|down|infinite|2|idle|gpu:1", "warning"),
+        ("a|up|infinite|0|n/a|(null)", "warning"),
+    ],
+    ids=["down", "silent", "one left", "asleep", "closed", "empty"],
+)
+def test_a_partition_that_cannot_run_anything_now_is_a_warning(lines: str, verdict: str) -> None:
+    (partition,) = doctor_slurm.parse_partitions(lines)
+    assert doctor_slurm.judge_partition(partition).verdict == verdict
+
+
+def test_commands_without_a_cluster_differ_from_a_controller_that_is_down() -> None:
+    assert doctor_slurm.judge_silence("scontrol: fatal: Could not establish a configuration source").verdict == "warning"
+    assert doctor_slurm.judge_silence("Unable to contact slurm controller (connect failure)").verdict == "problem"
+
+
+def test_no_slurm_is_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (check,) = doctor_slurm.check_slurm(Mount("/", "ext4", ()))
+    assert check.verdict == "info"
+
+
+def test_half_of_slurm_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sbatch").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (check,) = doctor_slurm.check_slurm(Mount("/", "ext4", ()))
+    assert (check.verdict, check.found) == ("problem", "squeue, scontrol, scancel missing beside sbatch")
+
+
+# --------------------------------------------------------------------------------------------------------------- runs folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "is_network"),
+    [
+        ("/srv/runs", "ext4", False),
+        ("/home/me/runs", "nfs4", True),
+        ("/homes/runs", "ext4", False),
+        ("/home/old", "nfs", True),
+        ("/mnt/big scratch/runs", "lustre", True),
+        ("/gpfs/x", "gpfs", True),
+        ("/run/user/1", "fuse.portal", True),
+    ],
+)
+def test_the_file_system_of_a_folder_is_the_nearest_mount_above_it(folder: str, kind: str, is_network: bool) -> None:
+    mount = doctor.mount_of(Path(folder), MOUNTS)
+    assert (mount.kind, mount.is_network) == (kind, is_network)
+
+
+def test_locks_that_stay_on_one_machine_are_a_warning(tmp_path: Path) -> None:
+    verdicts = {}
+    for place in ("/home/old", "/home", "/srv"):
+        checks = doctor.check_runs_dir(tmp_path, doctor.mount_of(Path(place), MOUNTS))
+        verdicts[place] = next(check.verdict for check in checks if check.name == "file system")
+    assert verdicts == {"/home/old": "warning", "/home": "ok", "/srv": "ok"}
+
+
+def test_trying_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    checks = list(doctor.check_runs_dir(tmp_path / "not" / "yet", Mount("/", "ext4", ())))
+    assert checks[0].verdict == "ok"
+    assert "not there yet" in checks[0].found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_or_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", Path("/proc/runs")):
+        checks = list(doctor.check_runs_dir(place, Mount("/", "ext4", ())))
+        assert [check.verdict for check in checks] == ["problem"]
+        assert "--runs-dir" in (checks[0].advice or "")
+
+
+def test_a_file_system_without_locks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.try_folder(tmp_path) is None
+    monkeypatch.setattr("fcntl.flock", lambda file, how: None)  # as where flock is a no-op
+    assert "two processes" in (doctor.try_folder(tmp_path) or "")
+
+    def missing(file: object, how: int) -> None:
+        raise OSError(38, os.strerror(38))  # ENOSYS, as Lustre mounted without flock answers
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    assert "flock" in (doctor.try_folder(tmp_path) or "")
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "FREE_DISK_GIB", 1e9)
+    check = list(doctor.check_runs_dir(tmp_path, Mount("/", "ext4", ())))[-1]
+    assert (check.name, check.verdict) == ("disk", "warning")
+
+
+# ------------------------------------------------------------------------------------------------------------------- machine
+
+
+def test_gpus_of_nvidia_smi() -> None:
+    text = "NVIDIA H100 80GB HBM3, 81559, 550.54.15\nNVIDIA GB10, [N/A], 580.95.05\n"
+    assert [(gpu.name, round(gpu.memory_gib), gpu.driver) for gpu in doctor.parse_gpus(text)] == [
+        ("NVIDIA H100 80GB HBM3", 80, "550.54.15"),
+        ("NVIDIA GB10", 0, "580.95.05"),
+    ]
+    assert doctor.parse_gpus("No devices were found\n") == []
+
+
+def test_gpus_of_a_stand_in_for_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034, 550.54.15'\necho 'NVIDIA L4, 23034, 550.54.15'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (check,) = doctor.check_gpus()
+    assert check.found == "2 x NVIDIA L4 (22 GiB), driver 550.54.15"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [check.verdict for check in doctor.check_gpus()] == ["ok", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("found", "num_gpus", "verdict"),
+    [
+        ({"version": "2.11", "cuda": "13.2", "available": True, "gpus": ["L4", "L4"], "bf16": True}, 2, "ok"),
+        ({"version": "2.11", "cuda": "13.2", "available": False}, 2, "problem"),
+        ({"version": "2.11", "cuda": None, "available": False}, 2, "problem"),
+        ({"version": "2.11", "cuda": None, "available": False}, 0, "info"),
+    ],
+)
+def test_torch_and_nvidia_smi_must_agree(found: dict[str, object], num_gpus: int, verdict: str) -> None:
+    assert doctor.judge_torch(found, num_gpus=num_gpus).verdict == verdict
+
+
+def test_memory_of_meminfo() -> None:
+    text = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    4194304 kB\nHugePages_Total:       0\n"
+    assert doctor.parse_memory(text) == (16.0, 4.0)
+
+
+def test_packages_of_extras_are_not_required() -> None:
+    assert doctor.required(["torch>=2.11", "ruamel.yaml>=0.18", 'pytest>=8.4; extra == "dev"', "rich"]) == [
+        "torch",
+        "ruamel.yaml",
+        "rich",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------------ services
+
+SECRET = "0123456789abcdef"
+
+
+def wandb(**environment: str) -> str:
+    (check,) = doctor.check_wandb(environment)
+    assert check.verdict == "info"
+    assert SECRET not in str(check)
+    return check.found
+
+
+def test_a_login_to_wandb_is_found_and_never_shown(tmp_path: Path) -> None:
+    path = tmp_path / "netrc"
+    assert "not logged in" in wandb(NETRC=str(path))
+    path.write_text(f"machine api.wandb.ai\n  login user\n  password {SECRET}\n")
+    assert "has a login for api.wandb.ai" in wandb(NETRC=str(path))
+    assert "has no login for wandb.lab.org" in wandb(NETRC=str(path), WANDB_BASE_URL="https://wandb.lab.org:8080")
+    assert "WANDB_API_KEY is set" in wandb(WANDB_API_KEY=SECRET, NETRC=str(path))
+    path.write_text(f"machine api.wandb.ai\n  {SECRET} user\n")  # the parser's own message quotes the word
+    assert "cannot be read: line 2" in wandb(NETRC=str(path))
+    path.write_bytes(b"\xff\xfe")
+    assert "cannot be read" in wandb(NETRC=str(path))
+
+
+def test_the_hub_is_offline_when_it_says_so(tmp_path: Path) -> None:
+    (offline,) = doctor.check_hub({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    assert "only what is there" in offline.found
+    (online,) = doctor.check_hub({"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "none")})
+    assert "downloads" in online.found
+    assert "not there yet" in online.found
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_checks_and_ends_with_3_where_there_is_a_problem(tmp_path: Path) -> None:
+    fine = CliRunner().invoke(app, ["doctor", "--runs-dir", str(tmp_path), "--json"])
+    checks = {check["name"]: check for check in json.loads(fine.stdout)}
+    assert {"python", "torch", "cpu", "memory", "runs folder", "disk", "wandb", "model hub", "slurm"} <= set(checks)
+    broken = CliRunner().invoke(app, ["doctor", "--runs-dir", "/proc/runs"])
+    assert broken.exit_code == 3
+    assert any(line.startswith("problem  runs folder") for line in broken.stdout.splitlines())
+    assert "-> choose another place with --runs-dir" in broken.stdout
+
+
+def test_torch_is_never_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from tclx.cli.app import app\n"
+        f"CliRunner().invoke(app, ['doctor', '--runs-dir', {str(tmp_path)!r}], catch_exceptions=False)\n"
+        "print([name for name in ('torch', 'numpy', 'tclx.data') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_deep_asks_torch_itself() -> None:
+    (check,) = doctor.check_torch_deeply()
+    assert check.verdict in ("ok", "info")
