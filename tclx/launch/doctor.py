@@ -272,8 +272,7 @@ def mount_of(folder: Path, mounts: str) -> Mount:
 def check_runs_dir(runs_dir: Path, mount: Mount) -> Iterator[Check]:
     """Whether runs can be kept there: space, permission, rename, locks. What is tried is removed again."""
     place = existing(runs_dir)
-    there = f"{runs_dir}" if runs_dir.exists() else f"{runs_dir} is not there yet; in {place}"
-    where = "network file system" if mount.is_network else "file system of this machine"
+    there = str(runs_dir) if runs_dir.exists() else f"{runs_dir} is not there yet; in {place}"
     if not place.is_dir():
         yield Check("runs folder", "problem", f"{place} is no folder", "choose another place with --runs-dir")
         return
@@ -283,20 +282,19 @@ def check_runs_dir(runs_dir: Path, mount: Mount) -> Iterator[Check]:
     except OSError as error:
         yield Check("runs folder", "problem", f"{there}: {error.strerror}", "choose another place with --runs-dir")
         return
-    advice = "choose a folder on another file system with --runs-dir"
-    yield (
-        Check("runs folder", "problem", f"{there}: {trouble}", advice)
-        if trouble
-        else Check("runs folder", "ok", f"{there}: files can be written, renamed and locked")
-    )
-    yield _check_file_system(mount, where)
+    if trouble:
+        yield Check("runs folder", "problem", f"{there}: {trouble}", "choose another file system with --runs-dir")
+    else:
+        yield Check("runs folder", "ok", f"{there}: files can be written, renamed and locked")
+    yield _check_file_system(mount)
     free = shutil.disk_usage(place).free / GIB
     enough = free >= FREE_DISK_GIB
     advice = None if enough else "free some space: checkpoints need it (training.checkpoints.keep_last keeps fewer)"
     yield Check("disk", "ok" if enough else "warning", f"{free:.1f} GiB free for runs", advice)
 
 
-def _check_file_system(mount: Mount, where: str) -> Check:
+def _check_file_system(mount: Mount) -> Check:
+    where = "network file system" if mount.is_network else "file system of this machine"
     local_locks = [option for option in mount.options if option in _LOCAL_LOCKS] if mount.is_network else []
     if local_locks:
         return Check(
