@@ -146,6 +146,19 @@ def test_a_partition_that_cannot_run_anything_now_is_a_warning(lines: str, verdi
     assert doctor_slurm.judge_partition(partition).verdict == verdict
 
 
+def test_a_runs_folder_that_other_nodes_do_not_see_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for sinfo, whose nodes are machines of their own."""
+    stand_in = tmp_path / "sinfo"
+    stand_in.write_text(f"#!/bin/sh\ncase \"$*\" in *--Node*) echo node01; echo node02;; *) echo '{SINFO}';; esac\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    *partitions, folder = doctor_slurm.check_partitions(Mount("/", "ext4", ()))
+    assert [check.verdict for check in partitions] == ["ok", "ok"]
+    assert (folder.name, folder.verdict) == ("shared folder", "warning")
+    shared = list(doctor_slurm.check_partitions(Mount("/home", "nfs4", ())))
+    assert [check.name for check in shared] == ["partition gpu (default)", "partition short"]
+
+
 def test_commands_without_a_cluster_differ_from_a_controller_that_is_down() -> None:
     assert doctor_slurm.judge_silence("scontrol: fatal: Could not establish a configuration source").verdict == "warning"
     assert doctor_slurm.judge_silence("Unable to contact slurm controller (connect failure)").verdict == "problem"
