@@ -150,9 +150,7 @@ def _check_kill_wait(config: Mapping[str, str]) -> Check:
 def _check_arrays(config: Mapping[str, str]) -> Check:
     largest = seconds_of(config.get("MaxArraySize", ""))
     if largest is not None and largest < 2:
-        return Check(
-            "MaxArraySize", "warning", "the cluster has no job arrays", "submit runs one at a time: one seed, one variant"
-        )
+        return Check("MaxArraySize", "ok", "the cluster has no job arrays: every run gets a job of its own")
     return Check("MaxArraySize", "ok", f"{largest or 'unknown'}: larger submissions are split into several arrays")
 
 
@@ -243,11 +241,12 @@ def check_partitions(mount: Mount) -> Iterator[Check]:
 
 def judge_partition(partition: Partition) -> Check:
     """What it offers, and whether it offers it now."""
-    gpus = sorted(partition.gpus_per_node)
-    each = f" of {gpus[0]} GPUs" if len(gpus) == 1 else f" of {gpus[0]} to {gpus[-1]} GPUs" if gpus else ""
+    gpus = sorted(partition.gpus_per_node) or [0]
+    each = f"of {gpus[0]} GPUs" if len(gpus) == 1 else f"of {gpus[0]} to {gpus[-1]} GPUs"
+    each = each if gpus[-1] else "without GPUs"
     states = ", ".join(f"{count} {state}" for state, count in sorted(partition.states.items()))
     limit = "no time limit" if partition.time_limit == "infinite" else f"time limit {partition.time_limit}"
-    found = f"{partition.num_nodes} nodes{each} ({states or 'none'}), {limit}"
+    found = f"{partition.num_nodes} node{'' if partition.num_nodes == 1 else 's'} {each} ({states or 'none'}), {limit}"
     name = f"partition {partition.name}" + (" (default)" if partition.is_default else "")
     if partition.available != "up":
         return Check(name, "warning", f"{found}; the partition is {partition.available}", "jobs wait until it is up again")

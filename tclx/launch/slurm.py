@@ -248,13 +248,13 @@ def job_state(job_id: str) -> str | None:
 
 
 def max_array_size() -> int:
-    """The cluster's MaxArraySize; an array's indices stay below it.
+    """The cluster's MaxArraySize, which an array's indices stay below; 1 where it has no arrays (it says 0).
 
     Raises:
         SlurmRefused, SlurmSilent, MachineError: as `call`.
     """
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]))
-    return int(found[1]) if found else 1001
+    return max(1, int(found[1])) if found else 1001
 
 
 def _array(job_id: str) -> str:

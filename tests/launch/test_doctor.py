@@ -107,8 +107,8 @@ def test_every_way_to_preempt_is_told(mode: str, parameters: str, verdict: str, 
     assert word in check.found
 
 
-def test_a_cluster_without_arrays_is_a_warning() -> None:
-    assert config(MaxArraySize="1")["MaxArraySize"].verdict == "warning"
+def test_a_cluster_without_arrays_gets_plain_jobs() -> None:
+    assert "a job of its own" in config(MaxArraySize="0")["MaxArraySize"].found
 
 
 def test_partitions_are_added_up_over_their_lines() -> None:
@@ -116,6 +116,18 @@ def test_partitions_are_added_up_over_their_lines() -> None:
     assert (gpu.name, gpu.is_default, gpu.time_limit, gpu.states) == ("gpu", True, "1:00:00", {"mixed": 1, "idle": 3})
     assert (short.name, short.is_default, short.num_usable, short.gpus_per_node) == ("short", False, 4, {2})
     assert doctor_slurm.judge_partition(gpu).found == "4 nodes of 2 GPUs (3 idle, 1 mixed), time limit 1:00:00"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("a|up|infinite|1|idle|(null)", "1 node without GPUs (1 idle), no time limit"),
+        ("a|up|1-00:00:00|2|idle|gpu:4\na|up|1-00:00:00|1|idle|gpu:h100:8", "3 nodes of 4 to 8 GPUs (3 idle), time limit 1-"),
+    ],
+)
+def test_a_partition_in_words(lines: str, words: str) -> None:
+    (partition,) = doctor_slurm.parse_partitions(lines)
+    assert doctor_slurm.judge_partition(partition).found.startswith(words)
 
 
 @pytest.mark.parametrize(
