@@ -54,4 +54,6 @@ FIELDS = sorted(fields(ExperimentSpec, set()), key=lambda field: (field[0].__nam
 
 @pytest.mark.parametrize(("section", "name"), FIELDS, ids=[f"{section.__name__}-{name}" for section, name in FIELDS])
 def test_the_field_is_read(section: type[BaseModel], name: str) -> None:
-    assert any(map(is_read, [name, *properties_of(section, name)])), f"{section.__name__}.{name} is validated and then forgotten"
+    assert any(map(is_read, [name, *properties_of(section, name)])), (
+        f"{section.__name__}.{name} is validated and then forgotten"
+    )
