@@ -52,7 +52,7 @@ def test_a_name_as_clusters_have_them_is_kept(tmp_path: Path, name: str) -> None
         ("setup: module load cuda", "launch.setup: must be a list, not"),
         (
             'sbatch_options: {exclude: "a\\n#SBATCH --uid=0"}',
-            "launch.sbatch_options.exclude: must be one line without quotes or a whole number or `true`, not `a\n",
+            "launch.sbatch_options.exclude: must be one line without quotes or a whole number or `true`, not the text `a\n",
         ),
         ('sbatch_options: {exclude: "a\'b"}', "launch.sbatch_options.exclude: must be "),
         ("sbatch_options: {exclusive: false}", "launch.sbatch_options.exclusive: must be "),
