@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from tests.launch.toy import write_spec
 
 
 class Commands:
-    """A folder of stand-ins that is first on PATH; the real commands of a cluster are hidden behind it."""
+    """A folder of stand-ins that is all of PATH; a real cluster's commands may be on this machine."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         folder.mkdir()
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+        monkeypatch.setenv("PATH", str(folder))
+        for tool in ("cat", "sleep", "wc"):
+            (folder / tool).symlink_to(shutil.which(tool, path=os.defpath) or tool)
         for name in ("squeue", "sacct", "scontrol", "sbatch", "scancel", "sinfo"):
             self.refuse(name, "the test did not expect this call", code=99)
 

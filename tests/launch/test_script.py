@@ -122,7 +122,7 @@ def test_the_commands_in_their_order() -> None:
         "module load cuda",
         "export A=1",
         "export SUBMITIT_EXECUTOR=slurm",
-        f"srun --unbuffered --output {FOLDER}/%j_0_log.out --kill-on-bad-exit=1 {python} -m tclx.launch.task rank {FOLDER} "
+        f"srun --unbuffered --output {FOLDER}/%j_%t_log.out --kill-on-bad-exit=1 {python} -m tclx.launch.task rank {FOLDER} "
         "|| code=$?",
         f"{python} -m tclx.launch.task after {FOLDER} $code",
     ]
