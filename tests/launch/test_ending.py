@@ -132,7 +132,7 @@ def test_without_a_log_there_is_still_an_answer(folder: RunFolder) -> None:
     assert tuple(find_cause(folder, ATTEMPT, log=None, memory_key=None)) == ("a process was killed without a word", False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"attempt": "job7.0"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"attempt": 7}'])
 def test_a_note_that_cannot_be_read_hides_nothing(folder: RunFolder, text: str) -> None:
     """A disk that filled up, an editor: what became of the run is still found out."""
     note(folder, 1, "the loss is NaN", time=1.0)

@@ -117,7 +117,7 @@ def test_which_states_live(state: str, lives: bool) -> None:
 )
 def test_an_unreachable_daemon_is_silence(commands: Commands, words: str) -> None:
     commands.refuse("sbatch", words)
-    with pytest.raises(SlurmSilent, match="^sbatch: "):
+    with pytest.raises(SlurmSilent, match=r"^sbatch: "):
         slurm.call(["sbatch"])
 
 
@@ -138,13 +138,13 @@ def test_a_no_is_a_refusal_in_slurms_words(commands: Commands, words: str, said:
 
 def test_every_line_of_a_refusal_is_kept_without_the_programs_name(commands: Commands) -> None:
     commands.put("sbatch", "printf 'sbatch: error: one\\nsbatch: two\\n\\n' >&2; exit 1")
-    with pytest.raises(SlurmRefused, match="^one; two$"):
+    with pytest.raises(SlurmRefused, match=r"^one; two$"):
         slurm.call(["sbatch"])
 
 
 def test_a_refusal_without_words_names_its_code(commands: Commands) -> None:
     commands.put("scontrol", "exit 5")
-    with pytest.raises(SlurmRefused, match="^scontrol ended with exit code 5$"):
+    with pytest.raises(SlurmRefused, match=r"^scontrol ended with exit code 5$"):
         slurm.call(["scontrol"])
 
 
@@ -190,7 +190,7 @@ def test_one_forgotten_job_does_not_hide_the_others(commands: Commands) -> None:
     """squeue with one id of a forgotten job answers with nothing but an error; with several it lists those it knows."""
     commands.put(
         "squeue",
-        'case "$*" in *--jobs=7,8*) echo "7|RUNNING|n1|a|None";; *) echo "slurm_load_jobs error: Invalid job id" >&2; exit 1;; esac',
+        'case "$*" in *--jobs=7,8*) echo "7|RUNNING|n1|a|None";; *) echo "Invalid job id specified" >&2; exit 1;; esac',
     )
     assert list(slurm.squeue(["8", "7"])) == ["7"]
 
