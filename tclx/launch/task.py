@@ -139,7 +139,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
             folder,
             replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
         )
-    if began and state.status == "interrupted":
+    if began and newest is not None and state.status == "interrupted" and state.updated_at >= newest.started_at:
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     if not began and exit_code > _SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
