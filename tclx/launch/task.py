@@ -47,7 +47,7 @@ _NO_PROGRESS_LIMIT = 3
 
 def main(arguments: list[str]) -> int:
     """Do the part that is asked for; returns the exit code."""
-    if len(arguments) not in (2, 3) or arguments[0] not in ("rank", "after"):
+    if (len(arguments), *arguments[:1]) not in ((2, "rank"), (3, "after")):
         print("usage: python -m tclx.launch.task rank|after SUBMISSION [CODE]", file=sys.stderr)
         return InputError.exit_code
     submission = Path(arguments[1])
