@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,10 +201,14 @@ def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
     """How often in a row the run has ended this way without getting on."""
     if not folder.events.exists():
         return 0
-    events = [json.loads(line) for line in folder.events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    events = []
+    for line in folder.events.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # a torn line
+            event = json.loads(line)
+            events.append((event["event"], event["step"]))
     count = 0
-    for event in reversed([event for event in events if event["event"] in ("stopped", "killed")]):
-        if (event["event"], event["step"]) != (why, step):
+    for event in reversed([event for event in events if event[0] in ("stopped", "killed")]):
+        if event != (why, step):
             break
         count += 1
     return count
