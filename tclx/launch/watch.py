@@ -190,7 +190,8 @@ def judge(
 
 
 def _judge_local(state: RunState, job: Job | None, alive: bool) -> tuple[Standing, str | None]:
-    if state.status in ("failed", "interrupted"):
+    waits = job is not None and state.updated_at < job.submitted_at and queue_is_alive(job)
+    if state.status in ("failed", "interrupted") and not waits:
         return state.status, state.reason
     if alive and state.status == "running":
         return "running", None
