@@ -144,7 +144,8 @@ def _status(read: _Read, jobs: _Jobs) -> RunStatus:
     if read.unreadable is not None:
         return RunStatus(read.folder, "unknown", 0, 0, f"its folder cannot be read: {read.unreadable}")
     standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
-    if standing in ("interrupted", "lost") and read.cancel_asked:
+    waits_here = standing in ("queued", "created") and (read.job is None or read.job.backend == "local")
+    if read.cancel_asked and (standing in ("interrupted", "lost") or waits_here):
         standing = "cancelled"
     elif standing == "lost" and read.job is None and is_held(read.folder):
         standing, reason = "running", None
