@@ -185,6 +185,8 @@ class _Queue:
         if state is not None and state.step:
             self._say(f"continuing at step {state.step} of {state.total_steps}")
         prepare(run, folder)
+        if (job := folder.read_job()) is not None and job.backend == "slurm":
+            folder.job.unlink()  # over, or the run would not start here
         attempt = f"local-{secrets.token_hex(4)}"
         num_processes = run.spec.launch.num_processes
         environment = worker_environment(num_processes, self._num_parallel) | {ATTEMPT: attempt}
