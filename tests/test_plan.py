@@ -385,6 +385,7 @@ OTHER = [
     "training={steps: null, epochs: 3, checkpoints: {every_steps: 3}}",
     "init={checkpoint: null, experiment: /x, variant: x}",
     "evaluation={every_steps: 3, at_end: test}",
+    "launch={backend: slurm, gpus_per_node: 0}",
 ]
 
 
@@ -393,7 +394,7 @@ def leaves(place: Place, value: dict[str, Any], path: tuple[str, ...] = ()) -> I
     for key in value:
         child = place.child(key)
         assert child is not None
-        if isinstance(value[key], dict):
+        if isinstance(value[key], dict) and child.sections:
             yield from leaves(child, value[key], (*path, key))
         elif not (child.sections and value[key] is None):
             yield (*path, key), child
@@ -419,6 +420,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
         [0.5, 0.75],
         [1, 2, 3],
         ["/z"],
+        {"exclude": "bad-node"},
     ]
     for candidate in candidates:
         dumped = spec.model_dump(mode="json")

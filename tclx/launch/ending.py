@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,13 @@ from tclx.runs import RunFolder
 
 _OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded (job |step )?memory limit|memory limit \(\d+", re.IGNORECASE)
 _KILLED_TASK = re.compile(
-    r"task (\d+)[^\n]*: (Killed|Segmentation fault|Bus error|Aborted|Terminated|Exited with exit code \d+)"
+    r"tasks? (\d+)[^\n]*: (Out Of Memory|Killed|Segmentation fault|Bus error|Aborted|Exited with exit code \d+)"
 )
+"""The tasks that are `Terminated` were ended because of another one."""
+
+_EARLIER_START = re.compile(r".*\*\*\* JOB [^\n]*DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)[^\n]*", re.DOTALL)
+"""A job that starts again goes on in the same log."""
+
 TAIL_BYTES = 20_000
 TAIL_LINES = 15
 
@@ -39,28 +45,29 @@ def find_cause(folder: RunFolder, attempt: str, *, log: Path | None, memory_key:
         log: what SLURM printed around the processes, if anything.
         memory_key: the spec's key that grants memory, for the advice.
     """
-    own = [note for note in _notes(folder) if note["attempt"] == attempt]
+    own = [note for note in _notes(folder) if note.get("attempt") == attempt]
     causes = sorted((note for note in own if not note["lost_peer"]), key=lambda note: note["time"])
     if causes:
         first = causes[0]
         where = f"rank {first['rank']} on {first['host']}: " if len(own) > 1 or first["rank"] else ""
         return Cause(f"{where}{first['reason']}", by_itself=True)
-    text = tail(log)
-    killed = _KILLED_TASK.findall(text)
-    who = f"rank {killed[-1][0]}" if killed else "a process"
+    text = _EARLIER_START.sub("", tail(log))
+    killed = _KILLED_TASK.search(text)
+    who = f"rank {killed[1]}" if killed else "a process"
     if _OUT_OF_MEMORY.search(text):
         advice = f"raise {memory_key}" if memory_key else "give it more memory"
         return Cause(
             f"{who} ran out of memory and was killed: {advice}, or lower data.num_workers or the batch", by_itself=True
         )
-    how = f" ({killed[-1][1].lower()})" if killed else ""
+    how = f" ({killed[2].lower()})" if killed else ""
     return Cause(f"{who} was killed{how} without a word", by_itself=False)
 
 
 def _notes(folder: RunFolder) -> Iterable[dict[str, Any]]:
     for path in sorted(folder.error(0).parent.glob("rank*.json")):
-        note = json.loads(path.read_text(encoding="utf-8"))
-        yield {**note, "rank": int(path.stem.removeprefix("rank"))}
+        with suppress(OSError, ValueError, TypeError):  # one that cannot be read must not hide the others
+            note = {"lost_peer": False, "time": 0.0, "host": "?", "reason": "", **json.loads(path.read_text(encoding="utf-8"))}
+            yield {**note, "rank": int(path.stem.removeprefix("rank"))}
 
 
 def tail(path: Path | None, *, num_bytes: int = TAIL_BYTES) -> str:

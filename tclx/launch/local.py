@@ -18,8 +18,8 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -58,6 +58,7 @@ def launch(
     again: bool = False,
     say: Say = lambda line: None,
     into_logs: bool = False,
+    forgets_cancels: bool = True,
 ) -> list[Outcome]:
     """Run everything that is not finished yet, in order, several at once where there are slots.
 
@@ -67,6 +68,7 @@ def launch(
         again: train from scratch what was asked for, also when it is finished; the old folder is kept as `<run id>.old-<n>`.
         say: receives a line for people at every turn.
         into_logs: the runs print into their folders, also one at a time.
+        forgets_cancels: runs that were cancelled before now are asked for again.
 
     Returns:
         One outcome a run, in order; after an interruption those that were not started are missing.
@@ -78,6 +80,9 @@ def launch(
     for run in runs:
         slots.check_fits(run)
     check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
+    for run in runs if forgets_cancels else ():
+        with suppress(OSError):  # no such folder yet; one that cannot be written is refused where it is prepared
+            RunFolder(runs_dir / run.plan.run_id).cancel.unlink()
     queue = _Queue(runs, runs_dir, again, say, into_logs)
     with _passing_signals(queue.interrupt):
         queue.work()
@@ -158,6 +163,10 @@ class _Queue:
             return None
         if is_held(folder):
             return Outcome(folder, "held", exit_code=RunFailed.exit_code)
+        if folder.cancel.exists():
+            reason = "cancelled while it waited"
+            folder.write_state(replace(folder.read_state() or RunState("created"), status="interrupted", reason=reason))
+            return Outcome(folder, "interrupted", reason, Interrupted.exit_code)
         job = folder.read_job()
         if job is not None and job.backend == "slurm":
             (status,) = watch_runs([folder.path])
@@ -176,6 +185,8 @@ class _Queue:
         if state is not None and state.step:
             self._say(f"continuing at step {state.step} of {state.total_steps}")
         prepare(run, folder)
+        if (job := folder.read_job()) is not None and job.backend == "slurm":
+            folder.job.unlink()  # over, or the run would not start here
         attempt = f"local-{secrets.token_hex(4)}"
         num_processes = run.spec.launch.num_processes
         environment = worker_environment(num_processes, self._num_parallel) | {ATTEMPT: attempt}
@@ -352,7 +363,7 @@ def main(arguments: list[str]) -> int:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
 
     with beating(submission / "heartbeat", every_seconds=BEAT_SECONDS):
-        outcomes = launch(runs, runs_dir=folders[0].path.parent, say=say, into_logs=True)
+        outcomes = launch(runs, runs_dir=folders[0].path.parent, say=say, into_logs=True, forgets_cancels=False)
     return max((outcome.exit_code for outcome in outcomes), default=0)
 
 

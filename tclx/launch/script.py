@@ -41,7 +41,7 @@ def batch_script(
         num_runs: tasks of the array; 1 is a plain job.
         after: id of a job that must have finished.
     """
-    python = shlex.quote(launch.python or sys.executable)
+    python = launch.python or shlex.quote(sys.executable)  # the spec's has no blanks, and its `~` is for the node's shell
     task = f"{python} -m tclx.launch.task"
     environment = [
         "export PYTHONSAFEPATH=1",
@@ -82,6 +82,7 @@ def batch_script(
 
 def _more_options(launch: SlurmLaunch, after: str | None) -> dict[str, Any]:
     return {
+        "signal": f"USR2@{launch.signal_seconds}",  # submitit takes the signal from a variable of the environment
         "requeue": True,  # a run whose node died starts again by itself
         **({"kill-on-invalid-dep": "yes"} if after else {}),
         **launch.sbatch_options,

@@ -79,7 +79,7 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
             check=False,
             env=_outside_of_jobs(os.environ),
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise MachineError(
             f"{command[0]} is not on this machine: submit where SLURM's commands are, or set launch.backend: local"
         ) from error
@@ -96,17 +96,20 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
 def _outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what a job was told about itself: a job that it submits would inherit its size and its ranks.
 
+    Nor do the commands' own variables count: SBATCH_PARTITION would win over the spec's, SQUEUE_USERS would hide jobs.
     submitit's own `clean_env` drops SLURM_CONF, too, without which the commands do not find their cluster.
     """
     return {
         name: value
         for name, value in environment.items()
-        if name in _OF_THE_CLUSTER or not (name.startswith(("SLURM_", "SRUN_", "TCLX_MEETING")) or name in _OF_A_RANK)
+        if name in _OF_THE_CLUSTER or not (name.startswith(_OF_A_JOB_OR_COMMAND) or name in _OF_A_RANK)
     }
 
 
-_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
-_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TCLX_ATTEMPT")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+_OF_A_JOB_OR_COMMAND = ("SLURM_", "SRUN_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "TCLX_MEETING")
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TCLX_ATTEMPT",
+              "TCLX_PRINT_INTO_LOG")  # fmt: skip
 
 
 def _without_prefix(stderr: str) -> str:
@@ -214,12 +217,28 @@ def find_by_name(name: str) -> str | None:
     """
     try:
         queued = call(["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F|%j"])
-        ids = [line.split("|")[0] for line in queued.splitlines() if line.strip().endswith(f"|{name}")]
-        if not ids:
-            since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 7 * 86400))
-            command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--name={name}", f"--starttime={since}"]
-            ids = [_array(line.split("|")[0]) for line in call([*command, "--format=JobID"]).splitlines() if line.strip()]
-    except SlurmRefused:
+    except SlurmRefused as error:
+        raise SlurmSilent(f"squeue: {error}") from error
+    ids = [line.split("|")[0].strip() for line in queued.splitlines() if line.strip().endswith(f"|{name}")]
+    return ids[0] if ids else _find_in_accounts(name)
+
+
+def _find_in_accounts(name: str) -> str | None:
+    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 7 * 86400))
+    command = [
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        f"--name={name}",
+        f"--starttime={since}",
+        "--format=JobID",
+    ]
+    try:
+        ids = [_array(line.strip()) for line in call(command).splitlines() if line.strip()]
+    except SlurmSilent:
+        raise
+    except (SlurmRefused, MachineError):  # no accounts are kept, and squeue has answered
         return None
     return ids[0] if ids else None
 

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ _NO_PROGRESS_LIMIT = 3
 
 def main(arguments: list[str]) -> int:
     """Do the part that is asked for; returns the exit code."""
-    if len(arguments) not in (2, 3) or arguments[0] not in ("rank", "after"):
+    if (len(arguments), *arguments[:1]) not in ((2, "rank"), (3, "after")):
         print("usage: python -m tclx.launch.task rank|after SUBMISSION [CODE]", file=sys.stderr)
         return InputError.exit_code
     submission = Path(arguments[1])
@@ -139,7 +140,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
             folder,
             replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
         )
-    if began and state.status == "interrupted":
+    if began and newest is not None and state.status == "interrupted" and state.updated_at >= newest.started_at:
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     if not began and exit_code > _SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
@@ -200,10 +201,14 @@ def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
     """How often in a row the run has ended this way without getting on."""
     if not folder.events.exists():
         return 0
-    events = [json.loads(line) for line in folder.events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    events = []
+    for line in folder.events.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # a torn line
+            event = json.loads(line)
+            events.append((event["event"], event["step"]))
     count = 0
-    for event in reversed([event for event in events if event["event"] in ("stopped", "killed")]):
-        if (event["event"], event["step"]) != (why, step):
+    for event in reversed([event for event in events if event[0] in ("stopped", "killed")]):
+        if event != (why, step):
             break
         count += 1
     return count

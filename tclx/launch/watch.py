@@ -68,6 +68,8 @@ class _Read(NamedTuple):
     """Seconds since the last heartbeat; None before the first."""
     cancel_asked: bool
     row: dict[str, Any]
+    unreadable: str | None = None
+    """Why the folder could not be read."""
 
 
 def watch_runs(folders: Iterable[Path]) -> list[RunStatus]:
@@ -103,12 +105,16 @@ def _ask_slurm(job_ids: Sequence[str]) -> _Jobs:
 
 
 def _read(folder: RunFolder) -> _Read:
-    state = folder.read_state() or RunState("created")
     try:
         beat_age = max(0.0, time.time() - folder.heartbeat.stat().st_mtime)
     except OSError:
         beat_age = None
-    return _Read(folder, state, folder.read_job(), folder.read_attempt(), beat_age, folder.cancel.exists(), last_row(folder))
+    try:
+        state = folder.read_state() or RunState("created")
+        job, attempt = folder.read_job(), folder.read_attempt()
+    except (OSError, ValueError, TypeError) as error:
+        return _Read(folder, RunState("created"), None, None, beat_age, folder.cancel.exists(), {}, repr(error))
+    return _Read(folder, state, job, attempt, beat_age, folder.cancel.exists(), last_row(folder))
 
 
 def _settled(read: _Read) -> bool:
@@ -135,8 +141,11 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
 
 
 def _status(read: _Read, jobs: _Jobs) -> RunStatus:
+    if read.unreadable is not None:
+        return RunStatus(read.folder, "unknown", 0, 0, f"its folder cannot be read: {read.unreadable}")
     standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
-    if standing in ("interrupted", "lost") and read.cancel_asked:
+    waits_here = standing in ("queued", "created") and (read.job is None or read.job.backend == "local")
+    if read.cancel_asked and (standing in ("interrupted", "lost") or waits_here):
         standing = "cancelled"
     elif standing == "lost" and read.job is None and is_held(read.folder):
         standing, reason = "running", None
@@ -190,7 +199,8 @@ def judge(
 
 
 def _judge_local(state: RunState, job: Job | None, alive: bool) -> tuple[Standing, str | None]:
-    if state.status in ("failed", "interrupted"):
+    waits = job is not None and state.updated_at < job.submitted_at and queue_is_alive(job)
+    if state.status in ("failed", "interrupted") and not waits:
         return state.status, state.reason
     if alive and state.status == "running":
         return "running", None
@@ -222,6 +232,8 @@ def _judge_living(state: RunState, seen: slurm.JobState, *, restarted: bool, ali
         return ("restarting" if restarted else "queued"), why
     if alive and state.status == "running":
         return "running", None
+    if state.status == "interrupted" and restarted and seen.state == "RUNNING":
+        return "restarting", state.reason  # about to be requeued, or started again and not yet training
     if state.status in ("failed", "interrupted") and restarted:
         return state.status, state.reason  # its last seconds
     return "starting", None
@@ -253,7 +265,10 @@ def _eta(read: _Read, step: int) -> float | None:
     speed = read.row.get("speed/images_per_second")
     if not speed:
         return None
-    batch = json.loads(read.folder.plan.read_text(encoding="utf-8"))["global_batch_size"]
+    try:
+        batch = json.loads(read.folder.plan.read_text(encoding="utf-8"))["global_batch_size"]
+    except (OSError, ValueError, KeyError):
+        return None
     return float((read.state.total_steps - step) * batch / speed)
 
 

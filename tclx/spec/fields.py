@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -71,11 +72,16 @@ def _place(section: type[Section], key: str) -> Place:
     parts = [*_parts(field.annotation), *field.metadata]
     place = Place(
         sections=tuple(part for part in parts if isclass(part) and issubclass(part, Section)),
-        choices=tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part)),
+        choices=tuple(_word(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)),
         is_path=any(isinstance(part, PathMarker) for part in parts),
         is_hub_name=any(isinstance(part, HubNameMarker) for part in parts),
     )
     return replace(place, default_kind=_default_kind(place, field))
+
+
+def _word(choice: str | bool) -> str:
+    """As it is written in a spec."""
+    return choice if isinstance(choice, str) else json.dumps(choice)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

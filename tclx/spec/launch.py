@@ -48,12 +48,22 @@ TAKEN_OPTIONS: dict[str, str] = {
     "no-requeue": "runs continue where they stopped; launch.max_restarts: 0 forbids it",
     "signal": "launch.signal_seconds",
     "time": "launch.time_limit_minutes",
+    "gpus": "launch.gpus_per_node",
+    "gpus-per-task": "launch.gpus_per_node",
+    "ntasks-per-gpu": "launch.gpus_per_node",
+    "kill-on-invalid-dep": "a run whose prerequisite failed is never left waiting",
+    "parsable": "tclx reads sbatch's answer",
+    "test-only": "tclx run asks SLURM before it submits",
+    "wait": "tclx run --follow waits",
     "wrap": "tclx writes the script",
 }
 """sbatch options that other keys of the spec set, and which."""
 
-_SECRET = re.compile(r"\b([A-Za-z_]*(?:API_KEY|TOKEN|SECRET|PASSWORD|PASSWD)[A-Za-z_]*)=(?![\"']?\$)[^\s;]", re.IGNORECASE)
-"""A secret written out; `NAME=$(cat file)` and `NAME=$OTHER` are none."""
+_SECRET = re.compile(
+    r"(?<!\w)(?P<name>(?:\w*_)?(?:API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD)\d*(?:_(?!FILE|PATH|DIR)\w*)?)=(?![\"']?[$`])[^\s;]",
+    re.IGNORECASE | re.ASCII,
+)
+"""A secret written out; `NAME=$(cat file)`, `NAME=$OTHER` and `NAME_FILE=path` are none."""
 
 
 class LocalLaunch(Section):
@@ -132,11 +142,13 @@ class SlurmLaunch(Section):
         for name in self.sbatch_options:
             if name in TAKEN_OPTIONS:
                 raise ValueError(f"`sbatch_options.{name}` is set elsewhere: {TAKEN_OPTIONS[name]}")
-        for line in self.setup:
+        lines = [("setup", line) for line in self.setup]
+        lines += [(f"sbatch_options.{name}", str(value)) for name, value in self.sbatch_options.items()]
+        for key, line in lines:
             if found := _SECRET.search(line):
                 raise ValueError(
-                    f"`setup` writes the secret {found[1]} into the job's script; export it where you submit (jobs inherit "
-                    "your environment) or read it from a file there"
+                    f"`{key}` writes the secret {found['name']} into the job's script; export it where you submit (jobs "
+                    "inherit your environment) or read it from a file there"
                 )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -69,7 +70,7 @@ def _echoes(key: str, details: list[ErrorDetails], found: dict[str, Any]) -> boo
 def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
     """Walk pydantic's location, which mixes keys with names of union members, along the spec and the tree."""
     place: Place | None = ROOT
-    section, node, key = ROOT, tree, ""
+    section, node, key, parent = ROOT, tree, "", ""
     for part in loc:
         if place is None:
             break
@@ -80,6 +81,10 @@ def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
         elif place.sections:
             section, place = place, place.child(part)
             key, node = f"{key}.{part}" if key else part, _entry(node, part)
+        elif part == "[key]":  # the name itself is wrong
+            node = replace(node, value=key.removeprefix(f"{parent}."))
+        elif isinstance(node.value, dict) and part in node.value:  # a section with names of the user's own
+            parent, key, node = key, f"{key}.{part}", _entry(node, part)
     return _Spot(key, place, section, node)
 
 

@@ -155,4 +155,5 @@ def test_the_walk_over_the_spec_finds_paths_kinds_and_leaves() -> None:
         "data.test": "source",
         "data.tokenizer": "source",
         "optim.schedule": "name",
+        "launch": "backend",
     }

@@ -1,0 +1,269 @@
+"""Promises of a job's last word: who goes on, who has failed, and that nobody brings back what was cancelled."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tclx.errors import InputError
+from tclx.launch import task
+from tclx.launch.prepare import hand_over
+from tclx.launch.task import look_after, run_of_task
+from tclx.runs import Attempt, Job, RunFolder, RunState
+from tests.launch.handed import Commands, handed_over, prepared_run
+
+RUNNING = "JobId=7 JobName=toy.abcd JobState=RUNNING Reason=None\n"
+
+
+class Job7:
+    """A job whose tasks have just ended."""
+
+    def __init__(self, folder: RunFolder, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.commands, self._monkeypatch = folder, commands, monkeypatch
+        self.submission = handed_over(folder)
+        for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_RESTART_COUNT", "0")):
+            monkeypatch.setenv(name, value)
+        commands.say("scontrol", RUNNING)
+        self.start(0)
+
+    def start(self, restart: int) -> None:
+        self._monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        self.folder.begin(Attempt(f"job7.{restart}", "7", restart))
+        self.say("running")
+
+    def say(self, status: Any, **facts: Any) -> None:
+        state = self.folder.read_state() or RunState("created")
+        self.folder.write_state(replace(state, status=status, **facts))
+
+    def save(self, step: int) -> None:
+        self.folder.write_json(self.folder.checkpoints / f"step-{step:08d}" / "manifest.json", {})
+
+    def log(self, text: str) -> None:
+        (self.submission / "7_0_log.out").write_text(text)
+
+    def end(self, exit_code: int = 137) -> RunState:
+        self.code = look_after(self.folder, self.submission, exit_code=exit_code)
+        state = self.folder.read_state()
+        assert state is not None
+        return state
+
+    @property
+    def requeues(self) -> int:
+        return self.commands.calls.count("scontrol requeue 7")
+
+
+@pytest.fixture
+def job(tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job7]:
+    monkeypatch.setattr(task, "WAIT_TO_BE_ENDED_SECONDS", 0)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    launch = {"backend": "slurm", "gpus_per_node": 0, "max_restarts": 5}
+    yield Job7(prepared_run(tmp_path, launch=launch), commands, monkeypatch)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_finished_run_is_left_alone(job: Job7) -> None:
+    job.say("finished", step=2)
+    before = job.folder.state.read_bytes()
+    job.end(0)
+    assert (job.code, job.requeues) == (0, 0)
+    assert job.folder.state.read_bytes() == before
+
+
+def test_a_run_that_was_stopped_and_saved_goes_on(job: Job7) -> None:
+    job.save(3)
+    job.say("interrupted", step=3, reason="SIGUSR2: saved at step 3")
+    state = job.end(0)
+    assert job.requeues == 1
+    assert job.code != 0  # a job that ends before SLURM ends it must not count as completed
+    assert (state.status, state.step, state.reason) == ("interrupted", 3, "SIGUSR2: saved at step 3; requeued")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PREEMPTED"])
+def test_a_cancelled_job_is_not_brought_back(job: Job7, state: str) -> None:
+    job.save(3)
+    job.say("interrupted", step=3, reason="SIGTERM: saved at step 3")
+    job.commands.say("scontrol", RUNNING.replace("RUNNING", state))
+    ended = job.end(0)
+    assert job.requeues == 0
+    assert ended.status == "interrupted"
+    assert "cancelled" in (ended.reason or "")
+    assert "step 3" in (ended.reason or "")
+
+
+def test_a_request_to_cancel_is_enough(job: Job7) -> None:
+    job.say("interrupted", step=3)
+    job.folder.write_json(job.folder.cancel, {})
+    job.end(0)
+    assert job.requeues == 0
+
+
+def test_a_silent_controller_does_not_cancel(job: Job7, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    job.commands.put("scontrol", '[ "$1" = requeue ] && exit 0; echo "Unable to contact slurm controller" >&2; exit 1')
+    job.say("interrupted", step=3)
+    job.end(0)
+    assert job.requeues == 1
+
+
+def test_what_failed_by_itself_stays_failed_with_the_cause(job: Job7) -> None:
+    note = {"attempt": "job7.0", "host": "n2", "time": 1.0, "reason": "the loss is NaN", "lost_peer": False}
+    job.folder.write_json(job.folder.error(2), note)
+    job.say("failed", reason="lost a peer")
+    state = job.end(1)
+    assert (state.status, state.reason) == ("failed", "rank 2 on n2: the loss is NaN")
+    assert (job.code, job.requeues) == (1, 0)
+
+
+def test_out_of_memory_is_not_tried_again(job: Job7) -> None:
+    job.log("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\nsrun: error: n1: task 0: Out Of Memory\n")
+    state = job.end()
+    assert job.requeues == 0
+    assert state.status == "failed"
+    assert "launch.memory_gb" in (state.reason or "")
+
+
+def test_killed_once_goes_on_and_twice_at_the_same_step_has_failed(job: Job7) -> None:
+    job.save(3)
+    job.log("srun: error: n1: task 0: Killed\n")
+    assert job.end().status == "interrupted"
+    assert job.requeues == 1
+    job.start(1)
+    state = job.end()
+    assert job.requeues == 1
+    assert state.status == "failed"
+    assert "rank 0 was killed (killed) without a word, 2 times at step 3" in (state.reason or "")
+
+
+def test_killed_twice_with_progress_between_goes_on(job: Job7) -> None:
+    job.save(3)
+    job.end()
+    job.start(1)
+    job.save(4)
+    assert job.end().status == "interrupted"
+    assert job.requeues == 2
+
+
+def test_a_torn_line_of_events_is_no_obstacle(job: Job7) -> None:
+    job.end()
+    with job.folder.events.open("ab") as file:
+        file.write(b'{"time": 3, "ev\n\xff\n[1]\n{}\n{"event": "killed"}\n')
+    job.start(1)
+    assert job.end().status in ("interrupted", "failed")
+
+
+def test_an_allocation_too_short_for_a_step_ends_with_advice(job: Job7) -> None:
+    for restart in range(3):
+        job.start(restart)
+        job.say("interrupted", step=0, reason="SIGUSR2: saved at step 0")
+        state = job.end(0)
+    assert job.requeues == 2
+    assert state.status == "failed"
+    assert "3 times at step 0: raise launch.time_limit_minutes" in (state.reason or "")
+
+
+def test_restarts_are_bounded(job: Job7) -> None:
+    job.start(5)
+    job.save(9)
+    job.say("interrupted", step=9, reason="SIGUSR2: saved at step 9")
+    state = job.end(0)
+    assert job.requeues == 0
+    assert state.status == "failed"
+    assert state.step == 9
+    assert "restarted 5 times, and launch.max_restarts is 5" in (state.reason or "")
+
+
+def test_a_job_that_was_started_again_elsewhere_is_not_judged(job: Job7, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.start(1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    before = job.folder.state.read_bytes()
+    job.end()
+    assert job.folder.state.read_bytes() == before
+    assert job.requeues == 0
+    assert job.code == 1
+
+
+def test_setup_that_fails_is_a_failure_with_its_last_words(job: Job7) -> None:
+    job.folder.attempt.unlink()
+    job.say("created")
+    job.log("bash: module: command not found\n")
+    state = job.end(2)
+    assert state.status == "failed"
+    assert "before training began (exit code 2)" in (state.reason or "")
+    assert "module: command not found" in (state.reason or "")
+    assert job.requeues == 0
+
+
+def test_a_job_killed_while_it_started_goes_on(job: Job7) -> None:
+    job.folder.attempt.unlink()
+    job.say("created")
+    assert job.end(137).status == "interrupted"
+    assert job.requeues == 1
+
+
+def test_a_requeue_that_is_refused_is_said(job: Job7) -> None:
+    job.commands.put(
+        "scontrol", f'[ "$1" = requeue ] && echo "Requested operation is disabled" >&2 && exit 1; echo "{RUNNING}"'
+    )
+    job.say("interrupted", step=3, reason="saved at step 3")
+    state = job.end(0)
+    assert state.status == "interrupted"
+    assert "could not requeue: Requested operation is disabled" in (state.reason or "")
+
+
+def test_a_word_of_an_earlier_start_is_no_word_of_this_one(job: Job7) -> None:
+    """The state says interrupted, from before; this start was killed before it could write."""
+    job.save(3)
+    job.say("interrupted", step=3, reason="SIGUSR2: saved at step 3")
+    job.end(0)
+    job.folder.begin(Attempt("job7.1", "7", 1))
+    job._monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    job.log("srun: error: n1: task 0: Killed\n")
+    state = job.end(137)
+    assert "killed" in (state.reason or "")
+
+
+# ---------------------------------------------------------------------------------------------------------------- whose run
+
+
+def test_each_task_of_an_array_has_its_run(tmp_path: Path) -> None:
+    first, second = prepared_run(tmp_path), prepared_run(tmp_path, "other")
+    submission = handed_over(first)
+    handed_over(second)
+    (submission / "runs.json").write_text(f'["{first.path}", "{second.path}"]')
+    assert run_of_task(submission, {}) == first
+    assert run_of_task(submission, {"SLURM_ARRAY_TASK_ID": "1"}) == second
+
+
+def test_a_run_that_was_handed_to_a_newer_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared_run(tmp_path)
+    submission = handed_over(folder)
+    hand_over(folder, Job("ef01", "slurm", 1.0, "login", str(submission), "8"))
+    with pytest.raises(InputError, match="handed to another job since"):
+        run_of_task(submission, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = folder.state.read_bytes()
+    assert task.main(["rank", str(submission)]) == 2
+    assert task.main(["after", str(submission), "1"]) == 2
+    assert folder.state.read_bytes() == before
+    assert not folder.attempt.exists()
+
+
+def test_a_folder_that_was_set_aside_is_nobodys(tmp_path: Path) -> None:
+    folder = prepared_run(tmp_path)
+    submission = handed_over(folder)
+    folder.path.rename(tmp_path / "gone")
+    with pytest.raises(InputError):
+        run_of_task(submission, {})
+
+
+@pytest.mark.parametrize("arguments", [[], ["rank"], ["before", "x"], ["rank", "x", "1", "2"], ["after", "x"]])
+def test_anything_else_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert task.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("usage: ")
