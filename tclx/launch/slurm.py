@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 120.0
 """A controller is restarted within a minute or two."""
 
 RETRY_SECONDS = 3.0
+SETTLING_SECONDS = 30.0
+SLOW_SECONDS = 5.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|socket timed out|connect failure|communication connection failure"
     r"|could not establish a configuration source|zero bytes were transmitted|resource temporarily unavailable"
@@ -121,21 +123,31 @@ def _without_prefix(stderr: str) -> str:
 def patiently(action: Callable[[], str], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> str:
     """Do something that asks SLURM, again and again while it is silent.
 
+    A controller that has just come back refuses for lack of nodes until they have registered, so a refusal after a silence is
+    believed after a while only. SLURM's commands wait for it themselves, too: a slow refusal comes after a silence.
+
     Raises:
+        SlurmRefused: it said no.
         SlurmSilent: it has been silent for all that time.
     """
     deadline = time.monotonic() + seconds
-    told = False
+    silent_until: float | None = None
     while True:
+        asked_at = time.monotonic()
         try:
             return action()
         except SlurmSilent as error:
             if time.monotonic() >= deadline:
                 raise
-            if not told:
+            if silent_until is None:
                 say(f"SLURM does not answer ({error}); trying for {seconds:.0f} s")
-                told = True
-            time.sleep(RETRY_SECONDS)
+            silent_until = time.monotonic()
+        except SlurmRefused:
+            if time.monotonic() - asked_at >= SLOW_SECONDS:
+                silent_until = time.monotonic()
+            if silent_until is None or time.monotonic() >= silent_until + SETTLING_SECONDS:
+                raise
+        time.sleep(RETRY_SECONDS)
 
 
 def squeue(job_ids: Iterable[str]) -> dict[str, JobState]:
