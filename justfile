@@ -31,3 +31,7 @@ slurm-up *ARGS:
 
 slurm-down:
     python3 tests/slurm/cluster.py down
+
+# what a cluster does to runs, for minutes on end: see tests/slurm/test_faults.py
+faults:
+    python3 tests/slurm/cluster.py around pytest -s -m faults tests/slurm

@@ -33,6 +33,9 @@ from tclx.errors import MachineError, RunFailed
 MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
 """Environment variables of a process: where rank 0 writes its address, and under which name the other nodes reach it."""
 
+RESERVE_BYTES = 65_536
+"""More than a state takes on any file system."""
+
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
@@ -242,6 +245,8 @@ class RunFolder:
         """Take the run over: from here on only this attempt writes. Returns the folder to write through."""
         stamped = replace(attempt, host=os.uname().nodename, started_at=time.time())
         self.write_json(self.attempt, asdict(stamped))
+        with replacing(self._reserve) as file:
+            file.write(bytes(RESERVE_BYTES))
         return replace(self, attempt_name=attempt.name)
 
     def check_attempt(self) -> None:
@@ -263,9 +268,25 @@ class RunFolder:
         return RunState(**json.loads(self.state.read_text(encoding="utf-8")))
 
     def write_state(self, state: RunState) -> None:
-        """Replace the state; the time, host and process are filled in here."""
+        """Replace the state; the time, host and process are filled in here. On a full disk the reserve makes room for it.
+
+        Raises:
+            MachineError: even so it cannot be written.
+        """
         stamped = {**state.__dict__, "updated_at": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
-        write_atomically(self.state, json.dumps(stamped, indent=1))
+        text = json.dumps(stamped, indent=1)
+        try:
+            write_atomically(self.state, text)
+        except MachineError:
+            if not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            write_atomically(self.state, text)
+
+    @property
+    def _reserve(self) -> Path:
+        """Some space that a run gives up to say in its last words that the disk is full."""
+        return self.path / ".reserve"
 
     def read_json(self, path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))

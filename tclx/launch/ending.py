@@ -36,7 +36,9 @@ class Cause(NamedTuple):
     """Its own doing: started again it would end the same way."""
 
 
-def find_cause(folder: RunFolder, attempt: str, *, log: Path | None, memory_key: str | None) -> Cause:
+def find_cause(
+    folder: RunFolder, attempt: str, *, log: Path | None, memory_key: str | None, own_word: str | None = None
+) -> Cause:
     """Read the errors of one attempt, then the log around it.
 
     Args:
@@ -44,6 +46,7 @@ def find_cause(folder: RunFolder, attempt: str, *, log: Path | None, memory_key:
         attempt: whose errors count; those of earlier ones are still there.
         log: what SLURM printed around the processes, if anything.
         memory_key: the spec's key that grants memory, for the advice.
+        own_word: what the run's state says; counts where no process could leave a note, as on a full disk.
     """
     own = [note for note in _notes(folder) if note.get("attempt") == attempt]
     causes = sorted((note for note in own if not note["lost_peer"]), key=lambda note: note["time"])

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tclx.errors import InputError, Problem, RunFailed, TclxError
+from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState
@@ -140,7 +140,8 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
             folder,
             replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
         )
-    if began and newest is not None and state.status == "interrupted" and state.updated_at >= newest.started_at:
+    is_fresh = began and newest is not None and state.updated_at >= newest.started_at
+    if is_fresh and state.status == "interrupted":
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     if not began and exit_code > _SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
@@ -148,7 +149,8 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
         lines = "\n".join(last_lines(log))
         reason = f"the job ended before training began (exit code {exit_code}); {log} ends with:\n{lines}"
         return _end(folder, replace(state, status="failed", reason=reason))
-    cause = find_cause(folder, attempt.name, log=log, memory_key="launch.memory_gb")
+    own_word = state.reason if is_fresh and state.status == "failed" else None
+    cause = find_cause(folder, attempt.name, log=log, memory_key="launch.memory_gb", own_word=own_word)
     if cause.by_itself:
         return _end(folder, replace(state, status="failed", reason=cause.reason))
     return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason)
@@ -215,9 +217,10 @@ def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
 
 
 def _end(folder: RunFolder, state: RunState) -> int:
-    folder.write_state(state)
-    folder.add_event(state.status, step=state.step, reason=state.reason)
     print(f"{state.status}: {state.reason}", file=sys.stderr)
+    folder.write_state(state)
+    with suppress(MachineError):  # a full disk may be what is being reported; the state has a reserve, events have none
+        folder.add_event(state.status, step=state.step, reason=state.reason)
     return RunFailed.exit_code
 
 

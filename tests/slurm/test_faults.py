@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tclx.launch.watch import watch_runs
 from tclx.runs import RunFolder
 from tests.slurm.cluster import Cluster
 from tests.slurm.toy import (
     events,
     fingerprint,
+    folders_in,
     only_run,
     rows,
     slurm_spec,
@@ -199,6 +202,7 @@ def test_without_restarts_left_it_ends_failed_and_resumable(tmp_path: Path, undi
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.faults
 def test_a_controller_that_is_away_delays_and_loses_nothing(tmp_path: Path, cluster: Cluster, undisturbed: RunFolder) -> None:
     """Down while a run trains, while it is asked for, and while the next is submitted."""
     folder = submit(tmp_path)
@@ -219,6 +223,50 @@ def test_a_controller_that_is_away_delays_and_loses_nothing(tmp_path: Path, clus
     second = only_run(tmp_path / "second" / "runs")
     until_standing([folder, second], "finished")
     assert_same(folder, undisturbed)
+
+
+def test_a_full_disk_is_named_and_what_was_saved_is_there(tmp_path: Path, undisturbed: RunFolder) -> None:
+    """A file system of its own that fills up while the run trains; with space again the run goes on."""
+    (tmp_path / "runs").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path / "runs"], check=True)
+    try:
+        folder = submit(tmp_path)
+        until_step(folder, 45)
+        filler = tmp_path / "runs" / "filler"
+        with filler.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        until_standing([folder], "failed")
+        assert "disk is full" in (status_of(folder).reason or "")
+        filler.unlink()
+        tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+        until_standing([folder], "finished")
+        assert_same(folder, undisturbed)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path / "runs"], check=True)
+
+
+@pytest.mark.faults
+def test_two_hundred_runs_are_one_array_and_none_is_lost(tmp_path: Path) -> None:
+    """Prints how long it takes to submit them, and to ask where they stand."""
+    spec = slurm_spec(tmp_path, steps=1, every_steps=1, launch={"max_parallel_runs": 8}, seeds=list(range(200)), evaluation={})
+    started = time.monotonic()
+    tclx("run", spec, runs_dir=tmp_path / "runs")
+    submitted = time.monotonic()
+    tclx("status", runs_dir=tmp_path / "runs")
+    asked = time.monotonic()
+    print(f"200 runs: submitted in {submitted - started:.1f} s, tclx status in {asked - submitted:.1f} s")
+    folders = folders_in(tmp_path / "runs")
+    assert len(folders) == 200
+    most, standings = 0, [""]
+    while set(standings) != {"finished"}:
+        standings = [status.standing for status in watch_runs([folder.path for folder in folders])]
+        most = max(most, sum(standing in ("running", "starting") for standing in standings))
+        assert not {"failed", "lost", "cancelled", "unknown"} & set(standings)
+        time.sleep(1)
+    assert most <= 8
+    assert all([len(events(folder, name)) for name in ("started", "finished")] == [1, 1] for folder in folders)
 
 
 @pytest.mark.faults
