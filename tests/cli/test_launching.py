@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,9 +89,7 @@ def test_plan_prints_the_script_and_nothing_else(tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert lines[0] == "#!/bin/bash"
-    assert {"#SBATCH --partition=gpu", "#SBATCH --array='0-1%2'", "module load cuda"} <= set(lines) | {
-        line.replace("=0-1%2", "='0-1%2'") for line in lines
-    }
+    assert {"#SBATCH --partition=gpu", "#SBATCH --array=0-1%2", "module load cuda"} <= set(lines)
     assert not (tmp_path / "runs").exists()
 
 
@@ -224,12 +223,15 @@ def test_following_a_log_prints_what_is_added(run: RunFolder) -> None:
         text=True,
     )
     assert process.stdout is not None
+    watchdog = threading.Timer(30, process.kill)
+    watchdog.start()
     try:
         assert process.stdout.readline() == "line 99\n"
         with run.log(0).open("a") as file:
             file.write("one more: é\n")
         assert process.stdout.readline() == "one more: é\n"
     finally:
+        watchdog.cancel()
         process.kill()
         process.communicate()
 
