@@ -141,6 +141,10 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
     """Rank 0 says how it ended, unless the training loop of this very process already has."""
     if _rank() != 0 or not folder.path.is_dir():
         return
+    try:
+        folder.check_attempt()
+    except Superseded:
+        return  # the state is the newer attempt's
     state = folder.read_state() or RunState("created")
     if (state.status, state.pid, state.host) != (status, os.getpid(), os.uname().nodename):
         folder.write_state(replace(state, status=status, reason=reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from pathlib import Path
@@ -38,11 +39,11 @@ def logs(
     log = folder.log(rank)
     if not log.is_file():
         log = _before_training(folder)
-    text = log.read_text(encoding="utf-8", errors="replace")
-    sys.stdout.write("".join(text.splitlines(keepends=True)[-lines:]))
+    content = log.read_bytes()
+    sys.stdout.write("".join(content.decode(errors="replace").splitlines(keepends=True)[-lines:]))
     sys.stdout.flush()
     if follow:
-        _follow(log, log.stat().st_size)
+        _follow(log, len(content))
 
 
 def _before_training(folder: RunFolder) -> Path:
@@ -60,12 +61,13 @@ def _before_training(folder: RunFolder) -> Path:
 
 
 def _follow(log: Path, position: int) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a letter may be written in two halves
     try:
         with log.open("rb") as file:
             file.seek(position)
             while True:
                 if added := file.read():
-                    sys.stdout.write(added.decode(errors="replace"))
+                    sys.stdout.write(decoder.decode(added))
                     sys.stdout.flush()
                 else:
                     time.sleep(FOLLOW_SECONDS)

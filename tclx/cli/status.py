@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def status(
 
 def as_tree(status: RunStatus) -> dict[str, Any]:
     """The status for machines."""
-    return {**status._asdict(), "folder": str(status.folder.path), "run_id": status.folder.run_id}
+    metrics = {name: value if math.isfinite(value) else None for name, value in status.metrics.items()}  # JSON knows no NaN
+    return {**status._asdict(), "metrics": metrics, "folder": str(status.folder.path), "run_id": status.folder.run_id}
 
 
 def print_statuses(statuses: Sequence[RunStatus]) -> None:
