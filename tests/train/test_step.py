@@ -122,11 +122,11 @@ def test_several_processes_learn_what_one_learns_from_the_whole_batch(tmp_path: 
 
 
 def test_a_frozen_image_encoder_is_run_once_and_its_copy_sees_the_same() -> None:
-    """CMA alone has no second view: the momentum features come from the online tokens, as a pass of the copy would give them."""
+    """CMA alone has no second view: momentum features come from the online tokens, as a pass of the copy gives them."""
     spec = toy_spec(**{**WITHOUT_DROPOUT, **only("cma"), "model.image_encoder.frozen": True})
     model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
     batch = replace(global_batch(), images_second=None)
-    calls = []
+    calls: list[int] = []
     handles = [part.image_encoder.register_forward_hook(lambda *_: calls.append(1)) for part in (model.online, model.momentum)]
     output = TrainingStep(model, spec)(batch, soft_label_weight=0.0, draw=0)
     assert len(calls) == 1
