@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tclx.model.tcl import TCL, Encoded
-from tclx.plan import Plan
+from tclx.plan import Plan, needs_second_view
 from tclx.spec.experiment import ExperimentSpec
 
 GIB = 1024**3
@@ -212,7 +212,10 @@ def _forward(model: TCL, spec: ExperimentSpec) -> Tensor:
     losses = [image.tokens.sum() * 0, text.tokens.sum() * 0]
     if model.momentum is not None:
         with torch.no_grad():
-            momentum_image, momentum_text = model.momentum.encode_image(pictures), model.momentum.encode_text(ids, mask)
+            shares_image = model.momentum.image_encoder.frozen and not needs_second_view(spec)
+            encode = model.momentum.project_image if shares_image else model.momentum.encode_image
+            momentum_image = encode(image.tokens if shares_image else pictures)
+            momentum_text = model.momentum.encode_text(ids, mask)
         losses += _contrastive(model, spec, (image, text), (momentum_image, momentum_text))
     if online.fusion_encoder is not None:
         num_passes = 3 * bool(objectives.itm) + bool(objectives.mlm)

@@ -57,7 +57,10 @@ class Encoders(nn.Module):
 
     def encode_image(self, images: Tensor) -> Encoded:
         """Images [B, 3, S, S], normalised."""
-        tokens: Tensor = self.image_encoder(images)
+        return self.project_image(self.image_encoder(images))
+
+    def project_image(self, tokens: Tensor) -> Encoded:
+        """The image encoder's tokens [B, 1 + N, width], whoever has computed them, with their embedding."""
         return Encoded(tokens, _embed(tokens[:, 0], self.image_projection))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:

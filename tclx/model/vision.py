@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import timm
 import torch
@@ -55,8 +55,18 @@ class ImageEncoder(nn.Module):
         self.width, self.grid = probe.width, probe.grid
         self.num_prefix_tokens = int(getattr(self.body, "num_prefix_tokens", 0))
         self.has_class_token = bool(getattr(self.body, "has_class_token", self.num_prefix_tokens > 0))
-        if activation_checkpointing:
+        self.frozen = spec.frozen
+        if self.frozen:
+            self.body.requires_grad_(False).eval()
+        elif activation_checkpointing:
             _recompute_activations(self.body, spec)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's, but a frozen body stays as in evaluation: no stochastic depth, no new batch-norm statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], normalised -> tokens [B, 1 + rows * columns, width], [CLS] first."""

@@ -33,6 +33,9 @@ class ImageEncoderSpec(Section):
     """How a ViT cuts patches: one strided convolution (the paper), or a stack of 3 x 3 ones, which small data likes better."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the last block."""
+    frozen: bool = False
+    """Whether it keeps its first weights, batch-norm statistics too, and only what lies above it learns. That saves its
+    backward pass, and, where no term needs a second view, its momentum pass."""
 
 
 class TextSizes(Section):

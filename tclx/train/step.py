@@ -140,7 +140,7 @@ class TrainingStep(nn.Module):
 
         online, masked_tokens = self._encode(batch, first)
         with torch.no_grad():
-            momentum = self._encode_momentum(batch, second)
+            momentum = self._encode_momentum(batch, second, seen=online.image.tokens if second is first else None)
         neighbours = self._neighbours(batch)
 
         parts: dict[str, Tensor] = {}
@@ -186,12 +186,19 @@ class TrainingStep(nn.Module):
         plain = Encoded(both.tokens[:size], None if both.embedding is None else both.embedding[:size])
         return Views(image, plain), both.tokens[size:]
 
-    def _encode_momentum(self, batch: Batch, images: Tensor) -> Views | None:
-        """View 2 through the momentum encoders; the text's second view is another draw of dropout."""
+    def _encode_momentum(self, batch: Batch, images: Tensor, *, seen: Tensor | None) -> Views | None:
+        """View 2 through the momentum encoders; the text's second view is another draw of dropout.
+
+        `seen` are the online encoder's tokens of the same pictures: a frozen encoder and its copy see the same in them.
+        """
         momentum = self.model.momentum
         if momentum is None:
             return None
-        return Views(momentum.encode_image(images), momentum.encode_text(batch.input_ids, batch.attention_mask))
+        if seen is not None and momentum.image_encoder.frozen:
+            image = momentum.project_image(seen)
+        else:
+            image = momentum.encode_image(images)
+        return Views(image, momentum.encode_text(batch.input_ids, batch.attention_mask))
 
     def _neighbours(self, batch: Batch) -> Neighbours:
         own = torch.arange(len(batch.row), device=batch.row.device)

@@ -166,3 +166,14 @@ def test_batch_counters_may_be_absent(tmp_path: Path) -> None:
     tensors = {name: value for name, value in encoder("test_resnet").body.state_dict().items() if value.ndim}
     save_file(tensors, tmp_path / "resnet.safetensors")
     encoder("test_resnet", weights=str(tmp_path / "resnet.safetensors"))
+
+
+def test_a_frozen_encoder_learns_nothing_and_collects_no_statistics() -> None:
+    model = encoder("test_efficientnet", 96, frozen=True).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokens = model(torch.randn(2, 3, 96, 96))
+    assert not tokens.requires_grad
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    thawed = encoder("test_efficientnet", 96).train()
+    thawed(torch.randn(2, 3, 96, 96))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in thawed.state_dict().items() if "running_mean" in name)

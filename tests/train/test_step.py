@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tclx.data.batch import Batch
+from tclx.data.batch import Batch, normalise
 from tclx.model.tcl import TCL
 from tclx.train.step import StepOutput, TrainingStep
 
@@ -119,3 +119,21 @@ def test_several_processes_learn_what_one_learns_from_the_whole_batch(tmp_path: 
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_frozen_image_encoder_is_run_once_and_its_copy_sees_the_same() -> None:
+    """CMA alone has no second view: momentum features come from the online tokens, as a pass of the copy gives them."""
+    spec = toy_spec(**{**WITHOUT_DROPOUT, **only("cma"), "model.image_encoder.frozen": True})
+    model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    batch = replace(global_batch(), images_second=None)
+    calls: list[int] = []
+    handles = [part.image_encoder.register_forward_hook(lambda *_: calls.append(1)) for part in (model.online, model.momentum)]
+    output = TrainingStep(model, spec)(batch, soft_label_weight=0.0, draw=0)
+    assert len(calls) == 1
+    for handle in handles:
+        handle.remove()
+    expected = model.momentum.encode_image(normalise(batch.images, spec.data.normalization)).embedding
+    torch.testing.assert_close(output.keys.image, expected)
+    output.loss.backward()
+    assert model.online.image_projection.weight.grad is not None
+    assert all(parameter.grad is None for parameter in model.online.image_encoder.parameters())
