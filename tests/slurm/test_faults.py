@@ -233,10 +233,9 @@ def test_a_full_disk_is_named_and_what_was_saved_is_there(tmp_path: Path, undist
         folder = submit(tmp_path)
         until_step(folder, 45)
         filler = tmp_path / "runs" / "filler"
-        with filler.open("wb") as file, suppress(OSError):
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         until_standing([folder], "failed")
         assert "disk is full" in (status_of(folder).reason or "")
         filler.unlink()
