@@ -12,8 +12,8 @@ from tclx.errors import InputError, Location, Problem
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import CONTRADICTIONS, missing_files, num_compared_pairs, patch_grid
 
-SCHEMA_VERSION = 1
-"""Part of every run id; raised when the same spec begins to mean something else."""
+SCHEMA_VERSION = 2
+"""Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
 
 
 class DataFacts(NamedTuple):
@@ -93,10 +93,12 @@ def needs_fusion(spec: ExperimentSpec) -> bool:
 def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
     """`name[-variant]-sSEED-DIGEST`: the same resolved spec is the same run, wherever and however often it is logged.
 
-    The digest covers the whole spec but launch, tracking and data.num_workers, which change no result, and the global batch
-    size, which launch decides.
+    The digest covers what the spec says beyond the defaults, so that a new key of tclx's leaves old ids alone; without launch,
+    tracking and data.num_workers, which change no result, but with the global batch size, which launch decides.
     """
-    content = spec.model_dump(mode="json", exclude={"launch": True, "tracking": True, "data": {"num_workers"}})
+    content = spec.model_dump(
+        mode="json", exclude_defaults=True, exclude={"launch": True, "tracking": True, "data": {"num_workers"}}
+    )
     identity = {"schema": SCHEMA_VERSION, "global_batch_size": global_batch_size, "spec": content}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
     variant = f"-{spec.variant}" if spec.variant else ""

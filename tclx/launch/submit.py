@@ -77,6 +77,9 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
             been submitted.
         MachineError: no SLURM here, it does not answer, or the folder cannot be written.
     """
+    if "%" in str(runs_dir.resolve()):
+        message = f"{runs_dir.resolve()} has a % in it, which sbatch reads as a pattern"
+        raise InputError(Problem("--runs-dir", message, "keep runs in another folder"))
     with _submitting(runs_dir):
         _find_lost_jobs(runs, runs_dir)
         statuses = _current(runs, runs_dir)

@@ -59,6 +59,13 @@ def _image_size(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem(key, f"{encoder.image_size} is not a multiple of the patch size {side}", f"take {sizes}")
 
 
+def _frozen_needs_weights(spec: ExperimentSpec) -> Iterator[Problem]:
+    encoder = spec.model.image_encoder
+    if encoder.frozen and encoder.weights is None and spec.init is None:
+        message = "a frozen image encoder with random weights would never see anything"
+        yield Problem("model.image_encoder.frozen", message, "name its weights, or an init")
+
+
 def _vit_heads(spec: ExperimentSpec) -> Iterator[Problem]:
     encoder = spec.model.image_encoder
     if encoder.width and encoder.num_heads and encoder.width % encoder.num_heads:
@@ -171,6 +178,7 @@ def _precision(spec: ExperimentSpec) -> Iterator[Problem]:
 
 CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _image_size,
+    _frozen_needs_weights,
     _vit_heads,
     _pooled_grid,
     _fusion_encoder,
