@@ -77,7 +77,7 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
             _train(folder)
             return 0
     except (Interrupted, KeyboardInterrupt) as error:
-        _record(folder, "interrupted", str(error) or None)
+        _record(folder, "interrupted", str(error) or "stopped while it started")
         return 0 if os.environ.get("WORLD_SIZE", "1") != "1" else INTERRUPTED_AND_SAVED
     except (_Held, Superseded) as error:
         return _give_up(error, error.exit_code)

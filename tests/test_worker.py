@@ -48,7 +48,7 @@ def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]
     ("ending", "code", "status", "reason"),
     [
         (Interrupted("saved at step 3"), 75, "interrupted", "saved at step 3"),
-        (KeyboardInterrupt(), 75, "interrupted", None),
+        (KeyboardInterrupt(), 75, "interrupted", "stopped while it started"),
         (RunFailed("the loss is NaN"), 1, "failed", "the loss is NaN"),
         (InputError(Problem("optim", "wrong")), 2, "failed", "optim: wrong"),
         (MachineError("the disk is full"), 3, "failed", "the disk is full"),

@@ -103,7 +103,8 @@ class SlurmLaunch(Section):
     time_limit_minutes: Count | None = None
     """Of one allocation; a run that needs more continues in a fresh one. null is the partition's default."""
     signal_seconds: Annotated[int, Field(ge=10, le=3600)] = 120
-    """How long before the time limit the run stops and saves: longer than a step, a save and an evaluation together."""
+    """How long before the time limit the run stops and saves: longer than a step, a save and an evaluation together. SLURM may
+    send its signal up to a minute earlier."""
     max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 100
     """Continued at most this often; then the run is given up as failed, its checkpoints kept."""
     max_parallel_runs: Count | None = None

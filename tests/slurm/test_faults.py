@@ -271,11 +271,12 @@ def test_two_hundred_runs_are_one_array_and_none_is_lost(tmp_path: Path) -> None
 @pytest.mark.faults
 def test_a_time_limit_reached_twice_continues_in_fresh_allocations(tmp_path: Path) -> None:
     folder = submit(
-        tmp_path, steps=2500, every_steps=1000, launch={"partition": "short", "time_limit_minutes": 1, "signal_seconds": 30}
+        tmp_path, steps=8000, every_steps=4000, launch={"partition": "short", "time_limit_minutes": 2, "signal_seconds": 30}
     )
     until_standing([folder], "finished", seconds=600)
     assert len(events(folder, "stopped")) >= 2
-    whole = submit(tmp_path / "whole", steps=2500, every_steps=1000)
+    (tmp_path / "whole").mkdir()
+    whole = submit(tmp_path / "whole", steps=8000, every_steps=4000)
     until_standing([whole], "finished", seconds=600)
     assert_same(folder, whole)
 

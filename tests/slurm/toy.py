@@ -96,10 +96,17 @@ def until_standing(folders: Iterable[RunFolder], *standings: str, seconds: float
     """
     folders = list(folders)
     try:
-        until(lambda: all(status_of(folder).standing in standings for folder in folders), what="so", seconds=seconds)
+        until(lambda: _all_stand(folders, standings), what="so", seconds=seconds)
     except AssertionError as error:
         found = "\n".join(f"{status_of(folder)}\n{logs_of(folder)}" for folder in folders)
         raise AssertionError(f"within {seconds:.0f} s not all {standings}:\n{found}") from error
+
+
+def _all_stand(folders: Iterable[RunFolder], standings: tuple[str, ...]) -> bool:
+    found = [status_of(folder).standing for folder in folders]
+    if "failed" in found and "failed" not in standings:
+        raise AssertionError("one has failed")
+    return all(standing in standings for standing in found)
 
 
 def logs_of(folder: RunFolder) -> str:
