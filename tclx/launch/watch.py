@@ -232,8 +232,8 @@ def _judge_living(state: RunState, seen: slurm.JobState, *, restarted: bool, ali
         return ("restarting" if restarted else "queued"), why
     if alive and state.status == "running":
         return "running", None
-    if state.status == "interrupted" and restarted and seen.state == "RUNNING":
-        return "restarting", state.reason  # about to be requeued, or started again and not yet training
+    if state.status in ("failed", "interrupted") and restarted and seen.state == "RUNNING":
+        return "restarting", state.reason  # its job still decides whether to requeue, or has started and does not train yet
     if state.status in ("failed", "interrupted") and restarted:
         return state.status, state.reason  # its last seconds
     return "starting", None

@@ -51,6 +51,7 @@ CASES = [
     ("created", SLURM, None, None, None, "down", "unknown", "SLURM does not answer: down"),
     ("interrupted", SLURM, OURS, STALE, seen("RUNNING"), None, "restarting", "why"),
     ("failed", SLURM, OURS, STALE, seen("COMPLETING"), None, "failed", "why"),
+    ("failed", SLURM, OURS, STALE, seen("RUNNING"), None, "restarting", "why"),
     ("failed", SLURM, OLD, STALE, seen("PENDING"), None, "queued", "pending"),
     ("failed", SLURM, OURS, STALE, seen("FAILED"), None, "failed", "why"),
     ("interrupted", SLURM, OURS, STALE, None, None, "interrupted", "why"),

@@ -54,7 +54,9 @@ def test_two_nodes_of_two_processes_learn_what_one_process_learns(tmp_path: Path
         tclx("run", spec, *options, runs_dir=runs)
     folders = [only_run(tmp_path / "many-runs"), only_run(tmp_path / "one-runs")]
     until_standing(folders, "finished")
-    for several, single in zip(rows(folders[0]), rows(folders[1]), strict=True):
+    steps = [[row for row in rows(folder) if "loss/total" in row] for folder in folders]
+    assert [len(found) for found in steps] == [3, 3]
+    for several, single in zip(*steps, strict=True):
         for name in ("loss/cma", "loss/imc", "loss/lmi"):
             assert several[name] == pytest.approx(single[name], rel=1e-4)
 
