@@ -286,7 +286,7 @@ def test_a_node_that_is_lost_comes_back_and_no_writer_is_in_the_others_way(
     tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
 ) -> None:
     """slurmd dies, the process on its node lives on while the run is started again elsewhere."""
-    folder = submit(tmp_path, steps=3000, every_steps=500)
+    folder = submit(tmp_path, steps=6000, every_steps=1000)
     until_step(folder, 20)
     node = status_of(folder).node
     assert node is not None
@@ -301,4 +301,4 @@ def test_a_node_that_is_lost_comes_back_and_no_writer_is_in_the_others_way(
         tclx("resume", folder.path, runs_dir=tmp_path / "runs")
         until_standing([folder], "finished", seconds=600)
     steps = [row["step"] for row in rows(folder) if "loss/total" in row]
-    assert steps == list(range(1, 3001))
+    assert steps == list(range(1, 6001))
