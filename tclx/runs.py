@@ -22,7 +22,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -316,3 +316,16 @@ class RunFolder:
                 yield False
                 return
             yield True
+
+
+_SUBMITTED = "runs.json"
+
+
+def write_submitted(submission: Path, folders: Sequence[RunFolder]) -> None:
+    """Write into a submission's folder which runs it is of, in the order of the array."""
+    write_atomically(submission / _SUBMITTED, json.dumps([str(folder.path.resolve()) for folder in folders]))
+
+
+def read_submitted(submission: Path) -> list[RunFolder]:
+    """The runs of a submission, by their index in the array."""
+    return [RunFolder(Path(path)) for path in json.loads((submission / _SUBMITTED).read_text(encoding="utf-8"))]

@@ -39,12 +39,11 @@ from tclx.launch.prepare import (
     new_submission,
     prepare,
     prepared,
-    read_runs,
     set_aside,
 )
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
-from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating
+from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, read_submitted, write_submitted
 from tclx.worker import ATTEMPT, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -328,7 +327,7 @@ def detach(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say)
         hand_over(folder, job_of(submission, "local"))
         queued.append((folder, run.needs))
         outcomes.append(Outcome(folder, "submitted", f"queued on {os.uname().nodename}"))
-    (submission / "runs.json").write_text(json.dumps([str(folder.path) for folder, _ in queued]), encoding="utf-8")
+    write_submitted(submission, [folder for folder, _ in queued])
     (submission / "needs.json").write_text(json.dumps([needs for _, needs in queued]), encoding="utf-8")
     if queued:
         _start_queue(submission, [folder for folder, _ in queued])
@@ -356,7 +355,7 @@ def main(arguments: list[str]) -> int:
     """Work off a submission that `detach` wrote; returns the worst exit code."""
     submission = Path(arguments[0])
     needs = json.loads((submission / "needs.json").read_text(encoding="utf-8"))
-    folders = [RunFolder(Path(path)) for path in read_runs(submission)]
+    folders = read_submitted(submission)
     runs = [prepared(folder, needed) for folder, needed in zip(folders, needs, strict=True)]
 
     def say(line: str) -> None:

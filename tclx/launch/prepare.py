@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
@@ -139,8 +138,3 @@ def set_aside(folder: RunFolder) -> Path:
         return folder.path.rename(kept)
     except OSError as error:
         raise machine_error(error, f"could not set {folder.path} aside") from error
-
-
-def read_runs(submission: Path) -> list[str]:
-    """The run folders of a submission, in order."""
-    return list(json.loads((submission / "runs.json").read_text(encoding="utf-8")))

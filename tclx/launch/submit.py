@@ -7,7 +7,6 @@ off anywhere is found again by that name; and a job whose token is no longer its
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,7 @@ from tclx.launch.prepare import (
 from tclx.launch.script import batch_script, job_name
 from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
-from tclx.runs import Job, RunFolder, machine_error
+from tclx.runs import Job, RunFolder, machine_error, read_submitted, write_submitted
 from tclx.spec.launch import SlurmLaunch
 
 _KEYS = (
@@ -132,7 +131,7 @@ def adopt(submission: Path) -> None:
     Raises:
         SlurmSilent: SLURM cannot say.
     """
-    runs = [RunFolder(Path(path)) for path in json.loads((submission / "runs.json").read_text(encoding="utf-8"))]
+    runs = read_submitted(submission)
     job_id = slurm.find_by_name((submission / "name").read_text(encoding="utf-8"))
     for index, folder in enumerate(runs):
         job = folder.read_job()
@@ -249,7 +248,7 @@ def _submit(
     submission = new_submission(runs_dir)
     name = job_name(group.runs[0].spec.name, submission.name)
     script = batch_script(group.launch, name=name, folder=submission, code=code, num_runs=len(group.runs), after=after)
-    (submission / "runs.json").write_text(json.dumps([str(folder.path.resolve()) for folder in folders]), encoding="utf-8")
+    write_submitted(submission, folders)
     (submission / "name").write_text(name, encoding="utf-8")
     (submission / "job.sbatch").write_text(script, encoding="utf-8")
     before: list[Job | None] = []

@@ -25,13 +25,10 @@ from pathlib import Path
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
-from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState
+from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
 from tclx.worker import INTERRUPTED_AND_SAVED, print_into_log, work
-
-RUNS_FILE = "runs.json"
-"""In a submission's folder: the run folders by their index in the array."""
 
 WAIT_TO_BE_ENDED_SECONDS = 300
 """SLURM ends a requeued job within seconds; to exit before would make it a completed one."""
@@ -68,8 +65,7 @@ def run_of_task(submission: Path, environment: Mapping[str, str]) -> RunFolder:
     Raises:
         InputError: the run was handed to a newer job since; this one has nothing to do.
     """
-    names = json.loads((submission / RUNS_FILE).read_text(encoding="utf-8"))
-    folder = RunFolder(Path(names[int(environment.get("SLURM_ARRAY_TASK_ID", "0"))]))
+    folder = read_submitted(submission)[int(environment.get("SLURM_ARRAY_TASK_ID", "0"))]
     job = folder.read_job()
     if job is None or job.token != submission.name:
         raise InputError(Problem("", f"{folder.path} was handed to another job since this one was submitted; it does nothing"))

@@ -7,7 +7,6 @@ cannot be known is called unknown, never gone.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -274,8 +273,3 @@ def _eta(read: _Read, step: int) -> float | None:
 
 def _id(job: Job | None) -> str:
     return (job.job_id or "") if job else ""
-
-
-def here() -> str:
-    """This machine's name, as run folders have it."""
-    return os.uname().nodename
