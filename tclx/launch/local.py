@@ -130,7 +130,7 @@ class _Queue:
         """Start nothing more, and ask what runs to save and stop."""
         self._interrupted = number
         for started in self._running:
-            _pass_on(number, started)
+            pass_on(number, started.folder, started.process.pid, since=started.started_at)
 
     def _start_what_fits(self) -> None:
         for place in list(self._waiting):
@@ -211,11 +211,13 @@ class _Queue:
         started = _Started(run, folder, process, slot, attempt, started_at, closing)
         self._running.append(started)
         if self._interrupted is not None:  # the signal came while it was being started
-            _pass_on(self._interrupted, started)
+            pass_on(self._interrupted, folder, process.pid, since=started_at)
 
     def _ended(self, started: _Started) -> None:
         started.closing.close()
-        outcome = _outcome(started)
+        outcome = outcome_of(
+            started.run, started.folder, started.process.returncode, attempt=started.attempt, since=started.started_at
+        )
         if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
             self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
         self._note(outcome)
@@ -247,14 +249,21 @@ def worker_environment(num_processes: int, num_parallel: int = 1) -> dict[str, s
     return environment
 
 
-def _pass_on(number: int, started: _Started) -> None:
-    """Tell the process that decides: rank 0 once it trains (torchrun would kill it 30 seconds later), before that the child."""
-    state = started.folder.read_state()
-    trains = state is not None and state.status == "running" and state.updated_at >= started.started_at and state.pid
+def pass_on(number: int, folder: RunFolder, pid: int, *, since: float) -> None:
+    """Tell the process that decides: rank 0 once it trains (torchrun would kill it 30 seconds later), before that the child.
+
+    Args:
+        number: the signal.
+        folder: of the run.
+        pid: of the child that was started.
+        since: when it was.
+    """
+    state = folder.read_state()
+    trains = state is not None and state.status == "running" and state.updated_at >= since and state.pid
     if number == signal.SIGHUP:
         number = signal.SIGTERM  # a closed terminal is a reason to save, too, and workers know SIGTERM
     try:
-        os.kill(state.pid if state is not None and trains and state.pid else started.process.pid, number)
+        os.kill(state.pid if state is not None and trains and state.pid else pid, number)
     except ProcessLookupError:
         return  # it ended between the signal and here; wait() tells how
 
@@ -272,11 +281,19 @@ def _passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, action)
 
 
-def _outcome(started: _Started) -> Outcome:
-    """What the state says, since torchrun replaces the worker's exit code with its own; the code where no state was written."""
-    folder, exit_code = started.folder, started.process.returncode
+def outcome_of(run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: str, since: float) -> Outcome:
+    """How a run ended: what its state says, since torchrun replaces the worker's exit code with its own; the code where no
+    state was written.
+
+    Args:
+        run: as it was planned.
+        folder: its folder.
+        exit_code: of the process that was started; negative for a signal.
+        attempt: this start of the run.
+        since: when it was started.
+    """
     state = folder.read_state()
-    if state is None or state.updated_at < started.started_at or state.status in ("created", "running"):
+    if state is None or state.updated_at < since or state.status in ("created", "running"):
         sudden = _sudden_end(exit_code)
         failed = RunState("failed", state.step if state else 0, state.total_steps if state else 0, sudden)
         folder.write_state(failed)
@@ -287,8 +304,8 @@ def _outcome(started: _Started) -> Outcome:
         return Outcome(folder, "interrupted", state.reason or f"saved at step {state.step}", Interrupted.exit_code)
     known = exit_code in (TclxError.exit_code, 2, MachineError.exit_code)
     reason: str | None = state.reason
-    if started.run.spec.launch.num_processes > 1:
-        cause = find_cause(folder, started.attempt, log=None, memory_key=None)
+    if run.spec.launch.num_processes > 1:
+        cause = find_cause(folder, attempt, log=None, memory_key=None)
         reason = cause.reason if cause.by_itself else reason
     return Outcome(folder, "failed", reason, exit_code if known else RunFailed.exit_code)
 

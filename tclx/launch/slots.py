@@ -77,29 +77,49 @@ def check_fits(run: PlannedRun) -> None:
         raise MachineError(str(Problem("launch.num_processes", message, "fewer, or training.device: cpu")))
 
 
-def take(run: PlannedRun) -> Slot | None:
-    """A slot for the run, or None while other runs have the GPUs."""
+def take(run: PlannedRun, *, sharing: int = 1) -> Slot | None:
+    """A slot for the run, or None while other runs have the GPUs.
+
+    Args:
+        run: as it was planned.
+        sharing: runs that may have the same GPU, if all of them share it.
+    """
     gpus = visible_gpus()
     if not uses_gpus(run, len(gpus)):
         return Slot(())
-    taken: list[tuple[str, BinaryIO]] = []
+    taken: list[tuple[str, list[BinaryIO]]] = []
     for gpu in gpus:
-        if (lock := _lock(gpu)) is not None:
-            taken.append((gpu, lock))
+        if (locks := _locks(gpu, sharing)) is not None:
+            taken.append((gpu, locks))
         if len(taken) == run.spec.launch.num_processes:
-            return Slot(tuple(name for name, _ in taken), tuple(lock for _, lock in taken))
-    for _, lock in taken:
+            return Slot(tuple(name for name, _ in taken), tuple(lock for _, locks in taken for lock in locks))
+    for lock in [lock for _, locks in taken for lock in locks]:
         lock.close()
     return None
 
 
-def _lock(gpu: str) -> BinaryIO | None:
-    """The GPU's lock, or None when another run holds it."""
+def _locks(gpu: str, sharing: int) -> list[BinaryIO] | None:
+    """The GPU's lock, held together with others who share it, and one of its shares; None when there is none to be had."""
+    if sharing == 1:
+        alone = _lock(gpu, fcntl.LOCK_EX)
+        return [alone] if alone else None
+    together = _lock(gpu, fcntl.LOCK_SH)
+    if together is None:
+        return None
+    for share in range(sharing):
+        if (mine := _lock(f"{gpu}.share{share}", fcntl.LOCK_EX)) is not None:
+            return [together, mine]
+    together.close()
+    return None
+
+
+def _lock(name: str, kind: int) -> BinaryIO | None:
+    """A lock of this user's on this machine, or None when another run holds it."""
     folder = Path(tempfile.gettempdir()) / f"tclx-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    file = (folder / f"{gpu.replace('/', '_')}.lock").open("ab")
+    file = (folder / f"{name.replace('/', '_')}.lock").open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None

@@ -28,11 +28,13 @@ class Place:
     is_hub_name: bool = False
     default_kind: str | None = None
     """The tag's value where the mapping does not say it."""
+    has_own_names: bool = False
+    """Whether the keys are the user's own names, each with one of the sections."""
 
     @property
     def tag(self) -> str | None:
         """The key whose value says which of several sections is meant, for instance `source`."""
-        if len(self.sections) < 2:
+        if len(self.sections) < 2 or self.has_own_names:
             return None
         return next(key for key, field in self.sections[0].model_fields.items() if get_origin(field.annotation) is Literal)
 
@@ -48,10 +50,14 @@ class Place:
 
     def child(self, key: str) -> Place | None:
         """What a key of this place allows, or None where the key is unknown."""
+        if self.has_own_names:
+            return replace(self, has_own_names=False)
         return next((_place(section, key) for section in self.sections if key in section.model_fields), None)
 
     def known_keys(self) -> list[str]:
         """Every key known here, in the order of the spec."""
+        if self.has_own_names:
+            return []
         return list(dict.fromkeys(key for section in self.sections for key in section.model_fields))
 
 
@@ -76,6 +82,8 @@ def _place(section: type[Section], key: str) -> Place:
         is_path=any(isinstance(part, PathMarker) for part in parts),
         is_hub_name=any(isinstance(part, HubNameMarker) for part in parts),
     )
+    if get_origin(field.annotation) is dict and place.sections:
+        return replace(place, has_own_names=True)
     return replace(place, default_kind=_default_kind(place, field))
 
 
@@ -123,12 +131,12 @@ def _plain_form(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def nearest_key(key: str, place: Place) -> str | None:
+def nearest_key(key: str, place: Place, root: Place = ROOT) -> str | None:
     """A hint for an unknown key: its neighbour here, or the one place elsewhere that has it, or what is known here."""
     known = file_keys() if place == ROOT else place.known_keys()
     if neighbour := nearest(key, known):
         return f"did you mean `{neighbour}`?"
-    elsewhere = [path for path in key_paths() if path.endswith(f".{key}")]
+    elsewhere = [path for path in key_paths(root) if path.endswith(f".{key}")]
     if len(elsewhere) == 1:
         return f"did you mean `{elsewhere[0]}`?"
     return "known here: " + ", ".join(known) if known else None

@@ -143,8 +143,12 @@ def _layer_problems(layer: dict[str, Node]) -> list[Problem]:
     return problems
 
 
-def override_tree(overrides: Sequence[str]) -> Node:
+def override_tree(overrides: Sequence[str], root: Place = ROOT) -> Node:
     """`key.path=value` pairs as one partial spec; a later pair wins over an earlier one.
+
+    Args:
+        overrides: the pairs.
+        root: what the spec may hold.
 
     Raises:
         InputError: no `=`, an unknown key, or a value that is not YAML; the problems of all pairs.
@@ -153,7 +157,7 @@ def override_tree(overrides: Sequence[str]) -> Node:
     problems: list[Problem] = []
     for text in overrides:
         try:
-            keys, value = _parse_override(text)
+            keys, value = _parse_override(text, root)
             tree = _put(tree, keys, value)
         except InputError as error:
             problems += error.problems
@@ -162,12 +166,13 @@ def override_tree(overrides: Sequence[str]) -> Node:
     return tree
 
 
-def _parse_override(text: str) -> tuple[list[str], Node]:
+def _parse_override(text: str, root: Place) -> tuple[list[str], Node]:
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not path:
         raise InputError(Problem("", f"`{text}` is not key.path=value", where=SET))
-    _check_known(path)
+    if unknown := path_problem(path, root):
+        raise InputError(unknown)
     if not value.strip():
         raise InputError(Problem(path, "nothing stands after `=`", f"`{path}=null` switches it off", SET))
     try:
@@ -176,19 +181,21 @@ def _parse_override(text: str) -> tuple[list[str], Node]:
         raise InputError(*(one._replace(key=path) for one in error.problems)) from error
 
 
-def _check_known(path: str) -> None:
+def path_problem(path: str, root: Place = ROOT) -> Problem | None:
+    """What is wrong with a dotted key path, or None where the spec knows it."""
     first, *others = keys = path.split(".")
-    if first in ("extends", "variant") or (first in FILE_ONLY_KEYS and others):
+    if root == ROOT and (first in ("extends", "variant") or (first in FILE_ONLY_KEYS and others)):
         hint = "`--set` changes every variant: give the key itself" if first in ("variants", "variant") else None
-        raise InputError(Problem(path, "cannot be changed with --set", hint, SET))
-    if first in FILE_ONLY_KEYS:
-        return
-    place = ROOT
+        return Problem(path, "cannot be changed with --set", hint, SET)
+    if root == ROOT and first in FILE_ONLY_KEYS:
+        return None
+    place = root
     for depth, key in enumerate(keys):
         inner = place.child(key)
         if inner is None:
-            raise InputError(Problem(path, f"unknown key `{key}`", _nearest_path(keys, depth, place), SET))
+            return Problem(path, f"unknown key `{key}`", _nearest_path(keys, depth, place), SET)
         place = inner
+    return None
 
 
 def _nearest_path(keys: Sequence[str], depth: int, place: Place) -> str | None:

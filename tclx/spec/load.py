@@ -153,20 +153,21 @@ def _checked(draft: _Draft, problems: dict[Problem, None]) -> Experiment | None:
         found += problems_of(error, tree)
     else:
         if not found:
-            return Experiment(spec, dict(_places(tree, "")))
+            return Experiment(spec, dict(places_of(tree)))
     problems.update((problem._replace(key=draft.written_as.get(problem.key, problem.key)), None) for problem in found)
     return None
 
 
-def _places(node: Node, key: str) -> Iterator[tuple[str, Location]]:
+def places_of(node: Node, key: str = "") -> Iterator[tuple[str, Location]]:
+    """Every key path of a tree, below `key`, and where it was written."""
     if key:
         yield key, node.where
     if isinstance(node.value, dict):
         for name, child in node.value.items():
-            yield from _places(child, f"{key}.{name}" if key else name)
+            yield from places_of(child, f"{key}.{name}" if key else name)
     elif isinstance(node.value, tuple):
         for index, item in enumerate(node.value):
-            yield from _places(item, f"{key}[{index}]")
+            yield from places_of(item, f"{key}[{index}]")
 
 
 def _in_reading_order(problems: Iterable[Problem]) -> list[Problem]:

@@ -48,18 +48,19 @@ class _Spot(NamedTuple):
     """What stands there, or the section in which it is missing."""
 
 
-def problems_of(error: ValidationError, tree: Node) -> list[Problem]:
+def problems_of(error: ValidationError, tree: Node, root: Place = ROOT) -> list[Problem]:
     """One problem a key, in the order in which pydantic found them.
 
     Args:
         error: of validating `tree`.
         tree: the mapping that was validated.
+        root: what it may hold.
     """
     found: dict[str, tuple[_Spot, list[ErrorDetails]]] = {}
     for detail in error.errors(include_url=False):
-        spot = _spot(detail, tree)
+        spot = _spot(detail, tree, root)
         found.setdefault(spot.key, (spot, []))[1].append(detail)
-    return [_problem(spot, details) for key, (spot, details) in found.items() if not _echoes(key, details, found)]
+    return [_problem(spot, details, root) for key, (spot, details) in found.items() if not _echoes(key, details, found)]
 
 
 def _echoes(key: str, details: list[ErrorDetails], found: dict[str, Any]) -> bool:
@@ -67,10 +68,10 @@ def _echoes(key: str, details: list[ErrorDetails], found: dict[str, Any]) -> boo
     return details[0]["type"] == "too_short" and any(other.startswith(f"{key}[") for other in found)
 
 
-def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
+def _follow(loc: Sequence[str | int], tree: Node, root: Place) -> _Spot:
     """Walk pydantic's location, which mixes keys with names of union members, along the spec and the tree."""
-    place: Place | None = ROOT
-    section, node, key, parent = ROOT, tree, "", ""
+    place: Place | None = root
+    section, node, key, parent = root, tree, "", ""
     for part in loc:
         if place is None:
             break
@@ -88,18 +89,18 @@ def _follow(loc: Sequence[str | int], tree: Node) -> _Spot:
     return _Spot(key, place, section, node)
 
 
-def _spot(detail: ErrorDetails, tree: Node) -> _Spot:
+def _spot(detail: ErrorDetails, tree: Node, root: Place) -> _Spot:
     if detail["type"].startswith("union_tag"):
-        return _tag_spot(detail, tree)
+        return _tag_spot(detail, tree, root)
     loc = detail["loc"]
     is_short_list = detail["type"] == "missing" and isinstance(loc[-1], int)
-    return _follow(loc[:-1] if is_short_list else loc, tree)
+    return _follow(loc[:-1] if is_short_list else loc, tree, root)
 
 
-def _tag_spot(detail: ErrorDetails, tree: Node) -> _Spot:
-    spot = _follow(detail["loc"], tree)
+def _tag_spot(detail: ErrorDetails, tree: Node, root: Place) -> _Spot:
+    spot = _follow(detail["loc"], tree, root)
     tag = detail["ctx"]["discriminator"].strip("'")
-    return _Spot(f"{spot.key}.{tag}", spot.place, spot.place or ROOT, _entry(spot.node, tag))
+    return _Spot(f"{spot.key}.{tag}", spot.place, spot.place or root, _entry(spot.node, tag))
 
 
 def _entry(node: Node, key: str) -> Node:
@@ -110,16 +111,16 @@ def _item(node: Node, index: int) -> Node:
     return node.value[index] if isinstance(node.value, tuple) and index < len(node.value) else node
 
 
-def _problem(spot: _Spot, details: list[ErrorDetails]) -> Problem:
-    message, hint = _words(spot, details)
+def _problem(spot: _Spot, details: list[ErrorDetails], root: Place) -> Problem:
+    message, hint = _words(spot, details, root)
     return Problem(spot.key, message, hint, spot.node.where)
 
 
-def _words(spot: _Spot, details: list[ErrorDetails]) -> tuple[str, str | None]:
+def _words(spot: _Spot, details: list[ErrorDetails], root: Place) -> tuple[str, str | None]:
     detail = details[0]
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return "unknown key", nearest_key(str(detail["loc"][-1]), spot.section)
+        return "unknown key", nearest_key(str(detail["loc"][-1]), spot.section, root)
     if kind == "missing":
         return ("too few values" if isinstance(detail["loc"][-1], int) else "missing"), None
     if kind == "union_tag_not_found":

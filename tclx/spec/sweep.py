@@ -1,0 +1,259 @@
+"""Many runs: which experiment is varied, where, towards what. One file is one study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from tclx.spec.base import Count, Fraction, LocalPath, Section, text_like
+from tclx.spec.experiment import SafeName
+
+Scalar = bool | int | float | str | None
+"""What may stand at a single key of an experiment."""
+
+KeyPath = Annotated[str, text_like(r"^[a-z_0-9]+(\.[a-z_0-9]+)*$", "a dotted key path of the experiment")]
+
+StorageUrl = Annotated[
+    str, text_like(r"^(sqlite:///|postgresql(\+[a-z0-9]+)?://)[^\s]+$", "`postgresql://USER@HOST/DATABASE` or `sqlite:///FILE`")
+]
+"""Where Optuna keeps the study."""
+
+
+class ParameterSpec(Section):
+    """What one key may be: exactly one of these."""
+
+    uniform: tuple[float, float] | None = None
+    """Any number from the first to the second."""
+    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Any number from the first to the second, each factor as likely as the next."""
+    integer: tuple[int, int] | None = None
+    """A whole number from the first to the second, both included."""
+    log_integer: tuple[Count, Count] | None = None
+    """A whole number, each factor as likely as the next."""
+    choices: Annotated[tuple[Scalar, ...], Field(min_length=2)] | None = None
+    """One of these values."""
+    on_or_off: Literal[True] | None = None
+    """A section that may be switched off (null). What the sweep says of keys inside it counts while it is on."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of " + ", ".join(f"`{name}`" for name in type(self).model_fields))
+        limits = self.limits
+        if limits is not None and not limits[0] < limits[1]:
+            raise ValueError(f"the first limit must be below the second: {given[0]}: [{limits[0]:g}, {limits[1]:g}]")
+        if self.choices is not None and len({repr(choice) for choice in self.choices}) != len(self.choices):
+            raise ValueError("a choice stands here twice")
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The smallest and the largest value of a range; None for choices and switches."""
+        return self.uniform or self.log_uniform or self.integer or self.log_integer
+
+
+class SimplexSpec(Section):
+    """Weights that share a fixed sum; every way to share it out is as likely as the next."""
+
+    keys: Annotated[tuple[KeyPath, ...], Field(min_length=2)]
+    """The weights. One whose section is off takes no share."""
+    total: Annotated[float, Field(gt=0)] = 1.0
+    """Their sum."""
+
+
+class ObjectiveSpec(Section):
+    """What makes one trial better than another."""
+
+    metric: Annotated[str, Field(min_length=1)]
+    """A name from metrics.jsonl such as `retrieval/val/r_mean` (its best evaluation), or `cost/gpu_hours`."""
+    direction: Literal["maximize", "minimize"]
+    """Whether more of it is better."""
+
+
+class ConstraintSpec(Section):
+    """What a trial must keep to be counted; others are recorded and passed over."""
+
+    metric: Annotated[str, Field(min_length=1)]
+    """As an objective's."""
+    at_most: float | None = None
+    """Give this or `at_least`."""
+    at_least: float | None = None
+    """Give this or `at_most`."""
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give exactly one of `at_most` and `at_least`")
+        return self
+
+
+class TpeSampler(Section):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), all parameters together; it knows what still runs."""
+
+    name: Literal["tpe"] = "tpe"
+    """The default."""
+    startup_trials: Count = 10
+    """Drawn at random before it learns."""
+
+
+class GpSampler(Section):
+    """Gaussian process with expected improvement: few, expensive trials of up to about a dozen parameters."""
+
+    name: Literal["gp"]
+    """Bayesian optimisation."""
+    startup_trials: Count = 10
+    """Drawn at random before it learns."""
+
+
+class CmaesSampler(Section):
+    """CMA-ES (Hansen 2016): many trials over numbers that depend on each other; choices are drawn at random."""
+
+    name: Literal["cmaes"]
+    """Evolution strategy."""
+    startup_trials: Count = 1
+    """Drawn at random before it learns."""
+
+
+class QmcSampler(Section):
+    """Sobol's sequence: spreads points more evenly than chance does."""
+
+    name: Literal["qmc"]
+    """Quasi-Monte Carlo."""
+
+
+class RandomSampler(Section):
+    """Independent draws (Bergstra & Bengio 2012)."""
+
+    name: Literal["random"]
+    """The baseline of every sampler."""
+
+
+class GridSampler(Section):
+    """Every combination once."""
+
+    name: Literal["grid"]
+    """Exhaustive."""
+    points: Annotated[int, Field(ge=2)] = 5
+    """Values of each range, its limits included; of whole numbers no more than there are."""
+
+
+class Nsga2Sampler(Section):
+    """NSGA-II (Deb et al. 2002): a population for several objectives."""
+
+    name: Literal["nsga2"]
+    """Genetic."""
+    population_size: Annotated[int, Field(ge=2)] = 50
+    """Trials of one generation."""
+
+
+Sampler = Annotated[
+    TpeSampler | GpSampler | CmaesSampler | QmcSampler | RandomSampler | GridSampler | Nsga2Sampler,
+    Field(discriminator="name"),
+]
+
+
+class HyperbandPruner(Section):
+    """Hyperband (Li et al. 2018): brackets of successive halving, from bold to patient."""
+
+    name: Literal["hyperband"]
+    """A good default where early evaluations tell something."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many goes on from rung to rung."""
+
+
+class AshaPruner(Section):
+    """Asynchronous successive halving (Li et al. 2020)."""
+
+    name: Literal["asha"]
+    """One bracket of Hyperband, the boldest."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many goes on from rung to rung."""
+    first_evaluations: Count = 1
+    """Evaluations before the first rung."""
+
+
+class MedianPruner(Section):
+    """Ends a trial whose best so far is worse than the median of the others at the same evaluation."""
+
+    name: Literal["median"]
+    """Simple and patient."""
+    startup_trials: Count = 5
+    """Trials that are never pruned, since they are what the others are compared with."""
+    first_evaluations: Annotated[int, Field(ge=0)] = 0
+    """Evaluations before anything is pruned."""
+
+
+class WilcoxonPruner(Section):
+    """Ends a trial whose seeds do worse than the best trial's, by a signed-rank test over seeds."""
+
+    name: Literal["wilcoxon"]
+    """For `seeds`."""
+    p: Annotated[Fraction, Field(gt=0)] = 0.1
+    """Smaller prunes less."""
+
+
+Pruner = Annotated[
+    HyperbandPruner | AshaPruner | MedianPruner | WilcoxonPruner,
+    Field(discriminator="name"),
+]
+
+
+class SweepSpec(Section):
+    """A study: trials of one experiment, its keys drawn from `space`. Trial 0 is the experiment as it is."""
+
+    name: SafeName
+    """What the study is called: the same name is the same study, and running it again continues it."""
+    experiment: LocalPath
+    """The experiment that is varied."""
+    variant: SafeName | None = None
+    """Which of its variants, where it has several."""
+    changes: dict[KeyPath, Scalar] = Field(default_factory=dict)
+    """Keys of the experiment set for all trials, trial 0 included: fewer steps, for instance."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] | None = None
+    """Every trial is run with each of these and judged by the mean; null takes the experiment's own seed."""
+    objective: Annotated[tuple[ObjectiveSpec, ...], Field(min_length=1)]
+    """One, or a list of several for a Pareto front."""
+    constraints: tuple[ConstraintSpec, ...] = ()
+    """What every trial must keep."""
+    space: dict[KeyPath, ParameterSpec] = Field(default_factory=dict)
+    """Keys of the experiment and what each may be."""
+    simplex: tuple[SimplexSpec, ...] = ()
+    """Weights that share a fixed sum, beside `space`."""
+    points: tuple[dict[KeyPath, Scalar], ...] = ()
+    """Further trials to begin with: values of some keys of the space; the others as in the experiment."""
+    sampler: Sampler = TpeSampler()
+    """How the next trial is chosen."""
+    sampler_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides the sampler's draws; with several workers their order decides, too."""
+    pruner: Pruner | None = None
+    """Which trials end early; null lets all finish."""
+    num_trials: Count
+    """Trials of the study, trial 0 and ended ones included."""
+    num_workers: Count = 1
+    """Trials at the same time: processes here, or tasks of a SLURM array, as the experiment's `launch` says."""
+    trials_per_gpu: Count = 1
+    """Trials that share one GPU."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """No trial starts later than this after `tclx sweep`; what runs is finished."""
+    storage: StorageUrl | None = None
+    """Where Optuna keeps the study; null is a journal file in the study's folder."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.space and not self.simplex:
+            raise ValueError("a sweep needs a `space` (or a `simplex`): the keys that vary")
+        if self.pruner is not None and len(self.objective) > 1:
+            raise ValueError("a pruner needs a single objective: Optuna compares one value; give `pruner: null`")
+        if isinstance(self.pruner, WilcoxonPruner) and len(self.seeds or ()) < 2:
+            raise ValueError("the Wilcoxon pruner compares seeds: give at least two `seeds`")
+        return self
+
+    @field_validator("storage", mode="after")
+    @classmethod
+    def _without_password(cls, storage: str | None) -> str | None:
+        if storage is not None and urlsplit(storage).password is not None:
+            raise ValueError("a password never stands in a spec: take it out of the URL; PGPASSWORD or ~/.pgpass has it")
+        return storage

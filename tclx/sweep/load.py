@@ -1,0 +1,265 @@
+"""Is a sweep file right? YAML -> a checked sweep with its base experiment, before anything is tried.
+
+Every key of the space is looked up in the experiment's schema, and the experiment is planned with each outermost value, so that
+what the schema, the bounds or the rules between sections forbid is found here and not by trial 57.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tclx.data.facts import collect_facts
+from tclx.errors import InputError, Location, Problem
+from tclx.launch.order import PlannedRun, plan_runs
+from tclx.plan import DataFacts, make_plan, run_id
+from tclx.spec.experiment import ExperimentSpec, InitSpec
+from tclx.spec.fields import Place, nearest
+from tclx.spec.layers import SET, entries, override_tree, path_problem
+from tclx.spec.load import places_of
+from tclx.spec.resolve import with_absolute_paths, with_default_kinds
+from tclx.spec.sweep import SweepSpec
+from tclx.spec.validation import problems_of
+from tclx.spec.yaml import Node, read_yaml
+from tclx.sweep import space
+from tclx.sweep.metrics import is_evaluated, metric_names
+
+SWEEP = Place(sections=(SweepSpec,))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: everything that a worker needs, wherever it runs."""
+
+    spec: SweepSpec
+    base: ExperimentSpec
+    """Trial 0: the experiment with the sweep's `changes`."""
+    needs: str | None
+    """Id of the run whose weights all trials start from."""
+    facts: DataFacts
+    """Of the base's data."""
+
+    @property
+    def base_tree(self) -> dict[str, Any]:
+        tree: dict[str, Any] = self.base.model_dump(mode="json")
+        return tree
+
+    def seeds(self) -> tuple[int, ...]:
+        """Of every trial's runs."""
+        return self.spec.seeds or (self.base.seed,)
+
+    def planned(self, drawn: Mapping[str, Any]) -> list[PlannedRun]:
+        """The runs of a trial with these parameters, one a seed.
+
+        Raises:
+            InputError: together they make no experiment that can run.
+        """
+        tree = space.with_values(self.base_tree, space.values_of(drawn, self.spec))
+        return [self._planned(tree, seed) for seed in self.seeds()]
+
+    def _planned(self, tree: dict[str, Any], seed: int) -> PlannedRun:
+        try:
+            spec = ExperimentSpec.model_validate_json(json.dumps({**tree, "seed": seed}))
+        except ValidationError as error:
+            raise InputError(*problems_of(error, _as_node({**tree, "seed": seed}))) from error
+        facts = self.facts if spec.data == self.base.data else collect_facts(spec.data)
+        plan = make_plan(spec, facts)
+        if self.needs is not None:  # as the run's own planning does: the weights' run id stands for them
+            identity = spec.model_copy(update={"init": InitSpec(experiment=self.needs)})
+            plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
+        return PlannedRun(spec, plan, None, asked_for=True)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, backend: str | None = None) -> Sweep:
+    """Read and check a sweep file.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` for keys of the sweep's own root.
+        runs_dir: where runs are kept, hence where an `init.experiment` finds its weights.
+        backend: replaces the experiment's launch section by this backend's defaults.
+
+    Raises:
+        InputError: with every problem, each at its line.
+    """
+    tree = Node({**entries(_mapping(path)), **entries(override_tree(overrides, SWEEP))}, SET)
+    spec, origins = _read(tree)
+    base = _base(spec, origins, runs_dir, backend)
+    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data))
+    if problems := list(dict.fromkeys(_problems(sweep))):
+        raise InputError(*(problem._replace(where=problem.where or _place(problem.key, origins)) for problem in problems))
+    return sweep
+
+
+def _mapping(path: Path) -> Node:
+    node = read_yaml(path)
+    if not isinstance(node.value, dict):
+        raise InputError(Problem("", "a sweep is keys and values", "start with `name: ...`", node.where))
+    return node
+
+
+def _read(tree: Node) -> tuple[SweepSpec, Mapping[str, Location]]:
+    problems: list[Problem] = []
+    objective = entries(tree).get("objective")
+    if objective is not None and isinstance(objective.value, dict):
+        tree = Node({**entries(tree), "objective": Node((objective,), objective.where)}, tree.where)
+    tree = with_absolute_paths(with_default_kinds(tree, SWEEP), problems, SWEEP)
+    try:
+        spec = SweepSpec.model_validate_json(json.dumps(tree.plain()))
+    except ValidationError as error:
+        problems += problems_of(error, tree, SWEEP)
+    if problems:
+        raise InputError(*problems)
+    return spec, dict(places_of(tree))
+
+
+def _base(spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None) -> PlannedRun:
+    """Trial 0's run; what it starts from has to be there already."""
+    path = Path(spec.experiment)
+    changes = [f"{key}={json.dumps(value)}" for key, value in spec.changes.items()]
+    launch = [f"launch={{backend: {backend}}}"] if backend else []
+    try:
+        runs = [run for run in plan_runs([path], [*launch, *changes], runs_dir=runs_dir) if run.asked_for]
+    except InputError as error:
+        raise InputError(*(_in_sweep(problem, origins) for problem in error.problems)) from error
+    matching = [run for run in runs if spec.variant in (None, run.spec.variant)]
+    variants = list(dict.fromkeys(run.spec.variant for run in runs))
+    if not matching:
+        named = ", ".join(str(variant) for variant in variants if variant) or "none"
+        raise InputError(
+            Problem("variant", f"{path.name} has no variant `{spec.variant}`", f"it has {named}", origins.get("variant"))
+        )
+    if len({run.spec.variant for run in matching}) > 1:
+        named = ", ".join(str(variant) for variant in variants)
+        raise InputError(
+            Problem("variant", f"{path.name} has several variants", f"name one of {named}", origins.get("experiment"))
+        )
+    return matching[0]
+
+
+def _in_sweep(problem: Problem, origins: Mapping[str, Location]) -> Problem:
+    """A problem of the experiment; one that the sweep's `changes` made is at their line."""
+    place = f"changes.{problem.key}"
+    if place in origins:
+        return problem._replace(key=place, where=origins[place])
+    return (
+        problem
+        if problem.where
+        else problem._replace(key="experiment", message=f"{problem.key}: {problem.message}", where=origins["experiment"])
+    )
+
+
+def _problems(sweep: Sweep) -> Iterator[Problem]:
+    unknown = list(_unknown_keys(sweep.spec))
+    yield from unknown
+    yield from _metric_problems(sweep)
+    yield from _twice(sweep.spec)
+    if unknown:
+        return
+    outside = list(_outside(sweep))
+    yield from outside
+    if not outside:
+        yield from _impossible(sweep)
+
+
+def _unknown_keys(spec: SweepSpec) -> Iterator[Problem]:
+    places = [("space", key) for key in spec.space]
+    places += [(f"simplex[{index}].keys", key) for index, simplex in enumerate(spec.simplex) for key in simplex.keys]
+    for where, key in places:
+        found = path_problem(key)
+        shown = f"space.{key}" if where == "space" else where
+        if found is not None:
+            yield found._replace(
+                key=shown, message=f"the experiment has no `{key}`" if where != "space" else found.message, where=None
+            )
+        elif key in ("name", "seed", "variant") or key.startswith(("launch", "tracking", "init")):
+            yield Problem(shown, f"`{key}` changes no result, or is not the sweep's to change", "leave it out")
+    for index, point in enumerate(spec.points):
+        for key in point:
+            if key not in spec.space:
+                match = nearest(key, spec.space)
+                yield Problem(f"points[{index}].{key}", "is not in the space", f"did you mean `{match}`?" if match else None)
+
+
+def _twice(spec: SweepSpec) -> Iterator[Problem]:
+    varied = [*spec.space, *(key for simplex in spec.simplex for key in simplex.keys)]
+    for key in dict.fromkeys(key for key in varied if varied.count(key) > 1):
+        yield Problem("simplex", f"`{key}` is drawn twice", "a key stands once in `space` or in a `simplex`")
+
+
+def _metric_problems(sweep: Sweep) -> Iterator[Problem]:
+    known = metric_names(sweep.base)
+    asked = [(f"objective[{index}].metric", objective.metric) for index, objective in enumerate(sweep.spec.objective)]
+    asked += [(f"constraints[{index}].metric", constraint.metric) for index, constraint in enumerate(sweep.spec.constraints)]
+    for key, metric in asked:
+        if metric not in known:
+            yield Problem(key, f"no run of this experiment has `{metric}`", _metric_hint(sweep, metric, known))
+        elif metric.startswith("loss/") and sweep.spec.space.get(f"objectives.{metric.removeprefix('loss/')}"):
+            yield Problem(key, f"`{metric}` is missing where the sweep switches that term off", "aim at what every trial has")
+    first = sweep.spec.objective[0].metric
+    if sweep.spec.pruner is not None and not is_evaluated(first) and sweep.spec.pruner.name != "wilcoxon":
+        yield Problem("pruner", f"`{first}` is known at the end only, so nothing can be pruned by it", "pruner: null")
+
+
+def _metric_hint(sweep: Sweep, metric: str, known: Sequence[str]) -> str:
+    at_end, during = sweep.base.evaluation.at_end, sweep.base.evaluation.during_training
+    if at_end is not None and at_end != during and metric.startswith(f"retrieval/{at_end}/"):
+        return f"`{at_end}` is looked at once, at the end; choose by a split of evaluation.during_training"
+    match = nearest(metric, known)
+    return f"did you mean `{match}`?" if match else "known: " + ", ".join(known)
+
+
+def _outside(sweep: Sweep) -> Iterator[Problem]:
+    """Trial 0 and the further points must lie in the space."""
+    tree = sweep.base_tree
+    try:
+        space.parameters_at(tree, sweep.spec)
+    except space.OutsideSpace as outside:
+        key = outside.key if outside.key in sweep.spec.space else ""
+        yield Problem(f"space.{key}" if key else "simplex", outside.why, outside.hint)
+        return
+    for index, point in enumerate(sweep.spec.points):
+        try:
+            space.parameters_at(space.with_values(tree, point_values(point)), sweep.spec)
+        except space.OutsideSpace as outside:
+            yield Problem(f"points[{index}]", f"{outside.key}: {outside.why}", outside.hint)
+
+
+def point_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point as values: its switches say `on` or `off`."""
+    words = {space.ON: {}, space.OFF: None}
+    return {key: words.get(value, value) if isinstance(value, str) else value for key, value in point.items()}
+
+
+def _impossible(sweep: Sweep) -> Iterator[Problem]:
+    """What the experiment refuses, tried with every outermost value, alone."""
+    tree = sweep.base_tree
+    for key, value in space.extremes(sweep.spec):
+        changed = space.with_values(tree, {key: value})
+        try:
+            sweep._planned(changed, sweep.seeds()[0])
+        except InputError as error:
+            shown = "off" if value is None else "on" if value == {} else json.dumps(value)
+            for problem in error.problems:
+                yield Problem(f"space.{key}", f"with {shown}, {problem.key}: {problem.message}", problem.hint)
+
+
+def _place(key: str, origins: Mapping[str, Location]) -> Location | None:
+    """Where a key of the sweep was written, or the nearest section around it."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0] if "." in key else key.rpartition("[")[0]
+    return origins.get(key)
+
+
+def _as_node(tree: Any) -> Node:
+    """A resolved experiment for messages, without lines."""
+    if isinstance(tree, dict):
+        return Node({key: _as_node(value) for key, value in tree.items()}, SET)
+    if isinstance(tree, list):
+        return Node(tuple(_as_node(value) for value in tree), SET)
+    return Node(tree, SET)

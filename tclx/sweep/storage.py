@@ -1,0 +1,139 @@
+"""Where does Optuna keep a study? In a journal file that survives a kill or a full disk in mid-write, or in a database."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file
+
+from tclx.errors import MachineError
+from tclx.runs import machine_error
+
+LOCK_SECONDS = 10
+"""A lock that is held longer is a dead process's; a write takes milliseconds."""
+
+PATIENCE_SECONDS = 180.0
+"""A database is restarted, and a disk cleaned up, within minutes."""
+
+Answer = TypeVar("Answer")
+
+
+class HealingJournalFile(JournalFileBackend):
+    """Optuna's journal, whose last line may be torn: what was never complete is cut off before the next line is written.
+
+    The stock file appends to a torn line, and from then on nobody can read the study.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=LOCK_SECONDS))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Whole lines or nothing.
+
+        Raises:
+            OSError: the disk is full, for instance; the journal is what it was.
+        """
+        data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with get_lock_file(self._lock), Path(self._file_path).open("r+b") as file:
+            end = _end_of_lines(file)
+            file.truncate(end)
+            file.seek(end)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
+
+
+def _end_of_lines(file: Any) -> int:
+    """The offset behind the last complete line."""
+    end = int(file.seek(0, os.SEEK_END))
+    while end:
+        start = max(0, end - 65_536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def open_storage(url: str | None, journal: Path) -> BaseStorage:
+    """The study's storage.
+
+    Args:
+        url: of a database; None is the journal file.
+        journal: that file's place.
+
+    Raises:
+        MachineError: the database cannot be reached, its driver is missing, or the file cannot be written.
+    """
+    if url is None:
+        try:
+            return JournalStorage(HealingJournalFile(journal))
+        except OSError as error:
+            raise machine_error(error, f"could not open {journal}") from error
+    try:
+        return RDBStorage(_with_driver(url))
+    except ImportError as error:
+        raise MachineError(f"storage: the database's driver is missing ({error}): pip install 'tclx[postgres]'") from error
+    except Exception as error:  # every driver has its own; none of them is a bug of ours before the first query
+        raise MachineError(f"storage: cannot open {url}: {_first_line(error)}") from error
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0]
+
+
+def patiently(call: Callable[[], Answer], *, say: Callable[[str], None] = lambda line: None) -> Answer:
+    """Ask again for a while when the storage does not answer: databases are restarted, disks fill up and are cleaned.
+
+    Raises:
+        MachineError: it has not come back.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    wait = 0.5
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _is_outage(error):
+                raise
+            if time.monotonic() > deadline:
+                raise MachineError(
+                    f"the study's storage has not answered for {PATIENCE_SECONDS:g} s: {_first_line(error)}"
+                ) from error
+            say(f"the study's storage does not answer ({_first_line(error)}); trying again")
+        time.sleep(wait)
+        wait = min(2 * wait, 10.0)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the storage is away, rather than asked for something wrong."""
+    from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+    if isinstance(error, optuna.exceptions.StorageInternalError | OSError | DBAPIError | InvalidRequestError):
+        return True
+    # Optuna's RDB storage trips over its own clean-up when a connection is lost inside a transaction.
+    return isinstance(error, UnboundLocalError) and isinstance(error.__context__, DBAPIError)
+
+
+def quieten() -> None:
+    """Optuna's log speaks of trials that our own lines speak of; what is experimental in it is our choice."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -1,0 +1,244 @@
+"""What happens in one trial? Its runs are trained, one a seed; their evaluations are reported; it is told how it ended.
+
+A trial is in Optuna's storage before anything of it is on disk, and is told to Optuna after everything is. So whoever finds it
+running without a living worker can go on: its parameters are in the storage, its training in the run folders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from tclx.errors import InputError, MachineError
+from tclx.launch.order import PlannedRun
+from tclx.launch.prepare import Outcome, check_pictures, is_held, prepare
+from tclx.launch.slots import Slot, take
+from tclx.runs import RunFolder
+from tclx.sweep import metrics, process, space
+from tclx.sweep.claims import Claim
+from tclx.sweep.load import Sweep
+from tclx.sweep.storage import patiently
+from tclx.sweep.study import StudyFolder
+
+POLL_SECONDS = 0.05
+LOOK_SECONDS = 0.5
+"""Between two looks at what a run has written."""
+
+MOST_DEATHS = 2
+"""A trial whose worker dies so often without getting on fails: what kills it kills the next worker, too."""
+
+
+class Stopped(Exception):
+    """The worker was asked to stop; the trial is saved and still running as Optuna sees it."""
+
+
+class _Pruned(Exception):
+    """The pruner has ended the trial."""
+
+
+class _Failed(Exception):
+    """The trial cannot go on, for this reason."""
+
+
+class Worker(NamedTuple):
+    """What a trial needs of the worker that runs it."""
+
+    study: optuna.Study
+    sweep: Sweep
+    folder: StudyFolder
+    say: Callable[[str], None]
+    stopping: Callable[[], bool]
+
+
+def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
+    """Train a trial to one of its ends, from where it stands.
+
+    Args:
+        trial: asked for, or taken over.
+        claim: this worker's on it.
+        worker: who runs it.
+
+    Raises:
+        Stopped: the worker is to stop; the trial goes on later, here or elsewhere.
+        MachineError: the storage is away, or a disk is full: not the trial's fault.
+    """
+    try:
+        if claim.deaths >= MOST_DEATHS:
+            raise _Failed(f"its worker died {claim.deaths + 1} times at the same step")
+        runs = _planned(trial, worker)
+        return _tell(trial, _train_all(trial, runs, claim, worker), runs, worker)
+    except _Pruned as pruned:
+        return _end(trial, TrialState.PRUNED, str(pruned), worker)
+    except _Failed as failed:
+        return _end(trial, TrialState.FAIL, str(failed), worker)
+
+
+def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
+    drawn = patiently(lambda: space.draw(trial, worker.sweep.spec))
+    try:
+        runs = worker.sweep.planned(drawn)
+    except InputError as error:
+        raise _Failed(str(error)) from error
+    values = {key: "on" if value == {} else value for key, value in space.values_of(drawn, worker.sweep.spec).items()}
+    patiently(lambda: trial.set_user_attr("values", values))
+    patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in runs]))
+    return runs
+
+
+def _train_all(trial: Trial, runs: list[PlannedRun], claim: Claim, worker: Worker) -> list[RunFolder]:
+    """The finished runs of all seeds; the first one's evaluations are what the pruner sees."""
+    pruner = worker.sweep.spec.pruner
+    over_seeds = pruner is not None and pruner.name == "wilcoxon"
+    objective = worker.sweep.spec.objective[0]
+    finished: list[RunFolder] = []
+    for number, run in enumerate(runs):
+        folder = RunFolder(worker.folder.runs_dir / run.plan.run_id)
+        reports = (
+            metrics.is_evaluated(objective.metric) and number == 0 and not over_seeds and len(worker.sweep.spec.objective) == 1
+        )
+
+        def look(folder: RunFolder = folder, reports: bool = reports) -> None:
+            if reports:
+                _report(trial, list(metrics.curve(folder, objective.metric).values()), worker)
+
+        _train(run, folder, look, claim, worker)
+        finished.append(folder)
+        if over_seeds:
+            _report(trial, [metrics.figure(one, objective) for one in finished], worker)
+    return finished
+
+
+def _report(trial: Trial, values: list[float], worker: Worker) -> None:
+    """Tell Optuna what is new, and ask whether the trial is worth going on.
+
+    Raises:
+        _Pruned: it is not.
+    """
+    known = len(_reported(trial))
+    for step, value in enumerate(values[known:], known + 1):
+        patiently(lambda step=step, value=value: trial.report(value, step))  # type: ignore[misc]
+        if worker.sweep.spec.pruner is not None and patiently(trial.should_prune):
+            raise _Pruned(f"after evaluation {step}: {worker.sweep.spec.objective[0].metric} {value:.4g}")
+
+
+def _reported(trial: Trial) -> Mapping[int, float]:
+    return patiently(lambda: trial.storage.get_trial(trial._trial_id).intermediate_values)
+
+
+def _train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: Claim, worker: Worker) -> None:
+    """One run to its end, watched.
+
+    Raises:
+        Stopped, _Pruned, _Failed, MachineError.
+    """
+    takes_over = claim.starts > 1
+    while True:
+        state = folder.read_state() if folder.path.exists() else None
+        if state is not None and state.status == "finished":
+            look()
+            return
+        if takes_over or not is_held(folder):
+            break
+        _wait(worker)  # somebody trains this very run: another trial, or a person
+    slot = _slot(run, worker)
+    try:
+        check_pictures([run], runs_dir=worker.folder.runs_dir, again=False, say=worker.say)
+        prepare(run, folder)
+        started = process.start(run, folder, environment=_environment(slot), takes_over=takes_over)
+        outcome = _watch(started, look, worker)
+    except InputError as error:
+        raise _Failed(str(error)) from error
+    finally:
+        slot.release()
+    look()
+    if outcome.ending == "finished":
+        return
+    if outcome.ending == "interrupted":
+        raise Stopped(outcome.reason)
+    if outcome.exit_code == MachineError.exit_code:
+        raise MachineError(outcome.reason or "the machine cannot go on")
+    raise _Failed(outcome.reason or "failed without a word")
+
+
+def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker) -> Outcome:
+    """Until the run has ended; a pruned one is asked to save and stop first.
+
+    Raises:
+        _Pruned: the pruner has ended it.
+    """
+    pruned: _Pruned | None = None
+    asked = False
+    looked_at = time.monotonic()
+    while (exit_code := started.exit_code()) is None:
+        time.sleep(POLL_SECONDS)
+        if pruned is None and time.monotonic() - looked_at > LOOK_SECONDS:
+            looked_at = time.monotonic()
+            try:
+                look()
+            except _Pruned as decided:
+                pruned = decided
+        if (worker.stopping() or pruned is not None) and not asked:
+            asked = True
+            started.stop()
+    outcome = started.outcome(exit_code)
+    if pruned is not None:
+        with suppress(MachineError):
+            _note_pruned(started.folder, str(pruned))
+        raise pruned
+    return outcome
+
+
+def _note_pruned(folder: RunFolder, reason: str) -> None:
+    """`tclx status` says of the run why it stopped; one that finished in the meantime keeps its word."""
+    state = folder.read_state()
+    if state is not None and state.status == "interrupted":
+        folder.write_state(replace(state, reason=f"pruned {reason}"))
+
+
+def _slot(run: PlannedRun, worker: Worker) -> Slot:
+    while (slot := take(run, sharing=worker.sweep.spec.trials_per_gpu)) is None:
+        _wait(worker)
+    return slot
+
+
+def _wait(worker: Worker) -> None:
+    if worker.stopping():
+        raise Stopped("stopped while it waited")
+    time.sleep(LOOK_SECONDS)
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {}
+
+
+def _tell(trial: Trial, finished: list[RunFolder], runs: list[PlannedRun], worker: Worker) -> TrialState:
+    """The mean over the seeds of every objective, and how far every constraint is from being broken."""
+    sweep = worker.sweep.spec
+    try:
+        values = [metrics.mean([metrics.figure(folder, objective) for folder in finished]) for objective in sweep.objective]
+        margins = {}
+        for constraint in sweep.constraints:
+            reached = metrics.mean([metrics.last_figure(folder, constraint.metric) for folder in finished])
+            margin = reached - constraint.at_most if constraint.at_most is not None else (constraint.at_least or 0.0) - reached
+            margins[constraint.metric] = margin
+    except KeyError as missing:
+        raise _Failed(f"its runs have no {missing.args[0]}") from missing
+    for metric, margin in margins.items():
+        patiently(lambda metric=metric, margin=margin: trial.set_constraint(metric, margin))  # type: ignore[misc]
+    patiently(lambda: worker.study.tell(trial, values, skip_if_finished=True))
+    shown = ", ".join(f"{objective.metric} {value:.4g}" for objective, value in zip(sweep.objective, values, strict=True))
+    worker.say(f"trial {trial.number}: {shown}")
+    return TrialState.COMPLETE
+
+
+def _end(trial: Trial, state: TrialState, reason: str, worker: Worker) -> TrialState:
+    patiently(lambda: trial.set_user_attr("reason", reason))
+    patiently(lambda: worker.study.tell(trial, state=state, skip_if_finished=True))
+    worker.say(f"trial {trial.number}: {'pruned' if state == TrialState.PRUNED else 'failed'}: {reason}")
+    return state

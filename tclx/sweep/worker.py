@@ -1,0 +1,181 @@
+"""What does a sweep's worker do? `python -m tclx.sweep.worker STUDY_FOLDER`: a trial after the other, until none is left.
+
+Workers are equals, without a coordinator. Each first looks for a trial whose worker is gone, and goes on with it; else it asks
+Optuna for the next one, as long as there are some to try.
+
+| exit code | why |
+|---|---|
+| 0 | nothing is left to try that nobody works on |
+| 75 | asked to stop; the trial is saved |
+| 1, 2, 3 | a `TclxError`'s own code |
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tclx.errors import MachineError, TclxError
+from tclx.launch.local import worker_environment
+from tclx.runs import RunFolder
+from tclx.sweep import claims
+from tclx.sweep.claims import Claim
+from tclx.sweep.load import Sweep
+from tclx.sweep.storage import patiently
+from tclx.sweep.study import StudyFolder, counted, open_study
+from tclx.sweep.trial import Stopped, Worker, run_trial
+from tclx.worker import INTERRUPTED_AND_SAVED
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+UNCLAIMED_SECONDS = 30.0
+"""A running trial that nobody claims is a worker's who died between asking and claiming."""
+
+MOST_FAILURES = 5
+"""So many failed trials and not a single good one: it is not the parameters."""
+
+
+def main(arguments: list[str]) -> int:
+    """Work on a study; returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m tclx.sweep.worker STUDY_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        return work(StudyFolder(Path(arguments[0])))
+    except TclxError as error:
+        say(f"error: {error}")
+        return error.exit_code
+
+
+def say(line: str) -> None:
+    """For whoever reads the worker's log."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+def work(folder: StudyFolder) -> int:
+    """Trial after trial; returns the exit code.
+
+    Raises:
+        InputError, MachineError: the study cannot be read, its storage is away, a disk is full.
+    """
+    sweep = folder.read_sweep()
+    _share_cores(sweep)
+    name = claims.new_worker()
+    with _stop_request() as stop, claims.living(folder, name):
+        # Its own seed: workers, and a worker that was started again, must not draw the same trials.
+        study = open_study(
+            folder, sweep, seed=int.from_bytes(os.urandom(4)) if sweep.spec.num_workers > 1 else _num_trials(folder)
+        )
+        worker = Worker(study, sweep, folder, say, stop.__bool__)
+        while not stop:
+            found = _next(worker, name)
+            if found is None:
+                return 0
+            trial, claim = found
+            say(f"trial {trial.number}: {'taken over' if claim.starts > 1 else 'begins'}")
+            try:
+                run_trial(trial, claim, worker)
+            except Stopped:
+                claims.release(folder, trial.number)
+                return INTERRUPTED_AND_SAVED
+            except MachineError:
+                claims.release(folder, trial.number)
+                raise
+        return INTERRUPTED_AND_SAVED
+
+
+def _num_trials(folder: StudyFolder) -> int:
+    """How far the study is: a single worker that is started again goes on with other draws, the same ones every time."""
+    return len(list(folder.claim(0).parent.glob("*.json")))
+
+
+def _share_cores(sweep: Sweep) -> None:
+    """Before the server that trials are forked from is started: torch reads it when it is imported."""
+    workers = sweep.spec.num_workers if sweep.base.launch.backend == "local" else 1
+    os.environ.update(worker_environment(sweep.base.launch.num_processes, workers))
+
+
+def _next(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
+    """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do."""
+    with worker.folder.lock():
+        trials = patiently(lambda: counted(worker.study))
+        for orphan in _orphans(trials[TrialState.RUNNING], worker.folder):
+            claim = claims.take(worker.folder, orphan.number, name, step=_saved_step(orphan, worker.folder))
+            return patiently(lambda: Trial(worker.study, orphan._trial_id)), claim
+        begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+        if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
+            return None
+        if _time_is_up(worker):
+            say("max_hours have passed: no further trial begins")
+            return None
+        if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
+            raise MachineError(_all_failed(trials[TrialState.FAIL]))
+        trial = patiently(worker.study.ask)
+        return trial, claims.take(worker.folder, trial.number, name, step=0)
+
+
+def _orphans(running: list[FrozenTrial], folder: StudyFolder) -> Iterator[FrozenTrial]:
+    for trial in running:
+        claim = claims.read_claim(folder, trial.number)
+        if (claim is not None and not claims.is_alive(folder, claim)) or (
+            claim is None
+            and trial.datetime_start is not None
+            and time.time() - trial.datetime_start.timestamp() > UNCLAIMED_SECONDS
+        ):
+            yield trial
+
+
+def _saved_step(trial: FrozenTrial, folder: StudyFolder) -> int:
+    """Steps that the trial's runs have saved, all seeds together."""
+    states = [RunFolder(folder.runs_dir / run_id).read_state() for run_id in trial.user_attrs.get("runs", [])]
+    return sum(state.step for state in states if state is not None)
+
+
+def _is_exhausted(study: optuna.Study) -> bool:
+    return isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study)
+
+
+def _time_is_up(worker: Worker) -> bool:
+    limit = worker.sweep.spec.max_hours
+    return limit is not None and worker.folder.hours_since_start() >= limit
+
+
+def _all_failed(failed: list[FrozenTrial]) -> str:
+    last = failed[-1].user_attrs.get("reason", "no reason is known")
+    return f"the first {len(failed)} trials have failed, so the sweep stops; the last one: {last}"
+
+
+class _StopRequest:
+    """Whether somebody asked this worker to stop."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self, number: int, frame: object) -> None:
+        self._asked = True
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+
+@contextmanager
+def _stop_request() -> Iterator[_StopRequest]:
+    request = _StopRequest()
+    before = {number: signal.signal(number, request.ask) for number in STOPPING}
+    try:
+        yield request
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
