@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tclx import __version__
-from tclx.cli import cancel, data, doctor, evaluate, logs, plan, results, resume, run, schema, status, weights
+from tclx.cli import cancel, data, doctor, evaluate, logs, plan, results, resume, run, schema, status, sweep, weights
 from tclx.cli.console import print_error
 from tclx.errors import TclxError
 
@@ -49,6 +49,7 @@ def about(
 
 
 app.command(epilog=run.EXAMPLE)(run.run)
+app.add_typer(sweep.app, name="sweep")
 app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=logs.EXAMPLE)(logs.logs)

@@ -64,7 +64,7 @@ def print_statuses(statuses: Sequence[RunStatus]) -> None:
             status.folder.run_id,
             status.standing,
             f"{status.step}/{status.total_steps}",
-            _duration(status.eta_seconds),
+            duration(status.eta_seconds),
             f"{status.metrics['loss/total']:.3f}" if "loss/total" in status.metrics else "-",
             status.job_id or "-",
             status.node or "-",
@@ -111,7 +111,7 @@ def _lines(status: RunStatus) -> list[tuple[str, Any]]:
         ("state", status.standing),
         ("reason", status.reason),
         ("step", f"{status.step}/{status.total_steps}"),
-        ("ETA", _duration(status.eta_seconds) if status.eta_seconds is not None else None),
+        ("ETA", duration(status.eta_seconds) if status.eta_seconds is not None else None),
         ("job", status.job_id),
         ("node", status.node),
         ("restarts", status.restarts or None),
@@ -124,7 +124,8 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Minutes and seconds, or hours and minutes; `-` where it is not known."""
     if seconds is None:
         return "-"
     minutes, hours = int(seconds // 60), int(seconds // 3600)

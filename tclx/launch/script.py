@@ -30,6 +30,8 @@ def batch_script(
     code: Path | None,
     num_runs: int,
     after: str | None = None,
+    module: str = "tclx.launch.task",
+    one_task: bool = False,
 ) -> str:
     """The sbatch script of some runs: one job, or an array.
 
@@ -40,12 +42,16 @@ def batch_script(
         code: where the tclx to run lies; None is the one that is installed.
         num_runs: tasks of the array; 1 is a plain job.
         after: id of a job that must have finished.
+        module: what each task runs, with `rank` before the shell goes on and with `after` when it does.
+        one_task: one task has all of a node's processors and GPUs; otherwise each training process is a task.
     """
     python = launch.python or shlex.quote(sys.executable)  # the spec's has no blanks, and its `~` is for the node's shell
-    task = f"{python} -m tclx.launch.task"
+    task = f"{python} -m {module}"
+    tasks = 1 if one_task else launch.processes_per_node
+    cpus_per_task = launch.cpus_per_task * launch.processes_per_node // tasks
     environment = [
         "export PYTHONSAFEPATH=1",
-        f"export SRUN_CPUS_PER_TASK={launch.cpus_per_task}",  # since SLURM 22.05 srun takes it from nowhere else
+        f"export SRUN_CPUS_PER_TASK={cpus_per_task}",  # since SLURM 22.05 srun takes it from nowhere else
         *([f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []),
         *([f"export GLOO_SOCKET_IFNAME={launch.network_interface} NCCL_SOCKET_IFNAME={launch.network_interface}"]
           if launch.network_interface else []),
@@ -60,8 +66,8 @@ def batch_script(
         constraint=launch.constraint,
         time=launch.time_limit_minutes,  # None leaves the partition's default
         nodes=launch.num_nodes,
-        ntasks_per_node=launch.processes_per_node,
-        cpus_per_task=launch.cpus_per_task,
+        ntasks_per_node=tasks,
+        cpus_per_task=cpus_per_task,
         gpus_per_node=launch.gpus_per_node or None,
         mem=f"{launch.memory_gb}G" if launch.memory_gb else None,
         signal_delay_s=launch.signal_seconds,

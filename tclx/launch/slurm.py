@@ -169,6 +169,20 @@ def squeue(job_ids: Iterable[str]) -> dict[str, JobState]:
     return {job.job_id: job for job in map(_parse_squeue, lines.splitlines()) if job}
 
 
+def squeue_by_name(names: Iterable[str]) -> list[JobState]:
+    """Jobs that wait, run or ended a few minutes ago and carry one of these names of ours.
+
+    Raises:
+        SlurmSilent, MachineError: as `call`.
+    """
+    wanted = set(names)
+    try:
+        lines = call(["squeue", "--noheader", "--array", "--states=all", f"--name={','.join(wanted)}", f"--format={_SQUEUE}"])
+    except SlurmRefused as error:
+        raise SlurmSilent(f"squeue: {error}") from error
+    return [job for job in map(_parse_squeue, lines.splitlines()) if job and job.name in wanted]
+
+
 _SQUEUE = "%i|%T|%N|%j|%r"
 
 

@@ -230,10 +230,11 @@ def _test(group: _Group, runs_dir: Path) -> None:
     try:
         slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=lambda line: None)
     except slurm.SlurmRefused as error:
-        raise InputError(_refusal(error)) from error
+        raise InputError(refusal(error)) from error
 
 
-def _refusal(error: slurm.SlurmRefused) -> Problem:
+def refusal(error: slurm.SlurmRefused) -> Problem:
+    """SLURM's words, and the key of the spec that they speak of."""
     words = str(error)
     key = next((key for word, key in _KEYS if word in words.lower()), "launch")
     return Problem(key, f"SLURM says: {words}", "sinfo shows partitions and limits")
@@ -287,7 +288,7 @@ def _sbatch_once(script: str, name: str, folders: Sequence[RunFolder], before: S
     except slurm.SlurmRefused as error:
         for folder, job in zip(folders, before, strict=True):
             hand_over(folder, job) if job is not None else folder.job.unlink()
-        raise InputError(_refusal(error)) from error
+        raise InputError(refusal(error)) from error
 
 
 def _job_to_wait_for(group: _Group, runs_dir: Path, statuses: dict[str, RunStatus]) -> str | None:

@@ -33,7 +33,7 @@ from tclx.worker import INTERRUPTED_AND_SAVED, print_into_log, work
 WAIT_TO_BE_ENDED_SECONDS = 300
 """SLURM ends a requeued job within seconds; to exit before would make it a completed one."""
 
-_SIGNALLED = 128
+SIGNALLED = 128
 """A shell's exit code of a program that a signal ended is this and the signal's number."""
 
 _SAME_STEP_LIMIT = 2
@@ -87,10 +87,11 @@ def run_rank(folder: RunFolder, submission: Path) -> int:
 
 def _attempt(environment: Mapping[str, str]) -> Attempt:
     restart = int(environment.get("SLURM_RESTART_COUNT") or "0")
-    return Attempt(f"job{_job_id(environment)}.{restart}", _job_id(environment), restart)
+    return Attempt(f"job{job_id_of(environment)}.{restart}", job_id_of(environment), restart)
 
 
-def _job_id(environment: Mapping[str, str]) -> str:
+def job_id_of(environment: Mapping[str, str]) -> str:
+    """This job's id, in an array with its index."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
@@ -139,7 +140,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     is_fresh = began and newest is not None and state.updated_at >= newest.started_at
     if is_fresh and state.status == "interrupted":
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
-    if not began and exit_code > _SIGNALLED:
+    if not began and exit_code > SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
     if not began:
         lines = "\n".join(last_lines(log))
@@ -153,16 +154,19 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
 
 
 def _batch_log(submission: Path, environment: Mapping[str, str]) -> Path:
-    return submission / f"{_job_id(environment)}_0_log.out"
+    return submission / f"{job_id_of(environment)}_0_log.out"
 
 
 def _is_cancelled(attempt: Attempt, folder: RunFolder) -> bool:
     """Whether somebody ended the job: scancel, or an administrator. A job that is to be preempted still runs."""
-    if folder.cancel.exists():
-        return True
+    return folder.cancel.exists() or is_ended_from_outside(attempt.job_id or "")
+
+
+def is_ended_from_outside(job_id: str) -> bool:
+    """Whether SLURM has the job as over while its own shell still asks."""
     for _ in range(3):
         try:
-            return slurm.job_state(attempt.job_id or "") not in ("RUNNING", "SUSPENDED", None)
+            return slurm.job_state(job_id) not in ("RUNNING", "SUSPENDED", None)
         except slurm.SlurmSilent:
             time.sleep(2)
     return False

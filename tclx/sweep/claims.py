@@ -43,6 +43,8 @@ def living(folder: StudyFolder, worker: str) -> Iterator[None]:
     path = folder.workers / worker
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(str(os.getpid()))
+        file.flush()
         try:
             with beating(path, every_seconds=BEAT_SECONDS):
                 yield
@@ -121,3 +123,12 @@ def living_workers(folder: StudyFolder) -> list[str]:
     """The workers that live, on whichever machine."""
     names = [path.name for path in folder.workers.glob("*@*")]
     return [name for name in names if is_alive(folder, Claim(name, name.partition("@")[2]))]
+
+
+def process_of(folder: StudyFolder, worker: str) -> tuple[int | None, str]:
+    """A worker's process id, and the machine on which it is one."""
+    try:
+        text = (folder.workers / worker).read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    return (int(text) if text.isdigit() else None), worker.partition("@")[2]

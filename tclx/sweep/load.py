@@ -232,7 +232,7 @@ def _outside(sweep: Sweep) -> Iterator[Problem]:
 
 def point_values(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as values: its switches say `on` or `off`."""
-    words = {space.ON: {}, space.OFF: None}
+    words: dict[str, Any] = {space.ON: {}, space.OFF: None}
     return {key: words.get(value, value) if isinstance(value, str) else value for key, value in point.items()}
 
 

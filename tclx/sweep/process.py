@@ -1,7 +1,8 @@
 """How does a worker train one run of a trial? In a process of its own, forked from a server that has imported everything.
 
-Importing torch, timm and transformers takes longer than a small trial, so it is done once a worker. Nothing of one trial is left
-to the next, and a trial that crashes takes nobody with it. Runs of several processes go through torchrun, which imports anew.
+Importing torch, timm and transformers takes longer than a small trial, so it is done once a worker. Nothing of one trial is
+left to the next, and a trial that crashes takes nobody with it. Runs of several processes go through torchrun, which imports
+anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tclx.runs import Attempt, RunFolder
 from tclx.worker import ATTEMPT, PRINT_INTO_LOG, print_into_log, work
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tclx.train.loop"])
+_SERVER.set_forkserver_preload(["tclx.train.loop", "tclx.sweep.worker"])  # the worker's module is every child's main module
 
 
 @dataclass(frozen=True)

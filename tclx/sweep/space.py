@@ -209,14 +209,15 @@ def _shares_at(tree: Tree, simplex: SimplexSpec, switches: Mapping[str, Any]) ->
     return {share_name(key): math.exp(-len(on) * weight / total) for key, weight in weights.items()}
 
 
-def extremes(sweep: SweepSpec) -> Iterator[tuple[str, Scalar | Tree]]:
+def extremes(sweep: SweepSpec) -> Iterator[tuple[str, Any]]:
     """Every key with each of its outermost values, one at a time: what a trial may come to try."""
     for key, parameter in sweep.space.items():
         limits = parameter.limits
         if limits is not None:
             yield from ((key, limit) for limit in limits)
         elif parameter.on_or_off:
-            yield from ((key, value) for value in (None, {}))
+            yield key, None
+            yield key, {}
         else:
             yield from ((key, choice) for choice in parameter.choices or ())
 

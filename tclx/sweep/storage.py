@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -56,9 +56,9 @@ class HealingJournalFile(JournalFileBackend):
                 raise
 
 
-def _end_of_lines(file: Any) -> int:
+def _end_of_lines(file: BinaryIO) -> int:
     """The offset behind the last complete line."""
-    end = int(file.seek(0, os.SEEK_END))
+    end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65_536)
         file.seek(start)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from tclx.errors import InputError, Problem
 from tclx.plan import DataFacts
 from tclx.runs import machine_error, write_atomically
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.fields import nearest
 from tclx.spec.sweep import (
     AshaPruner,
     CmaesSampler,
@@ -44,6 +46,7 @@ from tclx.spec.sweep import (
     TpeSampler,
     WilcoxonPruner,
 )
+from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
 from tclx.sweep.load import Sweep, point_values
 from tclx.sweep.storage import open_storage, patiently, quieten
@@ -80,6 +83,11 @@ class StudyFolder:
     @property
     def started(self) -> Path:
         return self.path / "started.json"
+
+    @property
+    def jobs(self) -> Path:
+        """JSON lines: what was submitted to SLURM, written before it was."""
+        return self.path / "jobs.jsonl"
 
     @property
     def workers(self) -> Path:
@@ -288,3 +296,44 @@ def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{key}.{name}" if key else name)
     elif tree is not None:
         yield key, tree
+
+
+# ------------------------------------------------------------------------------------------------------- found and set aside
+
+
+def find_study(named: str, runs_dir: Path) -> StudyFolder:
+    """The study of a sweep file, or of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(named)
+    name = named
+    if path.suffix in (".yaml", ".yml"):
+        node = read_yaml(path)
+        value = node.value.get("name") if isinstance(node.value, dict) else None
+        if value is None or not isinstance(value.value, str):
+            raise InputError(Problem("name", f"{path} names no sweep", where=node.where))
+        name = value.value
+    folder = StudyFolder.of(name, runs_dir)
+    if not folder.sweep.is_file():
+        others = sorted(found.parent.name for found in folder.path.parent.glob("*/sweep.json"))
+        match = nearest(name, others)
+        hint = f"did you mean `{match}`?" if match else f"there are {', '.join(others)}" if others else "tclx sweep begins one"
+        raise InputError(Problem("", f"no study `{name}` in {folder.path.parent}", hint))
+    return folder
+
+
+def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
+    """Keep an old study under another name, in its folder and in a database."""
+    number = next(number for number in count(1) if not folder.path.with_name(f"{folder.path.name}.old-{number}").exists())
+    kept = folder.path.with_name(f"{folder.path.name}.old-{number}")
+    if sweep.spec.storage is not None:
+        storage = open_storage(sweep.spec.storage, folder.journal)
+        names = optuna.get_all_study_names(storage)
+        if sweep.spec.name in names:
+            free = next(f"{sweep.spec.name}.old-{n}" for n in count(1) if f"{sweep.spec.name}.old-{n}" not in names)
+            optuna.copy_study(from_study_name=sweep.spec.name, from_storage=storage, to_storage=storage, to_study_name=free)
+            optuna.delete_study(study_name=sweep.spec.name, storage=storage)
+    folder.path.rename(kept)
+    return kept

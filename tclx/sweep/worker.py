@@ -107,9 +107,11 @@ def _next(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
     """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do."""
     with worker.folder.lock():
         trials = patiently(lambda: counted(worker.study))
-        for orphan in _orphans(trials[TrialState.RUNNING], worker.folder):
+        orphan = next(_orphans(trials[TrialState.RUNNING], worker.folder), None)
+        if orphan is not None:
+            trial_id = orphan._trial_id
             claim = claims.take(worker.folder, orphan.number, name, step=_saved_step(orphan, worker.folder))
-            return patiently(lambda: Trial(worker.study, orphan._trial_id)), claim
+            return patiently(lambda: Trial(worker.study, trial_id)), claim
         begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
         if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
             return None

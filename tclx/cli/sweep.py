@@ -1,0 +1,298 @@
+"""`tclx sweep`: search the best weights, temperatures, anything of an experiment; read what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say
+from tclx.cli.run import BackendChoice
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from tclx.sweep.load import Sweep
+    from tclx.sweep.study import StudyFolder
+    from tclx.sweep.summary import Summary
+
+EXAMPLE = "Example:  tclx sweep sweeps/loss_weights.yaml --set num_trials=10"
+
+
+class _RunIsDefault(TyperGroup):
+    """`tclx sweep FILE` stands for `tclx sweep run FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in ("-h", "--help", *self.commands):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunIsDefault,
+    no_args_is_help=True,
+    help="Search over an experiment's keys: `tclx sweep SWEEP.yaml` begins or continues a study.",
+    epilog=EXAMPLE,
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file.")]
+
+
+@app.command(epilog=EXAMPLE)
+def run(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    backend: BackendChoice = None,
+    again: Annotated[bool, typer.Option("--again", help="Begin the study anew; the old one is kept beside.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although the space or the experiment has changed since.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Here: return at once; workers outlive the terminal.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="On SLURM: wait and watch; Ctrl-C leaves the jobs running.")] = False,
+) -> None:
+    """Begin a study, or go on with it; print where it stands.
+
+    Trial 0 is the experiment itself. The same file is the same study: what has ended is never tried again, what was cut off
+    goes on from its checkpoints.
+    """
+    from tclx.sweep.load import load_sweep
+    from tclx.sweep.study import StudyFolder, create_study, set_aside
+
+    checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    folder = StudyFolder.of(checked.spec.name, runs_dir)
+    if again and folder.path.exists():
+        say(f"the earlier study is kept as {set_aside(folder, checked)}")
+    study = create_study(checked, folder, accept_changes=accept_changes)
+    raise typer.Exit(_work(checked, folder, study, detach=detach, follow=follow))
+
+
+def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: bool, follow: bool) -> int:
+    from tclx.sweep import local
+    from tclx.sweep.claims import living_workers
+    from tclx.sweep.summary import summarise
+
+    folder.note_start()
+    if sweep.base.launch.backend == "slurm":
+        from tclx.sweep.cluster import submit_workers
+
+        submit_workers(sweep, folder, say=say)
+        return _follow(sweep, folder, study) if follow else 0
+    if living := living_workers(folder):
+        say(f"{len(living)} workers of this study are at work already; this only watches")
+        return _follow(sweep, folder, study)
+    if detach:
+        say(f"working in the background (process {local.detach(folder)}); tclx sweep status {sweep.spec.name} shows it")
+        return 0
+    watch = _Watch(study, sweep)
+    exit_code = local.run_workers(
+        folder, sweep.spec.num_workers, say=say, look=watch.look, num_ended=lambda: summarise(study, sweep).ended
+    )
+    watch.look(at_once=True)
+    print_study(study, sweep)
+    return exit_code
+
+
+LOOK_SECONDS = 2.0
+
+
+class _Watch:
+    """Says every trial's end once, with the best so far."""
+
+    def __init__(self, study: optuna.Study, sweep: Sweep) -> None:
+        self._study, self._sweep = study, sweep
+        self._told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self._looked_at = 0.0
+
+    def look(self, *, at_once: bool = False) -> None:
+        import time
+
+        if not at_once and time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        from tclx.sweep.summary import summarise
+
+        ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        new = sorted((trial for trial in ended if trial.number not in self._told), key=lambda trial: trial.number)
+        self._told |= {trial.number for trial in new}
+        for trial in new:
+            say(_trial_line(trial, self._sweep))
+        if new:
+            say(_standing(summarise(self._study, self._sweep), self._sweep))
+
+
+def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
+    """Watch until no worker lives and nothing is left; Ctrl-C only leaves."""
+    import time
+
+    from tclx.sweep.cluster import is_going_on
+
+    watch = _Watch(study, sweep)
+    try:
+        while is_going_on(sweep, folder, study):
+            watch.look()
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        say("no longer watching; the workers go on")
+        return 130
+    watch.look(at_once=True)
+    print_study(study, sweep)
+    return 0
+
+
+def _trial_line(trial: FrozenTrial, sweep: Sweep) -> str:
+    from tclx.sweep.metrics import as_text
+    from tclx.sweep.summary import values_of_trial
+
+    values = " ".join(f"{_short(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
+    return f"trial {trial.number}  {_result(trial, sweep)}  {values}"
+
+
+def _result(trial: FrozenTrial, sweep: Sweep) -> str:
+    if trial.state.name == "COMPLETE":
+        pairs = zip(sweep.spec.objective, trial.values, strict=True)
+        return " ".join(f"{objective.metric.rpartition('/')[2]} {value:.4g}" for objective, value in pairs)
+    reason = trial.user_attrs.get("reason", "")
+    return f"{trial.state.name.lower()} {reason}".strip()
+
+
+def _short(key: str, sweep: Sweep) -> str:
+    """The shortest ending of a key that no other key of the sweep has."""
+    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        ending = ".".join(parts[-count:])
+        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
+            return ending
+    return key
+
+
+def _standing(summary: Summary, sweep: Sweep) -> str:
+    from tclx.cli.status import duration
+
+    best = f", best {_result(summary.best[0], sweep)} (trial {summary.best[0].number})" if len(summary.best) == 1 else ""
+    front = f", {len(summary.best)} on the Pareto front" if len(summary.best) > 1 else ""
+    counts = ", ".join(
+        f"{count} {name}"
+        for count, name in ((summary.running, "running"), (summary.pruned, "pruned"), (summary.failed, "failed"))
+        if count
+    )
+    eta = f", ETA {duration(summary.eta_seconds)}" if summary.eta_seconds else ""
+    return f"{summary.ended}/{summary.num_trials} trials" + (f" ({counts})" if counts else "") + best + front + eta
+
+
+def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
+    """The best trials as a table, trial 0 among them, and how the study stands."""
+    from tclx.sweep.metrics import as_text
+    from tclx.sweep.summary import ranked, summarise, values_of_trial
+
+    summary = summarise(study, sweep)
+    trials = ranked(study, sweep)
+    shown = trials[:most]
+    if summary.baseline is not None and summary.baseline not in shown:
+        shown = [*shown, summary.baseline]
+    keys = list(dict.fromkeys(key for trial in shown for key in values_of_trial(trial)))
+    heading = ["trial", *(objective.metric for objective in sweep.spec.objective), *(_short(key, sweep) for key in keys)]
+    rows = []
+    for trial in shown:
+        values = values_of_trial(trial)
+        reached = (
+            [f"{value:.4g}" for value in trial.values]
+            if trial.values
+            else [trial.state.name.lower()] * len(sweep.spec.objective)
+        )
+        name = f"{trial.number}" + (" (the experiment)" if trial.number == 0 else "")
+        rows.append([name, *reached, *(as_text(values[key]) if key in values else "-" for key in keys)])
+    if rows:
+        print(aligned([heading, *rows]))
+        sys.stdout.flush()
+    say(_standing(summary, sweep))
+
+
+@app.command(epilog="Example:  tclx sweep plan sweeps/loss_weights.yaml")
+def plan(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    backend: BackendChoice = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a sweep and print what it would try; nothing is begun."""
+    from tclx.sweep.load import load_sweep
+    from tclx.sweep.planning import plan_of
+
+    checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    found = plan_of(checked)
+    if as_json:
+        print_json(found)
+        return
+    print(aligned([(name, str(value)) for name, value in found.items() if name != "space"]))
+    print()
+    print(
+        aligned(
+            [["key", "range", "the experiment's"], *([row["key"], row["range"], row["baseline"]] for row in found["space"])]
+        )
+    )
+
+
+@app.command(epilog="Example:  tclx sweep status loss-weights")
+def status(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a study stands, from any machine that sees its folder and its storage."""
+    from tclx.sweep.claims import living_workers
+    from tclx.sweep.study import find_study, open_study
+    from tclx.sweep.summary import as_tree
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    study = open_study(folder, checked)
+    if as_json:
+        print_json({**as_tree(study, checked), "living_workers": living_workers(folder)})
+        return
+    print_study(study, checked)
+    say(f"{len(living_workers(folder))} workers live; runs in {folder.runs_dir}, study in {folder.path}")
+
+
+@app.command(epilog="Example:  tclx sweep best loss-weights -o experiments/best.yaml")
+def best(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
+    ] = None,
+    trial: Annotated[int | None, typer.Option("--trial", help="This trial, not the best: one of a Pareto front.")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Write the best trial as an experiment that `tclx run` accepts, with where it comes from."""
+    from tclx.runs import write_atomically
+    from tclx.sweep.export import experiment_of
+    from tclx.sweep.study import find_study, open_study
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    text = experiment_of(open_study(folder, checked), checked, number=trial)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(output, text)
+        say(f"wrote {output}")
+
+
+@app.command(epilog="Example:  tclx sweep cancel loss-weights")
+def cancel(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Ask all workers of a study to save and stop; `tclx sweep SWEEP` goes on later."""
+    from tclx.sweep.cluster import cancel_workers
+    from tclx.sweep.study import find_study
+
+    folder = find_study(sweep, runs_dir)
+    if cancel_workers(folder, say=say) == 0:
+        say("no worker of this study is at work")

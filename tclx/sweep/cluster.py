@@ -1,0 +1,160 @@
+"""How does a sweep run on SLURM? As an array of workers, each of which takes trials until none is left.
+
+One node a worker: its trials train there, through torchrun where they have several processes. Like a run's, the record is written
+before sbatch hears of it and the job carries its token in its name, so a submission that was cut off is found again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from contextlib import suppress
+
+import optuna
+
+from tclx.errors import InputError, MachineError, Problem
+from tclx.launch import slurm
+from tclx.launch.prepare import Say, new_submission
+from tclx.launch.script import batch_script, job_name
+from tclx.launch.snapshot import snapshot_code
+from tclx.launch.submit import refusal
+from tclx.runs import write_atomically
+from tclx.spec.launch import SlurmLaunch
+from tclx.sweep import claims
+from tclx.sweep.load import Sweep
+from tclx.sweep.study import StudyFolder, open_study
+from tclx.sweep.summary import summarise
+
+
+def check_launch(sweep: Sweep) -> SlurmLaunch:
+    """The experiment's launch section, where a sweep can use it.
+
+    Raises:
+        InputError: its runs take several nodes.
+    """
+    launch = sweep.base.launch
+    if not isinstance(launch, SlurmLaunch):
+        raise InputError(Problem("launch.backend", "is not slurm", "--backend slurm submits a sweep"))
+    if launch.num_nodes > 1:
+        raise InputError(Problem("launch.num_nodes", f"a worker trains on one node, not on {launch.num_nodes}", "num_nodes: 1"))
+    return launch
+
+
+def submit_workers(sweep: Sweep, folder: StudyFolder, *, say: Say) -> str | None:
+    """Submit the workers that the study lacks; returns the job's id, or None where there is nothing to submit.
+
+    Raises:
+        InputError: SLURM refuses; its words and the key to change.
+        MachineError: SLURM does not answer, or is not here.
+    """
+    launch = check_launch(sweep)
+    at_work = living_jobs(folder)
+    missing = min(sweep.spec.num_workers, _most_useful(sweep, folder)) - len(at_work)
+    if missing <= 0:
+        say(
+            f"{len(at_work)} workers are on their way already ({', '.join(at_work) or 'none is needed'}); nothing was submitted"
+        )
+        return None
+    test = batch_script(
+        launch,
+        name=job_name(sweep.spec.name, "test"),
+        folder=folder.path,
+        code=None,
+        num_runs=missing,
+        module=_MODULE,
+        one_task=True,
+    )
+    try:
+        slurm.patiently(lambda: slurm.sbatch(test, test_only=True), say=lambda line: None)
+        job_id = _submit(sweep, folder, launch, missing, say=say)
+    except slurm.SlurmRefused as error:
+        raise InputError(refusal(error)) from error
+    say(f"submitted {missing} workers as job {job_id}; tclx sweep status {sweep.spec.name} shows the study")
+    return job_id
+
+
+_MODULE = "tclx.sweep.task"
+_STUDY = "study.json"
+
+
+def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, say: Say) -> str:
+    submission = new_submission(folder.runs_dir)
+    name = job_name(sweep.spec.name, submission.name)
+    script = batch_script(
+        launch,
+        name=name,
+        folder=submission,
+        code=snapshot_code(folder.runs_dir),
+        num_runs=num_workers,
+        module=_MODULE,
+        one_task=True,
+    )
+    write_atomically(submission / _STUDY, json.dumps({"study": str(folder.path), "max_restarts": launch.max_restarts}))
+    (submission / "job.sbatch").write_text(script, encoding="utf-8")
+    with folder.jobs.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"name": name, "num_workers": num_workers, "submission": str(submission)}) + "\n")
+    unsure = False
+
+    def attempt() -> str:
+        nonlocal unsure
+        if unsure and (found := slurm.find_by_name(name)) is not None:
+            return found
+        unsure = True
+        return slurm.sbatch(script)
+
+    return slurm.patiently(attempt, say=say)
+
+
+def _most_useful(sweep: Sweep, folder: StudyFolder) -> int:
+    """No more workers than trials that are left."""
+    summary = summarise(open_study(folder, sweep), sweep)
+    return max(0, summary.num_trials - summary.ended)
+
+
+def living_jobs(folder: StudyFolder) -> list[str]:
+    """The workers' jobs that SLURM still has, found by the names that were written before they were submitted.
+
+    Raises:
+        SlurmSilent: SLURM cannot say.
+    """
+    if not folder.jobs.exists():
+        return []
+    names = [json.loads(line)["name"] for line in folder.jobs.read_text(encoding="utf-8").splitlines()]
+    return [job.job_id for job in slurm.squeue_by_name(names) if job.lives]
+
+
+def is_going_on(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> bool:
+    """Whether somebody works on the study, or will."""
+    if claims.living_workers(folder):
+        return True
+    try:
+        return bool(living_jobs(folder))
+    except slurm.SlurmSilent:
+        return True
+
+
+def cancel_workers(folder: StudyFolder, *, say: Say) -> int:
+    """Ask every worker to save and stop; returns how many were asked.
+
+    Raises:
+        SlurmSilent, MachineError: SLURM cannot be asked.
+    """
+    jobs = living_jobs(folder)
+    if jobs:
+        with suppress(slurm.SlurmRefused):  # one of them ended a moment ago
+            slurm.patiently(lambda: slurm.call(["scancel", *jobs]), say=say)
+        say(f"asked {len(jobs)} jobs to save and stop: {', '.join(jobs)}")
+    asked = 0
+    for worker in claims.living_workers(folder):
+        pid, host = claims.process_of(folder, worker)
+        if host == socket.gethostname() and pid is not None and not jobs:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                asked += 1
+        elif not jobs:
+            raise MachineError(f"worker {worker} lives on {host}: cancel it there")
+    if asked:
+        say(f"asked {asked} workers on this machine to save and stop")
+    return asked + len(jobs)

@@ -1,0 +1,168 @@
+"""How does a sweep run on this machine? So many workers as processes of their own, started again when one dies.
+
+`python -m tclx.sweep.local STUDY_FOLDER` is the same without a terminal: what `--detach` leaves behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from tclx.errors import Interrupted, RunFailed
+from tclx.launch.ending import last_lines
+from tclx.launch.local import PASSED_ON, POLL_SECONDS, worker_environment
+from tclx.launch.prepare import Say
+from tclx.sweep.study import StudyFolder
+from tclx.worker import INTERRUPTED_AND_SAVED
+
+MOST_DEATHS_IN_A_ROW = 3
+"""A worker that dies so often without a trial's end in between is not started again."""
+
+
+@dataclass
+class _Seat:
+    """A place for one worker."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    deaths: int = 0
+    exit_code: int | None = None
+    ended_trials: int = 0
+
+
+@dataclass
+class _Pool:
+    folder: StudyFolder
+    seats: list[_Seat]
+    say: Say
+    stopping: bool = field(default=False)
+
+    def interrupt(self, number: int) -> None:
+        """Ask every worker to save and stop."""
+        self.stopping = True
+        for seat in self.seats:
+            if seat.process is not None and seat.process.poll() is None:
+                seat.process.send_signal(signal.SIGTERM)
+
+
+def run_workers(
+    folder: StudyFolder,
+    num_workers: int,
+    *,
+    say: Say,
+    look: Callable[[], None] = lambda: None,
+    num_ended: Callable[[], int] = lambda: 0,
+) -> int:
+    """Work on a study with processes here until nothing is left to do; returns the exit code.
+
+    Args:
+        folder: of the study.
+        num_workers: trials at the same time.
+        say: receives a line for people at every turn.
+        look: called again and again while they work.
+        num_ended: trials that have ended so far: a worker that gets on may die again.
+    """
+    pool = _Pool(folder, [_Seat(number) for number in range(num_workers)], say)
+    with _interrupted_by_signals(pool):
+        for seat in pool.seats:
+            _start(seat, folder)
+        while any(seat.process is not None for seat in pool.seats):
+            for seat in pool.seats:
+                if seat.process is not None and seat.process.poll() is not None:
+                    _ended(seat, pool, num_ended())
+            look()
+            time.sleep(POLL_SECONDS)
+    if pool.stopping:
+        say("stopped, everything is saved; the same command goes on")
+        return Interrupted.exit_code
+    return max((seat.exit_code or 0 for seat in pool.seats), default=0)
+
+
+def worker_log(folder: StudyFolder, number: int) -> Path:
+    """What a worker has printed."""
+    return folder.path / "logs" / f"worker{number}.log"
+
+
+def _start(seat: _Seat, folder: StudyFolder) -> None:
+    log = worker_log(folder, seat.number)
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as output:
+        seat.process = subprocess.Popen(
+            [sys.executable, "-m", "tclx.sweep.worker", str(folder.path)],
+            env=worker_environment(1),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _ended(seat: _Seat, pool: _Pool, num_ended: int) -> None:
+    """A worker that was killed is started again: its trial goes on where it was saved."""
+    code = seat.process.returncode if seat.process is not None else 0
+    seat.process, seat.exit_code = None, 0 if code == 0 else RunFailed.exit_code
+    if code in (0, INTERRUPTED_AND_SAVED) or pool.stopping:
+        return
+    words = "; ".join(last_lines(worker_log(pool.folder, seat.number), count=1))
+    if code > 0:
+        pool.say(f"worker {seat.number} ends with exit code {code}: {words}")
+        seat.exit_code = code
+        return
+    seat.deaths = 1 if num_ended > seat.ended_trials else seat.deaths + 1
+    seat.ended_trials = num_ended
+    how = signal.Signals(-code).name
+    if seat.deaths >= MOST_DEATHS_IN_A_ROW:
+        pool.say(f"worker {seat.number} was killed by {how} {seat.deaths} times in a row and is not started again: {words}")
+        return
+    pool.say(f"worker {seat.number} was killed by {how} and is started again")
+    _start(seat, pool.folder)
+
+
+@contextmanager
+def _interrupted_by_signals(pool: _Pool) -> Iterator[None]:
+    def handler(number: int, frame: FrameType | None) -> None:
+        pool.interrupt(number)
+
+    before = {number: signal.signal(number, handler) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def detach(folder: StudyFolder) -> int:
+    """Leave the workers to a process that outlives this terminal; returns its id."""
+    with (folder.path / "pool.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tclx.sweep.local", str(folder.path)],
+            env=worker_environment(1),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def main(arguments: list[str]) -> int:
+    """Run the workers of a study that `tclx sweep --detach` has prepared."""
+    folder = StudyFolder(Path(arguments[0]))
+
+    def say(line: str) -> None:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+
+    say(f"pool {os.getpid()}")
+    return run_workers(folder, folder.read_sweep().spec.num_workers, say=say)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""What would a sweep do? For `tclx sweep plan`, before anything is tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tclx.spec.sweep import ParameterSpec
+from tclx.sweep import space
+from tclx.sweep.load import Sweep
+from tclx.sweep.metrics import as_text
+from tclx.sweep.study import num_evaluations
+
+
+def plan_of(sweep: Sweep) -> dict[str, Any]:
+    """The sweep's derived numbers, for people and machines."""
+    spec = sweep.spec
+    at_base = space.parameters_at(sweep.base_tree, spec)
+    (first, *_) = sweep.planned(at_base)
+    runs = spec.num_trials * len(sweep.seeds())
+    return {
+        "name": spec.name,
+        "experiment": sweep.base.name + (f" ({sweep.base.variant})" if sweep.base.variant else ""),
+        "objective": ", ".join(f"{one.direction} {one.metric}" for one in spec.objective),
+        "constraints": ", ".join(f"{one.metric} {_side(one.at_most, one.at_least)}" for one in spec.constraints) or "none",
+        "sampler": spec.sampler.name,
+        "pruner": spec.pruner.name if spec.pruner else "none",
+        "trials": spec.num_trials,
+        "seeds": ", ".join(map(str, sweep.seeds())),
+        "workers": f"{spec.num_workers} ({sweep.base.launch.backend})",
+        "storage": spec.storage or "journal file",
+        "steps of a run": first.plan.total_steps,
+        "evaluations of a run": num_evaluations(sweep),
+        "runs": runs,
+        "steps at most": runs * first.plan.total_steps,
+        "run id of trial 0": first.plan.run_id,
+        "space": [_row(key, parameter, at_base) for key, parameter in spec.space.items()]
+        + [
+            {"key": key, "range": f"a share of {simplex.total:g}", "baseline": as_text(space.lookup(sweep.base_tree, key))}
+            for simplex in spec.simplex
+            for key in simplex.keys
+        ],
+    }
+
+
+def _side(at_most: float | None, at_least: float | None) -> str:
+    return f"<= {at_most:g}" if at_most is not None else f">= {at_least:g}"
+
+
+def _row(key: str, parameter: ParameterSpec, at_base: dict[str, Any]) -> dict[str, str]:
+    kind = next(name for name in type(parameter).model_fields if getattr(parameter, name) is not None)
+    limits = parameter.limits
+    shown = f"{kind} [{limits[0]:g}, {limits[1]:g}]" if limits else ", ".join(map(as_text, parameter.choices or ("on", "off")))
+    return {"key": key, "range": shown, "baseline": as_text(at_base[key]) if key in at_base else "-"}

@@ -1,0 +1,142 @@
+"""How does a study stand? Optuna's trials -> counts, the best, an estimate of the time left. Only reads."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from tclx.sweep.load import Sweep
+from tclx.sweep.study import counted
+
+
+class Summary(NamedTuple):
+    """A study, as of now."""
+
+    num_trials: int
+    """Asked for."""
+    complete: int
+    running: int
+    pruned: int
+    failed: int
+    waiting: int
+    best: tuple[FrozenTrial, ...]
+    """The best trial; of several objectives the Pareto front; empty before the first."""
+    baseline: FrozenTrial | None
+    """Trial 0, the experiment itself."""
+    eta_seconds: float | None
+    """None until it can be guessed."""
+
+    @property
+    def ended(self) -> int:
+        return self.complete + self.pruned + self.failed
+
+
+def summarise(study: optuna.Study, sweep: Sweep) -> Summary:
+    """Count the study's trials."""
+    trials = counted(study)
+    complete = trials[TrialState.COMPLETE]
+    everything = study.get_trials(deepcopy=False)
+    return Summary(
+        sweep.spec.num_trials,
+        len(complete),
+        len(trials[TrialState.RUNNING]),
+        len(trials[TrialState.PRUNED]),
+        len(trials[TrialState.FAIL]),
+        len(trials[TrialState.WAITING]),
+        best_trials(study, complete),
+        next((trial for trial in everything if trial.number == 0), None),
+        _eta(trials, sweep),
+    )
+
+
+def best_trials(study: optuna.Study, complete: list[FrozenTrial]) -> tuple[FrozenTrial, ...]:
+    """The best of those that keep every constraint: one, or a Pareto front."""
+    feasible = [trial for trial in complete if is_feasible(trial)]
+    if not feasible:
+        return ()
+    if len(study.directions) > 1:
+        return tuple(study.best_trials)
+    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    return (max(feasible, key=lambda trial: (sign * trial.values[0], -trial.number)),)
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether it keeps the sweep's constraints."""
+    return all(margin <= 0 for margin in trial.constraints.values())
+
+
+def values_of_trial(trial: FrozenTrial) -> dict[str, Any]:
+    """What the trial put into the experiment."""
+    values: dict[str, Any] = trial.user_attrs.get("values", trial.params)
+    return values
+
+
+def seconds_of(trial: FrozenTrial) -> float | None:
+    """From its first start to its end or until now, waiting included."""
+    if trial.datetime_start is None:
+        return None
+    end = trial.datetime_complete.timestamp() if trial.datetime_complete is not None else time.time()
+    return end - trial.datetime_start.timestamp()
+
+
+def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep) -> float | None:
+    """From the mean duration of ended trials, pruned ones as short as they were."""
+    ended = [*trials[TrialState.COMPLETE], *trials[TrialState.PRUNED]]
+    durations = [seconds for trial in ended if (seconds := seconds_of(trial)) is not None]
+    if not durations:
+        return None
+    typical = sum(durations) / len(durations)
+    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+    to_begin = max(0, sweep.spec.num_trials - begun)
+    under_way = sum(max(0.0, typical - (seconds_of(trial) or 0.0)) for trial in trials[TrialState.RUNNING])
+    return (to_begin * typical + under_way) / sweep.spec.num_workers
+
+
+def counted_complete(study: optuna.Study) -> list[FrozenTrial]:
+    """The complete trials, by number."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+
+
+def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
+    """Complete trials, the best first; those that break a constraint last. Of several objectives the front comes first."""
+    complete = counted_complete(study)
+    front = {trial.number for trial in best_trials(study, complete)}
+    sign = -1 if sweep.spec.objective[0].direction == "maximize" else 1
+    return sorted(
+        complete,
+        key=lambda trial: (not is_feasible(trial), trial.number not in front, sign * trial.values[0], trial.number),
+    )
+
+
+def as_tree(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
+    """The study for machines."""
+    summary = summarise(study, sweep)
+    return {
+        "name": sweep.spec.name,
+        "trials_asked_for": summary.num_trials,
+        "complete": summary.complete,
+        "running": summary.running,
+        "pruned": summary.pruned,
+        "failed": summary.failed,
+        "waiting": summary.waiting,
+        "eta_seconds": summary.eta_seconds,
+        "best": [trial.number for trial in summary.best],
+        "trials": [_trial_tree(trial) for trial in study.get_trials(deepcopy=False)],
+    }
+
+
+def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "values": trial.values,
+        "changes": values_of_trial(trial),
+        "runs": trial.user_attrs.get("runs", []),
+        "reason": trial.user_attrs.get("reason"),
+        "evaluations": {str(step): value for step, value in trial.intermediate_values.items()},
+        "constraints": trial.constraints,
+        "seconds": seconds_of(trial),
+    }

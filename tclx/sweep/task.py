@@ -1,0 +1,65 @@
+"""What does a SLURM job do around a sweep's worker? `python -m tclx.sweep.task rank|after SUBMISSION [CODE]`.
+
+`rank` becomes the worker. `after` is the batch script's own shell: a worker that was asked to stop, or was killed, is requeued
+as
+long as trials are left; one that has nothing to do, or failed by itself, is not. A cancelled job is never brought back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tclx.errors import RunFailed, TclxError
+from tclx.launch import slurm
+from tclx.launch.task import SIGNALLED, WAIT_TO_BE_ENDED_SECONDS, is_ended_from_outside, job_id_of
+from tclx.sweep.study import StudyFolder
+from tclx.worker import INTERRUPTED_AND_SAVED
+
+
+def main(arguments: list[str]) -> int:
+    """Do the part that is asked for; returns the exit code."""
+    if (len(arguments), *arguments[:1]) not in ((2, "rank"), (3, "after")):
+        print("usage: python -m tclx.sweep.task rank|after SUBMISSION [CODE]", file=sys.stderr)
+        return 2
+    submission = json.loads((Path(arguments[1]) / "study.json").read_text(encoding="utf-8"))
+    folder = StudyFolder(Path(submission["study"]))
+    if arguments[0] == "rank":
+        from tclx.sweep import worker
+
+        return worker.main([str(folder.path)])
+    return look_after(int(arguments[2]), max_restarts=submission["max_restarts"])
+
+
+def look_after(exit_code: int, *, max_restarts: int) -> int:
+    """Requeue the worker's job where it is to go on; returns the job's exit code."""
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    job_id = job_id_of(os.environ)
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or "0")
+    if exit_code == 0:
+        return 0
+    if exit_code != INTERRUPTED_AND_SAVED and exit_code < SIGNALLED:
+        print(f"the worker ended by itself with exit code {exit_code}; see above", file=sys.stderr)
+        return exit_code
+    if is_ended_from_outside(job_id):
+        print("cancelled; tclx sweep goes on with the study", file=sys.stderr)
+        return RunFailed.exit_code
+    if restart >= max_restarts:
+        print(f"restarted {restart} times, and launch.max_restarts is {max_restarts}; tclx sweep submits anew", file=sys.stderr)
+        return RunFailed.exit_code
+    try:
+        slurm.patiently(lambda: slurm.call(["scontrol", "requeue", job_id]), say=print)
+    except (slurm.SlurmRefused, TclxError) as error:
+        print(f"could not requeue: {error}", file=sys.stderr)
+        return RunFailed.exit_code
+    time.sleep(WAIT_TO_BE_ENDED_SECONDS)
+    return INTERRUPTED_AND_SAVED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
