@@ -121,7 +121,7 @@ class _Watch:
         self._told |= {trial.number for trial in new}
         for trial in new:
             say(_trial_line(trial, self._sweep))
-        if new:
+        if new and not at_once:
             say(_standing(summarise(self._study, self._sweep), self._sweep))
 
 

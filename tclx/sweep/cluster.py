@@ -1,7 +1,7 @@
 """How does a sweep run on SLURM? As an array of workers, each of which takes trials until none is left.
 
-One node a worker: its trials train there, through torchrun where they have several processes. Like a run's, the record is written
-before sbatch hears of it and the job carries its token in its name, so a submission that was cut off is found again.
+One node a worker: its trials train there, through torchrun where they have several processes. Like a run's, the record is
+written before sbatch hears of it and the job carries its token in its name, so a submission that was cut off is found again.
 """
 
 from __future__ import annotations

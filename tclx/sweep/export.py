@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from tclx.errors import InputError, Problem
 from tclx.sweep import space
 from tclx.sweep.load import Sweep
+from tclx.sweep.metrics import as_text
 from tclx.sweep.summary import best_trials, counted_complete
 
 NAME_LENGTH = 64
@@ -43,7 +44,7 @@ def experiment_of(study: optuna.Study, sweep: Sweep, *, number: int | None = Non
         *_compared(study, sweep),
         f"Runs: {', '.join(trial.user_attrs.get('runs', []))}",
         "What it changes in the experiment:",
-        *(f"  {key}: {'on' if value == {} else value}" for key, value in values.items()),
+        *(f"  {key}: {as_text(value)}" for key, value in space.shown(values, sweep.spec).items()),
     ]
     return "".join(f"# {line}\n" for line in lines) + _yaml(tree)
 

@@ -28,7 +28,8 @@ from tclx.runs import Attempt, RunFolder
 from tclx.worker import ATTEMPT, PRINT_INTO_LOG, print_into_log, work
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tclx.train.loop", "tclx.sweep.worker"])  # the worker's module is every child's main module
+# The worker's module, which every child reads as its main one, then finds what it imports in place.
+_SERVER.set_forkserver_preload(["tclx.train.loop", "tclx.sweep.trial"])
 
 
 @dataclass(frozen=True)

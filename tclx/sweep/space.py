@@ -109,6 +109,12 @@ def values_of(drawn: Mapping[str, Any], sweep: SweepSpec) -> dict[str, Scalar | 
     return values
 
 
+def shown(values: Mapping[str, Any], sweep: SweepSpec) -> dict[str, Any]:
+    """The values as the sweep file would say them: a switch is `on` or `off`."""
+    switches = {key for key, parameter in sweep.space.items() if parameter.on_or_off}
+    return {key: (OFF if value is None else ON) if key in switches else value for key, value in values.items()}
+
+
 def _shared_out(simplex: SimplexSpec, drawn: Mapping[str, Any]) -> dict[str, float]:
     exponentials = {key: -math.log(drawn[share_name(key)]) for key in simplex.keys if share_name(key) in drawn}
     total = sum(exponentials.values())

@@ -222,14 +222,13 @@ def build_sampler(sweep: Sweep, *, seed: int) -> BaseSampler:
         case TpeSampler(startup_trials=startup):
             return optuna.samplers.TPESampler(
                 n_startup_trials=startup, multivariate=True, group=conditional, constant_liar=True, seed=seed,
-                warn_independent_sampling=False,
             )  # fmt: skip
         case GpSampler(startup_trials=startup):
             return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
         case CmaesSampler(startup_trials=startup):
-            return optuna.samplers.CmaEsSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
+            return optuna.samplers.CmaEsSampler(n_startup_trials=startup, seed=seed)
         case QmcSampler():  # one sequence for all workers: scrambled alike, each takes the next of its points
-            return optuna.samplers.QMCSampler(scramble=True, seed=sweep.spec.sampler_seed, warn_independent_sampling=False)
+            return optuna.samplers.QMCSampler(scramble=True, seed=sweep.spec.sampler_seed)
         case RandomSampler():
             return optuna.samplers.RandomSampler(seed=seed)
         case GridSampler(points=points):

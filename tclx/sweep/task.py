@@ -1,8 +1,7 @@
 """What does a SLURM job do around a sweep's worker? `python -m tclx.sweep.task rank|after SUBMISSION [CODE]`.
 
-`rank` becomes the worker. `after` is the batch script's own shell: a worker that was asked to stop, or was killed, is requeued
-as
-long as trials are left; one that has nothing to do, or failed by itself, is not. A cancelled job is never brought back.
+`rank` becomes the worker. `after` is the batch script's own shell: a worker that was asked to stop, or was killed, is requeued;
+one that found nothing left to do, or failed by itself, is not. A cancelled job is never brought back.
 """
 
 from __future__ import annotations

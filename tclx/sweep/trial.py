@@ -30,7 +30,7 @@ POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.5
 """Between two looks at what a run has written."""
 
-MOST_DEATHS = 2
+MOST_DEATHS = 5
 """A trial whose worker dies so often without getting on fails: what kills it kills the next worker, too."""
 
 
@@ -85,7 +85,7 @@ def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
         runs = worker.sweep.planned(drawn)
     except InputError as error:
         raise _Failed(str(error)) from error
-    values = {key: "on" if value == {} else value for key, value in space.values_of(drawn, worker.sweep.spec).items()}
+    values = space.shown(space.values_of(drawn, worker.sweep.spec), worker.sweep.spec)
     patiently(lambda: trial.set_user_attr("values", values))
     patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in runs]))
     return runs
