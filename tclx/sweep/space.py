@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
+from tclx.spec.fields import ROOT, Place
 from tclx.spec.sweep import ParameterSpec, Scalar, SimplexSpec, SweepSpec
 
 ON, OFF = "on", "off"
@@ -125,16 +126,20 @@ def with_values(tree: Tree, values: Mapping[str, Any]) -> Tree:
     """The experiment with these keys set; a `{}` turns a section on that is off, and leaves one that is on."""
     changed = tree
     for path, value in values.items():
-        changed = _set(changed, path.split("."), value)
+        changed = _set(changed, path.split("."), value, ROOT)
     return changed
 
 
-def _set(tree: Tree | None, keys: Sequence[str], value: Any) -> Tree:
+def _set(tree: Tree | None, keys: Sequence[str], value: Any, place: Place | None) -> Tree:
     first, *others = keys
     before = (tree or {}).get(first)
     if others:
-        return {**(tree or {}), first: _set(before if isinstance(before, dict) else None, others, value)}
-    return {**(tree or {}), first: before if value == {} and before is not None else value}
+        inner = place.child(first) if place else None
+        return {**(tree or {}), first: _set(before if isinstance(before, dict) else None, others, value, inner)}
+    changed = {**(tree or {}), first: before if value == {} and before is not None else value}
+    if place is not None and place.tag == first and value in place.kinds:  # keys of the old kind mean nothing in the new
+        return {key: changed[key] for key in changed if key in place.kinds[value].model_fields}
+    return changed
 
 
 def lookup(tree: Tree, path: str) -> Any:

@@ -1,0 +1,209 @@
+"""The same sweep is the same study; another one of that name is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tclx.errors import InputError
+from tclx.sweep import claims
+from tclx.sweep.export import experiment_of
+from tclx.sweep.load import Sweep
+from tclx.sweep.study import (
+    StudyFolder,
+    build_pruner,
+    build_sampler,
+    create_study,
+    find_study,
+    num_evaluations,
+    open_study,
+    set_aside,
+)
+from tclx.sweep.summary import best_trials, counted_complete, summarise
+from tests.sweep.toy import load
+
+SAMPLERS: list[dict[str, Any]] = [
+    {"name": "tpe", "startup_trials": 2},
+    {"name": "gp", "startup_trials": 2},
+    {"name": "cmaes"},
+    {"name": "qmc"},
+    {"name": "random"},
+    {"name": "grid", "points": 3},
+    {"name": "nsga2", "population_size": 4},
+]
+
+
+def _folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder.of("toy-sweep", tmp_path / "runs")
+
+
+def _create(tmp_path: Path, **changes: Any) -> tuple[Sweep, optuna.Study]:
+    sweep = load(tmp_path, **changes)
+    return sweep, create_study(sweep, _folder(tmp_path))
+
+
+def test_trial_0_is_the_experiment_and_the_listed_points_follow(tmp_path: Path) -> None:
+    points = [{"optim.learning_rate": 0.01}, {"optim.learning_rate": 0.02}]
+    sweep, study = _create(tmp_path, points=points)
+    rates = [study.ask({"optim.learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)}) for _ in range(3)]
+    assert [trial.params["optim.learning_rate"] for trial in rates] == [sweep.base.optim.learning_rate, 0.01, 0.02]
+
+
+def test_the_same_sweep_continues_with_more_trials_or_another_sampler(tmp_path: Path) -> None:
+    _, study = _create(tmp_path)
+    study.tell(study.ask(), 1.0)
+    again, continued = _create(tmp_path, num_trials=50, sampler={"name": "random"}, num_workers=4)
+    assert len(continued.trials) == 1
+    assert summarise(continued, again).num_trials == 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"optim.learning_rate": {"log_uniform": [1e-4, 1e-1]}}}, "rate.log_uniform: was [1e-05, 0.1], is [0.0001, 0.1]"),
+        ({"seeds": [0, 1]}, "seeds: was null, is [0, 1]"),
+        ({"experiment": {"optim": {"learning_rate": 2e-3}}}, "experiment.optim.learning_rate: was 0.001, is 0.002"),
+        ({"objective": {"metric": "loss/total", "direction": "maximize"}}, "objective"),
+    ],
+)  # fmt: skip
+def test_another_sweep_of_that_name_is_refused_with_the_difference(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    _create(tmp_path)
+    before = _folder(tmp_path).sweep.read_text()
+    with pytest.raises(InputError, match="is made of something else") as caught:
+        _create(tmp_path, **changes)
+    assert words in str(caught.value)
+    assert "--again" in str(caught.value)
+    assert _folder(tmp_path).sweep.read_text() == before
+
+
+def test_changes_are_mixed_in_when_that_is_asked_for(tmp_path: Path) -> None:
+    _, study = _create(tmp_path)
+    study.tell(study.ask(), 1.0)
+    sweep = load(tmp_path, space={"optim.learning_rate": {"log_uniform": [1e-4, 1e-1]}})
+    assert len(create_study(sweep, _folder(tmp_path), accept_changes=True).trials) == 1
+    assert len(create_study(sweep, _folder(tmp_path)).trials) == 1  # from now on it is the same
+
+
+def test_an_old_study_is_kept_when_it_begins_anew(tmp_path: Path) -> None:
+    sweep, study = _create(tmp_path)
+    study.tell(study.ask(), 1.0)
+    kept = set_aside(_folder(tmp_path), sweep)
+    assert StudyFolder(kept).journal.exists()
+    _, fresh = _create(tmp_path)
+    assert [trial.state for trial in fresh.trials] == [TrialState.WAITING]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler["name"])
+def test_every_sampler_gives_trials_within_the_space(tmp_path: Path, sampler: dict[str, Any]) -> None:
+    from tclx.sweep import space
+
+    ranges = {
+        "optim.learning_rate": {"log_uniform": [1e-5, 1e-1]},
+        "model.queue_size": {"integer": [16, 64]},
+        "objectives.imc": {"on_or_off": True},
+    }
+    sweep, _ = _create(tmp_path, space=ranges, sampler=sampler)
+    study = open_study(_folder(tmp_path), sweep, seed=1)
+    seen = []
+    for number in range(8):
+        trial = study.ask()
+        drawn = space.draw(trial, sweep.spec)
+        sweep.planned(drawn)
+        study.tell(trial, float(number))
+        seen.append(tuple(sorted(drawn.items())))
+    assert len(set(seen)) == len(seen) or sampler["name"] == "nsga2"  # children may be their parents; their runs are there
+
+
+def test_workers_with_other_seeds_draw_other_trials(tmp_path: Path) -> None:
+    sweep = load(tmp_path, sampler={"name": "random"})
+    draws = []
+    for seed in (1, 2, 1):
+        study = optuna.create_study(sampler=build_sampler(sweep, seed=seed))
+        draws.append(study.ask().suggest_float("x", 0, 1))
+    assert draws[0] == draws[2] != draws[1]
+
+
+@pytest.mark.parametrize("pruner", [{"name": "hyperband"}, {"name": "asha"}, {"name": "median", "startup_trials": 1}])
+def test_pruners_end_a_trial_that_is_far_behind(tmp_path: Path, pruner: dict[str, Any]) -> None:
+    sweep = load(tmp_path, pruner=pruner, num_trials=30)
+    assert num_evaluations(sweep) == 4
+    study = optuna.create_study(direction="maximize", pruner=build_pruner(sweep), sampler=build_sampler(sweep, seed=0))
+    pruned = []
+    for number in range(20):
+        trial = study.ask()
+        value = 0.0 if number > 8 else 10.0 + number
+        for step in range(1, 5):
+            trial.report(value, step)
+            if trial.should_prune():
+                study.tell(trial, state=TrialState.PRUNED)
+                pruned.append(number)
+                break
+        else:
+            study.tell(trial, value)
+    assert any(number > 8 for number in pruned)
+
+
+def test_of_several_objectives_the_front_is_best_and_one_must_be_named(tmp_path: Path) -> None:
+    objective = [
+        {"metric": "retrieval/val/r_mean", "direction": "maximize"},
+        {"metric": "cost/gpu_hours", "direction": "minimize"},
+    ]
+    sweep, study = _create(tmp_path, objective=objective)
+    for values in ([10.0, 1.0], [20.0, 2.0], [5.0, 3.0]):
+        trial = study.ask()
+        trial.suggest_float("optim.learning_rate", 1e-5, 1e-1, log=True)
+        study.tell(trial, values)
+    assert [trial.number for trial in best_trials(study, counted_complete(study))] == [0, 1]
+    with pytest.raises(InputError, match="name one of 0, 1"):
+        experiment_of(study, sweep)
+    assert "name: toy-sweep-trial1" in experiment_of(study, sweep, number=1)
+    with pytest.raises(InputError, match="complete are 0, 1, 2"):
+        experiment_of(study, sweep, number=9)
+
+
+def test_a_trial_that_breaks_a_constraint_is_not_the_best(tmp_path: Path) -> None:
+    sweep, study = _create(tmp_path, constraints=[{"metric": "cost/gpu_hours", "at_most": 1.0}])
+    for value, margin in ((1.0, -0.5), (9.0, 0.5)):
+        trial = study.ask()
+        trial.set_constraint("cost/gpu_hours", margin)
+        study.tell(trial, value)
+    assert [trial.number for trial in summarise(study, sweep).best] == [0]
+
+
+def test_a_study_is_found_by_its_file_or_name(tmp_path: Path) -> None:
+    _create(tmp_path)
+    assert find_study(str(tmp_path / "sweep.yaml"), tmp_path / "runs") == _folder(tmp_path)
+    assert find_study("toy-sweep", tmp_path / "runs") == _folder(tmp_path)
+    with pytest.raises(InputError, match="did you mean `toy-sweep`"):
+        find_study("toy-sweeps", tmp_path / "runs")
+
+
+def test_a_worker_is_known_to_live_exactly_while_it_does(tmp_path: Path) -> None:
+    _create(tmp_path)
+    folder, worker = _folder(tmp_path), claims.new_worker()
+    with folder.lock():
+        claim = claims.take(folder, 0, worker, step=0)
+    assert not claims.is_alive(folder, claim)
+    with claims.living(folder, worker):
+        assert claims.is_alive(folder, claim)
+        assert claims.living_workers(folder) == [worker]
+        claims.release(folder, 0)
+        released = claims.read_claim(folder, 0)
+        assert released is not None
+        assert not claims.is_alive(folder, released)
+    assert claims.living_workers(folder) == []
+
+
+def test_deaths_are_counted_only_where_a_trial_does_not_get_on(tmp_path: Path) -> None:
+    _create(tmp_path)
+    folder = _folder(tmp_path)
+    deaths = []
+    for step, released in ((0, False), (0, False), (0, True), (0, False), (4, False)):
+        deaths.append(claims.take(folder, 0, claims.new_worker(), step=step).deaths)
+        if released:
+            claims.release(folder, 0)
+    assert deaths == [0, 1, 2, 0, 0]
