@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,7 +19,6 @@ from typing import NamedTuple, cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
@@ -195,12 +194,9 @@ def _run_steps(session: Session, first_step: int) -> None:
         ),
     )
     with closing(stream):
-        batches: Iterator[Batch] = stream
-        if distributed.world_size() > 1:
-            batches = _equally_long(stream, length=spec.data.max_caption_tokens, pad_id=session.tokenizer.pad_id)
-        first = next(batches)
+        first = next(stream)
         distributed.settle_buckets(session.step, lambda: _forward(session, first, soft_label_weight=0.0, draw=0).loss)
-        _take_steps(session, first_step, chain([first], batches))
+        _take_steps(session, first_step, chain([first], stream))
 
 
 def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> None:
@@ -331,21 +327,6 @@ def _forward(session: Session, batch: Batch, *, soft_label_weight: float, draw: 
     with autocast(session.spec.training, session.device):
         output: StepOutput = session.step(there, soft_label_weight=soft_label_weight, draw=draw, measure=measure)
     return output
-
-
-def _equally_long(batches: Iterator[Batch], *, length: int, pad_id: int) -> Iterator[Batch]:
-    """Captions padded to the same length in every process: token features are gathered, which takes equal shapes."""
-    for batch in batches:
-        short = batch.input_ids.shape[1]
-        extra = (0, length - short)
-        masked, positions = batch.masked_input_ids, batch.mlm_positions
-        yield replace(
-            batch,
-            input_ids=functional.pad(batch.input_ids, extra, value=pad_id),
-            attention_mask=functional.pad(batch.attention_mask, extra, value=False),
-            masked_input_ids=None if masked is None else functional.pad(masked, extra, value=pad_id),
-            mlm_positions=None if positions is None else positions // short * length + positions % short,
-        )
 
 
 def _follow(model: TCL, spec: ExperimentSpec) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -167,8 +166,8 @@ def test_workers_killed_and_preempted_at_random(
                 time.sleep(5)
     tree = _assert_whole(path, num_trials=num_trials, steps=steps)
     starts = [json.loads(found.read_text())["starts"] for found in (_study(path).path / "trials").glob("*.json")]
+    seconds = time.monotonic() - began
     with capsys.disabled():
-        print(
-            f"\n{storage}: {harmed}, {sum(starts) - num_trials} continuations, {tree['failed']} failed, {time.monotonic() - began:.0f} s"
-        )
-    subprocess.run(["scancel", *living_jobs(_study(path))], check=False) if living_jobs(_study(path)) else None
+        print(f"\n{storage}: {harmed}, {sum(starts) - num_trials} continuations, {tree['failed']} failed, {seconds:.0f} s")
+    if left := living_jobs(_study(path)):
+        slurm.call(["scancel", *left])
