@@ -10,8 +10,10 @@ from tclx.report.material import Material
 from tclx.report.page import Html, details, escaped, joined, jpeg, text
 from tclx.runs import RunFolder
 
-OPEN_QUERIES = 4
+OPEN_QUERIES = 3
 """Queries of a direction that are shown at once; the others are folded away."""
+SHOWN_CAPTIONS = 3
+"""Of those kept for a picture: a phone shows one below the other."""
 
 Examples = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ def examples(material: Material) -> list[Html]:
     blocks = [
         text(
             f"Queries at equal distances through {material.results.split}, picked by nobody; answers of {whose}. "
-            "A green frame and ✓ mark what belongs to the query. cos is the dual encoder's similarity; "
+            "A green ✓ marks what belongs to the query. cos is the dual encoder's similarity; "
             "ITM, the matching head's logit, decides the order where there is one."
         )
     ]
@@ -82,7 +84,7 @@ def _caption_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Ht
         _line(label, query["rank"], joined(_picture(one, result) for result in query["results"]))
         for label, one, query in answers
     )
-    return Html(f'<div class="query">{asked}{joined(lines)}</div>')
+    return Html(f'<div class="query">{asked}<div class="answers">{joined(lines)}</div></div>')
 
 
 def _picture_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Html:
@@ -90,30 +92,34 @@ def _picture_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Ht
     _, first, query = answers[0]
     picture = jpeg(first["pictures"][str(query["image"])], description="the picture that asks")
     lines = (
-        _line(label, query["rank"], Html(f"<ol>{joined(_caption(result) for result in query['results'])}</ol>"))
+        _line(
+            label, query["rank"], Html(f"<ol>{joined(_caption(result) for result in query['results'][:SHOWN_CAPTIONS])}</ol>")
+        )
         for label, _, query in answers
     )
-    return Html(f'<div class="query"><div class="asked">{picture}</div>{joined(lines)}</div>')
+    return Html(f'<div class="query"><div class="asked">{picture}</div><div class="answers">{joined(lines)}</div></div>')
 
 
 def _line(label: str, rank: int, content: Html) -> Html:
-    who = f'<div class="who"><b>{escaped(label)}</b><br><span class="small">right at rank {rank}</span></div>'
+    who = f'<div class="who"><b>{escaped(label)}</b><br><span class="small">right one at rank {rank}</span></div>'
     return Html(f'<div class="answer">{who}<div class="found">{content}</div></div>')
 
 
 def _picture(one: Examples, result: Mapping[str, Any]) -> Html:
     right = bool(result["right"])
-    picture = jpeg(one["pictures"][str(result["image"])], description=f"picture {result['image']}", right=right)
-    return Html(f"<figure>{picture}<figcaption>{escaped(_scores(result, right))}</figcaption></figure>")
+    description = f"picture {result['image']}" + (", the right one" if right else "")
+    picture = jpeg(one["pictures"][str(result["image"])], description=description, right=right)
+    tick = '<span class="tick" aria-hidden="true">✓</span>' if right else ""
+    scores = "<br>".join(escaped(score) for score in _scores(result))
+    return Html(f"<figure>{picture}{tick}<figcaption>{scores}</figcaption></figure>")
 
 
 def _caption(result: Mapping[str, Any]) -> Html:
-    right = bool(result["right"])
-    scores = f'<span class="small">{escaped(_scores(result, right=False))}</span>'
-    mark = " ✓" if right else ""
-    return Html(f"<li{' class=right' if right else ''}>{escaped(result['text'] + mark)} {scores}</li>")
+    kind, tick = (' class="right"', " ✓") if result["right"] else ("", "")
+    scores = f'<span class="small">{escaped(" · ".join(_scores(result)))}</span>'
+    return Html(f"<li{kind}>{escaped(result['text'] + tick)} {scores}</li>")
 
 
-def _scores(result: Mapping[str, Any], right: bool) -> str:
-    matching = f"ITM {result['score']:.1f} · " if result["score"] is not None else ""
-    return f"{'✓ ' if right else ''}{matching}cos {result['similarity']:.2f}"
+def _scores(result: Mapping[str, Any]) -> list[str]:
+    matching = [f"ITM {result['score']:.2f}"] if result["score"] is not None else []
+    return [*matching, f"cos {result['similarity']:.2f}"]

@@ -10,6 +10,8 @@ from tclx.eval.results import Spread
 from tclx.report.history import Curve
 from tclx.report.page import Style, group_key
 
+_FEW_POINTS = 12
+"""So few that where they are matters: evaluations, mostly."""
 _MARGIN = {"l": 48, "r": 8, "t": 8, "b": 34}
 
 
@@ -37,7 +39,7 @@ def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style]) -> go.Fig
             customdata=[[_short(low), _short(high)] for low, high in zip(curve.low, curve.high, strict=True)],
             hovertemplate="%{y:.4~g} (%{customdata[0]} to %{customdata[1]})",
             name=key,
-            mode="lines" if len(curve.steps) > 1 else "markers",
+            mode="lines" if len(curve.steps) > _FEW_POINTS else "lines+markers",
             line={"color": style.color, "width": 2, "dash": style.dash},
             legendgroup=key,
         )
@@ -64,37 +66,35 @@ def dots(values: Mapping[str, Sequence[float]], spreads: Mapping[str, Spread], s
     for position, label in enumerate(labels):
         key, color, spread = group_key(label), styles[label].color, spreads[label]
         plot.add_scatter(
-            x=[position - 0.12] * len(values[label]),
-            y=_rounded(values[label]),
+            x=_rounded(values[label]),
+            y=[position - 0.14] * len(values[label]),
             mode="markers",
             marker={"color": color, "size": 7, "opacity": 0.55},
-            name=key,
-            hovertemplate="%{y:.2f}<extra>one seed</extra>",
+            hovertemplate="%{x:.2f}<extra>one seed</extra>",
             legendgroup=key,
         )
         plot.add_scatter(
-            x=[position + 0.12],
-            y=[spread.mean],
-            error_y={"array": [spread.deviation or 0.0], "color": color, "thickness": 2, "width": 5},
+            x=[spread.mean],
+            y=[position + 0.14],
+            error_x={"array": [spread.deviation or 0.0], "color": color, "thickness": 2, "width": 5},
             mode="markers",
             marker={"color": color, "size": 10, "symbol": "diamond"},
-            name=key,
-            hovertemplate="mean %{y:.2f}<extra></extra>",
+            hovertemplate="%{x:.2f}<extra>mean</extra>",
             legendgroup=key,
         )
     plot.update_layout(
         template=None,
         showlegend=False,
-        margin=_MARGIN,
-        xaxis={
+        margin={**_MARGIN, "b": 24},
+        xaxis={"automargin": True, "nticks": 6, "zeroline": False},
+        yaxis={
             "tickvals": list(range(len(labels))),
             "ticktext": [group_key(label) for label in labels],
-            "range": [-0.6, len(labels) - 0.4],
+            "range": [len(labels) - 0.4, -0.6],
             "automargin": True,
             "showgrid": False,
             "zeroline": False,
         },
-        yaxis={"automargin": True, "nticks": 6, "zeroline": False},
     )
     return plot
 

@@ -1,8 +1,6 @@
 "use strict";
 // Draws the figures of the page: in its colours, for light and dark, with the groups that are switched on.
-(async () => {
-  const packed = document.getElementById("plotly");
-  if (!packed) return;
+async function drawAll(packed) {
   const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
   const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
@@ -23,6 +21,9 @@
       "font.size": 12,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
+      "modebar.bgcolor": "rgba(0,0,0,0)",
+      "modebar.color": color("--soft"),
+      "modebar.activecolor": color("--ink"),
       "hoverlabel.bgcolor": color("--raised"),
       "hoverlabel.bordercolor": color("--line"),
       "hoverlabel.font.color": color("--ink"),
@@ -93,5 +94,16 @@
   for (const plot of document.querySelectorAll(".plot")) {
     if (!plot.closest("details:not([open])")) await draw(plot);
   }
-  document.documentElement.dataset.ready = "yes";
+}
+
+(async () => {
+  const packed = document.getElementById("plotly");
+  try {
+    if (packed) await drawAll(packed);
+  } catch (error) {
+    for (const plot of document.querySelectorAll(".plot:not([data-drawn])")) plot.textContent = `Not drawn: ${error}`;
+    throw error;
+  } finally {
+    document.documentElement.dataset.ready = "yes";
+  }
 })();

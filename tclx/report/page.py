@@ -14,6 +14,7 @@ import base64
 import gzip
 import hashlib
 import html
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -29,6 +30,8 @@ Html = NewType("Html", str)
 
 COLORS = ("#2f7de1", "#e0622a", "#1fa36f", "#a45fd0", "#c98a00", "#d9467f", "#0e9aa7", "#7a8290")
 """Told apart by most colour-blind readers, and with contrast enough on white and on near-black."""
+_MARGIN = {"l": 48, "r": 16, "t": 32, "b": 40}
+_NOSCRIPT = '<noscript><p class="note">The figures are drawn by scripts, which are switched off here.</p></noscript>'
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -99,7 +102,7 @@ class Page:
             '<meta name="color-scheme" content="light dark">\n'
             f"<title>{escaped(self._title)}</title>\n<style>\n{_resource('page.css')}</style>\n</head>\n<body>\n"
             f"<header><h1>{escaped(self._title)}</h1>{self._lead or ''}<nav>{contents}</nav></header>\n"
-            f"{self._toggles if self._toggles and has_figures else ''}<main>{body}</main>\n"
+            f"{_NOSCRIPT if has_figures else ''}{self._toggles if self._toggles and has_figures else ''}<main>{body}</main>\n"
             f"{library}<script>{script}</script>\n</body>\n</html>\n"
         )
 
@@ -176,7 +179,7 @@ def jpeg(encoded: str, *, description: str, right: bool = False) -> Html:
     """A small picture from base64; `right` marks it as what was asked for."""
     clean = base64.b64encode(base64.b64decode(encoded, validate=True)).decode()
     kind = ' class="right"' if right else ""
-    return Html(f'<img{kind} src="data:image/jpeg;base64,{clean}" alt="{escaped(description)}" loading="lazy">')
+    return Html(f'<img{kind} src="data:image/jpeg;base64,{clean}" alt="{escaped(description)}">')
 
 
 def download(name: str, content: str) -> Html:
@@ -185,7 +188,7 @@ def download(name: str, content: str) -> Html:
     return Html(f'<a download="{escaped(name)}" href="data:application/octet-stream;base64,{data}">{escaped(name)}</a>')
 
 
-def figure(plot: Figure, *, title: str, caption: str = "", height: int = 260) -> Html:
+def figure(plot: Figure, *, title: str, name: str = "", caption: str = "", height: int = 260) -> Html:
     """A plotly figure under its title.
 
     The page sets fonts, background and grid for light and dark, so whatever template the figure has gives way; colours of the
@@ -193,13 +196,18 @@ def figure(plot: Figure, *, title: str, caption: str = "", height: int = 260) ->
 
     Args:
         plot: a `plotly.graph_objects.Figure`, one of Optuna's for instance.
-        title, caption: in HTML above and below; a title inside the figure would not wrap on a phone.
+        title, caption: in HTML above and below; a title inside the figure would not wrap on a phone, so it is taken out.
+        name: under which its numbers are found elsewhere.
         height: in pixels.
     """
-    content = plot.to_json().replace("<", "\\u003c")  # never ends the script element that carries it
+    drawn = json.loads(plot.to_json())
+    drawn["layout"].pop("title", None)
+    drawn["layout"].setdefault("margin", _MARGIN)
+    content = json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c")  # never ends the script that carries it
+    named = f"<code>{escaped(name)}</code>" if name else ""
     below = f'<p class="small">{escaped(caption)}</p>' if caption else ""
     return Html(
-        f'<figure><figcaption>{escaped(title)}</figcaption><div class="plot" style="height:{height}px" '
+        f'<figure><figcaption>{escaped(title)}{named}</figcaption><div class="plot" style="height:{height}px" '
         f'role="img" aria-label="{escaped(title)}"><script type="application/json">{content}</script></div>{below}</figure>'
     )
 

@@ -38,6 +38,8 @@ TITLES = {
     "temperature/shared": "Temperature",
     "soft_labels/weight": "Soft-label weight",
     "data/bad_images": "Bad images so far",
+    "speed/images_per_second": "Images a second",
+    "speed/share_waiting_for_data": "Share of the time waiting for data",
 }
 
 
@@ -156,11 +158,11 @@ def reproduction(material: Material) -> list[Html]:
         files = " ".join(str(path) for path in material.selection.experiments)
         blocks += [text("All of them:"), code(f"tclx run {files}")]
     blocks.append(
-        text("One of them: save its spec from the table, and run it; the run id is the same, so it lands in the same folder.")
+        text("One of them: its name in the table saves its spec, which is run like any other. The run id is made of the spec.")
     )
     blocks.append(code(f"tclx run {_spec_file(material.runs[0])}"))
     rows = [_reproduction_row(material, run) for run in material.runs]
-    return [*blocks, table(["run", "spec", "seed", "state", "commit", "packages"], rows, numbers=False)]
+    return [*blocks, table(["run", "seed", "state", "commit", "packages"], rows, numbers=False)]
 
 
 # ------------------------------------------------------------------------------------------------------------------ comparison
@@ -218,7 +220,8 @@ def _dots(material: Material) -> Iterator[Html]:
         spreads = {label: row.metrics[metric] for label, row in rows.items()}
         caption = "Each dot is a seed; the diamond is their mean ± sample deviation."
         plot = figures.dots(values, spreads, material.styles)
-        yield figure(plot, title=f"{column_title(metric)} on {results.split}, %", caption=caption)
+        height = 50 + 34 * len(values)
+        yield figure(plot, title=f"{column_title(metric)} on {results.split}, %", caption=caption, height=height)
 
 
 # -------------------------------------------------------------------------------------------------------------------- curves
@@ -247,13 +250,19 @@ def _is_constant(curves: Mapping[str, Curve]) -> bool:
 def _curve_figure(material: Material, name: str, curves: Mapping[str, Curve]) -> Html:
     width = max(curve.rows_per_point for curve in curves.values())
     caption = f"Each point averages {width} logged rows." if width > 1 else ""
-    return figure(figures.curves(curves, material.styles), title=_title(name), caption=caption, height=240)
+    title = _title(name)
+    return figure(
+        figures.curves(curves, material.styles), title=title, name=name if title != name else "", caption=caption, height=240
+    )
 
 
 def _title(name: str) -> str:
     if name.startswith("retrieval/"):
         _, split, rest = name.split("/", 2)
         return f"{column_title(rest)} on {split}" + ("" if rest.endswith("median_rank") else ", %")
+    if name.startswith("mi_bound/"):
+        term, _, direction = name.removeprefix("mi_bound/").partition("_")
+        return f"MI bound of {term.upper()}, {direction.replace('_', ' ')}, nats"
     return TITLES.get(name, name)
 
 
@@ -267,7 +276,7 @@ def _cost_row(material: Material, group: Group) -> list[str]:
     speeds = [cost.images_per_second for cost in costs if cost.images_per_second is not None]
     waits = [cost.share_waiting for cost in costs if cost.share_waiting is not None]
     peaks = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib is not None]
-    devices = {f"{cost.num_processes or '?'} x {cost.device or '?'}" for cost in costs}
+    devices = {f"{cost.num_processes or '?'} x {'' if cost.has_gpu else 'CPU '}{cost.device or '?'}" for cost in costs}
     return [
         group.label,
         str(len(costs)),
@@ -303,10 +312,9 @@ def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
     named = ", ".join(f"{name} {packages[name]}" for name in ("tclx", "torch", "timm", "transformers") if packages.get(name))
     content = json.dumps(_runnable(read_spec(run)), indent=1, ensure_ascii=False)
     return [
-        run.run_id,
         Markup(download(_spec_file(run), content)),
         str(run.seed),
-        describe_state(run),
+        "finished" if run.state.status == "finished" else describe_state(run),
         _commit(environment),
         named or "not recorded",
     ]

@@ -45,6 +45,6 @@ def build(material: Material) -> Page:
     page.section("Retrieval during training", *sections.retrieval(material))
     page.section("Health", *sections.health(material))
     page.section("Other measures", *sections.other_measures(material))
-    page.section("What was found", *examples(material))
+    page.section("Retrieval examples", *examples(material))
     page.section("Cost", *sections.cost(material))
-    return page.section("How to get it again", *sections.reproduction(material))
+    return page.section("Reproduce", *sections.reproduction(material))
