@@ -284,6 +284,25 @@ def best(
         say(f"wrote {output}")
 
 
+@app.command(epilog="Example:  tclx sweep report loss-weights -o loss-weights.html")
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="NAME.html by default.", dir_okay=False)
+    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Write one HTML page: what won, what mattered, every trial. It opens from the file and needs no network."""
+    from tclx.sweep.report import write_sweep_report
+    from tclx.sweep.study import find_study, open_study
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    output = output or Path(f"{checked.spec.name}.html")
+    write_sweep_report(open_study(folder, checked), checked, folder, output)
+    print(output)
+
+
 @app.command(epilog="Example:  tclx sweep cancel loss-weights")
 def cancel(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],

@@ -27,7 +27,8 @@ from tclx.data.batch import Batch
 from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
-from tclx.eval.retrieval import evaluate_retrieval
+from tclx.eval.examples import choose_examples
+from tclx.eval.retrieval import Evaluation, evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
@@ -507,7 +508,7 @@ def _evaluate(session: Session, step: int) -> None:
     split = session.spec.evaluation.during_training
     if split is None:
         raise RuntimeError("an evaluation is due and no split is named")
-    figures = _figures(session, split)
+    figures = _retrieval(session, split).figures
     _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
     metric = _best_metric(session.spec)
     if session.best is None or figures[metric] > session.best.value:
@@ -521,7 +522,7 @@ def _evaluate(session: Session, step: int) -> None:
     distributed.on_main(keep)
 
 
-def _figures(session: Session, split: Split) -> dict[str, float]:
+def _retrieval(session: Session, split: Split) -> Evaluation:
     # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
     distributed.copy_from_main(session.model.online.buffers())
     session.watcher.say(f"evaluating retrieval on {split}")
@@ -566,11 +567,13 @@ def _finish(session: Session) -> None:
         chosen = distributed.on_main(lambda: checkpoint.best_or_newest(folder))
         if chosen is not None:  # a run of no steps evaluates what it starts from
             checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
-        figures = _figures(session, split)
+        evaluation = _retrieval(session, split)
         step = checkpoint.step_of(chosen) if chosen is not None else 0
-        record = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None, "metrics": figures}
+        name = chosen.name if chosen is not None else None
+        record = {"split": split, "step": step, "checkpoint": name, "metrics": evaluation.figures}
+        distributed.on_main(lambda: folder.write_json(folder.examples(split), choose_examples(evaluation)))
         distributed.on_main(lambda: folder.write_json(folder.evaluation / f"{split}.json", record))
-        session.watcher.row({"step": total_steps, **figures})
+        session.watcher.row({"step": total_steps, **evaluation.figures})
     distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
     _write_state(session, "finished", total_steps)
 
