@@ -32,11 +32,11 @@ FEWEST_FOR_IMPORTANCE = 4
 class _Aim(NamedTuple):
     """One objective: how its trials' values are read."""
 
-    index: int
+    position: int
     spec: ObjectiveSpec
 
     def of(self, trial: FrozenTrial) -> float:
-        return float(trial.values[self.index])
+        return float(trial.values[self.position])
 
 
 def write_sweep_report(study: optuna.Study, sweep: Sweep, folder: StudyFolder, output: Path) -> None:
