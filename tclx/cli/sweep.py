@@ -146,9 +146,9 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
 
 def _trial_line(trial: FrozenTrial, sweep: Sweep) -> str:
     from tclx.sweep.metrics import as_text
-    from tclx.sweep.summary import values_of_trial
+    from tclx.sweep.summary import short_key, values_of_trial
 
-    values = " ".join(f"{_short(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
+    values = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
     return f"trial {trial.number}  {_result(trial, sweep)}  {values}"
 
 
@@ -158,17 +158,6 @@ def _result(trial: FrozenTrial, sweep: Sweep) -> str:
         return " ".join(f"{objective.metric.rpartition('/')[2]} {value:.4g}" for objective, value in pairs)
     reason = trial.user_attrs.get("reason", "")
     return f"{trial.state.name.lower()} {reason}".strip()
-
-
-def _short(key: str, sweep: Sweep) -> str:
-    """The shortest ending of a key that no other key of the sweep has."""
-    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        ending = ".".join(parts[-count:])
-        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
-            return ending
-    return key
 
 
 def _standing(summary: Summary, sweep: Sweep) -> str:
@@ -188,7 +177,7 @@ def _standing(summary: Summary, sweep: Sweep) -> str:
 def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     """The best trials as a table, trial 0 among them, and how the study stands."""
     from tclx.sweep.metrics import as_text
-    from tclx.sweep.summary import ranked, summarise, values_of_trial
+    from tclx.sweep.summary import ranked, short_key, summarise, values_of_trial
 
     summary = summarise(study, sweep)
     trials = ranked(study, sweep)
@@ -196,7 +185,7 @@ def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     if summary.baseline is not None and summary.baseline not in shown:
         shown = [*shown, summary.baseline]
     keys = list(dict.fromkeys(key for trial in shown for key in values_of_trial(trial)))
-    heading = ["trial", *(objective.metric for objective in sweep.spec.objective), *(_short(key, sweep) for key in keys)]
+    heading = ["trial", *(objective.metric for objective in sweep.spec.objective), *(short_key(key, sweep) for key in keys)]
     rows = []
     for trial in shown:
         values = values_of_trial(trial)

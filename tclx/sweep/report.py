@@ -12,13 +12,13 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 import tclx
-from tclx.report.page import Html, Page, bold, code, details, facts, figure, joined, table, text
+from tclx.report.page import Html, Page, bold, code, details, facts, figure, grid, joined, table, text
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
 from tclx.sweep.storage import quieten
 from tclx.sweep.study import StudyFolder, counted
-from tclx.sweep.summary import counted_complete, is_feasible, ranked, seconds_of, summarise, values_of_trial
+from tclx.sweep.summary import counted_complete, is_feasible, ranked, seconds_of, short_key, summarise, values_of_trial
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -101,7 +101,8 @@ def _best(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
 
 def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep) -> Html:
     keys = list(dict.fromkeys(key for trial in trials for key in values_of_trial(trial)))
-    head = ["trial", *(objective.metric for objective in sweep.spec.objective), *keys, "runs"]
+    short = [short_key(key, sweep) for key in keys]
+    head = ["trial", *(objective.metric for objective in sweep.spec.objective), *short, "runs"]
     rows = []
     for trial in trials:
         values = values_of_trial(trial)
@@ -164,7 +165,7 @@ def _front(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     if not 2 <= len(sweep.spec.objective) <= 3 or not counted_complete(study):
         return
     names = [objective.metric for objective in sweep.spec.objective]
-    yield figure(
+    yield _optunas(
         optuna.visualization.plot_pareto_front(study, target_names=names),
         title="What each objective costs the other",
         height=420,
@@ -174,7 +175,13 @@ def _front(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
 def _history(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
     for aim in aims if counted_complete(study) else ():
         plot = optuna.visualization.plot_optimization_history(study, target=_target(aims, aim), target_name=aim.spec.metric)
-        yield figure(plot, title=f"{aim.spec.metric}, trial by trial", height=340)
+        yield _optunas(plot, title=f"{aim.spec.metric}, trial by trial", height=340)
+
+
+def _optunas(plot: Figure, *, title: str, height: int) -> Html:
+    """One of Optuna's figures, with its legend above it, where it does not take a phone's width."""
+    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure(plot, title=title, height=height)
 
 
 def _target(aims: Sequence[_Aim], aim: _Aim) -> Callable[[FrozenTrial], float] | None:
@@ -184,9 +191,13 @@ def _target(aims: Sequence[_Aim], aim: _Aim) -> Callable[[FrozenTrial], float] |
 
 def _slices(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
     for aim in aims if counted_complete(study) else ():
-        for name in _varied(study):
-            plot = optuna.visualization.plot_slice(study, [name], target=_target(aims, aim), target_name=aim.spec.metric)
-            yield figure(plot, title=f"{aim.spec.metric} by {name}", height=320)
+        yield grid(_slice(study, name, aims, aim) for name in _varied(study))
+
+
+def _slice(study: optuna.Study, name: str, aims: Sequence[_Aim], aim: _Aim) -> Html:
+    plot = optuna.visualization.plot_slice(study, [name], target=_target(aims, aim), target_name=aim.spec.metric)
+    plot.update_traces(marker={"showscale": False})
+    return _optunas(plot, title=f"{aim.spec.metric} by {name}", height=280)
 
 
 def _varied(study: optuna.Study) -> list[str]:
@@ -208,7 +219,7 @@ def _contours(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
             plot = optuna.visualization.plot_contour(
                 study, [one, other], target=_target(aims, aim), target_name=aim.spec.metric
             )
-            yield figure(plot, title=f"{aim.spec.metric} by {one} and {other}", height=400)
+            yield _optunas(plot, title=f"{aim.spec.metric} by {one} and {other}", height=400)
 
 
 def _parallel(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
@@ -216,14 +227,14 @@ def _parallel(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
         plot = optuna.visualization.plot_parallel_coordinate(
             study, _varied(study), target=_target(aims, aim), target_name=aim.spec.metric
         )
-        yield figure(plot, title=f"Every trial a line, coloured by {aim.spec.metric}", height=420)
+        yield _optunas(plot, title=f"Every trial a line, coloured by {aim.spec.metric}", height=420)
 
 
 def _curves(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     if not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         return
     metric = sweep.spec.objective[0].metric
-    yield figure(optuna.visualization.plot_intermediate_values(study), title=f"{metric} at every evaluation", height=380)
+    yield _optunas(optuna.visualization.plot_intermediate_values(study), title=f"{metric} at every evaluation", height=380)
     pruned = counted(study)[TrialState.PRUNED]
     if pruned:
         rows = [[str(trial.number), trial.user_attrs.get("reason", "")] for trial in pruned]
@@ -232,7 +243,7 @@ def _curves(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
 
 def _timeline(study: optuna.Study) -> Iterator[Html]:
     if any(trial.datetime_start for trial in study.get_trials(deepcopy=False)):
-        yield figure(optuna.visualization.plot_timeline(study), title="When each trial ran", height=360)
+        yield _optunas(optuna.visualization.plot_timeline(study), title="When each trial ran", height=360)
 
 
 def _failed(study: optuna.Study) -> Iterator[Html]:

@@ -140,3 +140,14 @@ def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
         "constraints": trial.constraints,
         "seconds": seconds_of(trial),
     }
+
+
+def short_key(key: str, sweep: Sweep) -> str:
+    """The shortest ending of a key that no other key of the sweep has."""
+    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        ending = ".".join(parts[-count:])
+        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
+            return ending
+    return key
