@@ -156,8 +156,10 @@ def _result(trial: FrozenTrial, sweep: Sweep) -> str:
     if trial.state.name == "COMPLETE":
         pairs = zip(sweep.spec.objective, trial.values, strict=True)
         return " ".join(f"{objective.metric.rpartition('/')[2]} {value:.4g}" for objective, value in pairs)
+    from tclx.sweep.summary import state_word
+
     reason = trial.user_attrs.get("reason", "")
-    return f"{trial.state.name.lower()} {reason}".strip()
+    return f"{state_word(trial)} {reason}".strip()
 
 
 def _standing(summary: Summary, sweep: Sweep) -> str:
@@ -177,7 +179,7 @@ def _standing(summary: Summary, sweep: Sweep) -> str:
 def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     """The best trials as a table, trial 0 among them, and how the study stands."""
     from tclx.sweep.metrics import as_text
-    from tclx.sweep.summary import ranked, short_key, summarise, values_of_trial
+    from tclx.sweep.summary import ranked, short_key, state_word, summarise, values_of_trial
 
     summary = summarise(study, sweep)
     trials = ranked(study, sweep)
@@ -190,9 +192,7 @@ def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     for trial in shown:
         values = values_of_trial(trial)
         reached = (
-            [f"{value:.4g}" for value in trial.values]
-            if trial.values
-            else [trial.state.name.lower()] * len(sweep.spec.objective)
+            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
         )
         name = f"{trial.number}" + (" (the experiment)" if trial.number == 0 else "")
         rows.append([name, *reached, *(as_text(values[key]) if key in values else "-" for key in keys)])

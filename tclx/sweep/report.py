@@ -18,7 +18,16 @@ from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
 from tclx.sweep.storage import quieten
 from tclx.sweep.study import StudyFolder, counted
-from tclx.sweep.summary import counted_complete, is_feasible, ranked, seconds_of, short_key, summarise, values_of_trial
+from tclx.sweep.summary import (
+    counted_complete,
+    is_feasible,
+    ranked,
+    seconds_of,
+    short_key,
+    state_word,
+    summarise,
+    values_of_trial,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -107,9 +116,7 @@ def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep) -> Html:
     for trial in trials:
         values = values_of_trial(trial)
         reached = (
-            [f"{value:.4g}" for value in trial.values]
-            if trial.values
-            else [trial.state.name.lower()] * len(sweep.spec.objective)
+            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
         )
         broken = "" if is_feasible(trial) else " (breaks a constraint)"
         name = f"{trial.number}{' (the experiment)' if trial.number == 0 else ''}{broken}"
