@@ -250,7 +250,6 @@ def _resource(name: str) -> str:
 
 
 def _policy(script: str, *, has_figures: bool) -> str:
-    # plotly's parallel coordinates and its WebGL compile their shaders' wrappers with Function().
-    library = f" 'sha256-{_packed_plotly().sha256}' 'unsafe-eval'" if has_figures else ""
+    library = f" 'sha256-{_packed_plotly().sha256}'" if has_figures else ""
     scripts = f"'sha256-{_sha256(script.encode())}'{library}"
     return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"

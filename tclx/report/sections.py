@@ -64,15 +64,14 @@ def comparison(material: Material) -> list[Html]:
     results = material.results
     blocks = [text(note, kind="note") for note in _doubts(material)]
     if results.rows and results.metrics:
-        winners = best_rows(results)
-        labels = [material.label_of(row.runs[0]) for row in results.rows]
+        best = {metric: results.rows[index].metrics[metric].mean for metric, index in best_rows(results).items()}
         rows = [
             [
-                label,
+                material.label_of(row.runs[0]),
                 str(len(row.runs)),
-                *(_cell(row.metrics.get(metric), winners.get(metric) == index) for metric in results.metrics),
+                *(_cell(row.metrics.get(metric), best.get(metric)) for metric in results.metrics),
             ]
-            for index, (label, row) in enumerate(zip(labels, results.rows, strict=True))
+            for row in results.rows
         ]
         said = (
             f"Retrieval on {results.split}, in percent: mean ± sample deviation over seeds; bold is the best mean of a column."
@@ -96,8 +95,9 @@ def what_was_run(material: Material) -> list[Html]:
         blocks.append(text("The keys of the spec that are not the same everywhere."))
         blocks.append(table(["", *labels], rows, numbers=False))
     else:
-        seeds = [", ".join(f"{group.label}: {', '.join(str(run.seed) for run in group.runs)}" for group in material.groups)]
-        blocks.append(text(f"One spec, with the seeds {seeds[0]}."))
+        seeds = sorted({run.seed for run in material.runs})
+        said = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))}"
+        blocks.append(text(f"One spec, with {said}."))
     different = {difference.key for difference in found}
     shared = [
         [key, value]
@@ -113,7 +113,13 @@ def losses(material: Material) -> list[Html]:
     """Every term of the loss, the directions of each folded away."""
     names = [name for name in material.metrics() if name.startswith("loss/")]
     main = [f"loss/{term}" for term in LOSS_TERMS if f"loss/{term}" in names]
-    return _curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")
+    if not names:
+        return [text("No run has logged anything yet.", kind="note")]
+    band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
+    bands = band if any(len(group.runs) > 1 for group in material.groups) else ""
+    buttons = ", the buttons at the top hide a group everywhere" if len(material.groups) > 1 else ""
+    used = text(f"{bands}Dragging zooms, a double click shows all again{buttons}.", kind="small")
+    return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
 
 
 def retrieval(material: Material) -> list[Html]:
@@ -202,9 +208,9 @@ def _doubts(material: Material) -> Iterator[str]:
         yield "One seed each: nothing here says whether a difference is more than chance."
 
 
-def _cell(spread: Spread | None, wins: bool) -> str | Markup:
+def _cell(spread: Spread | None, best: float | None) -> str | Markup:
     shown = format_spread(spread)
-    return Markup(bold(shown)) if wins else shown
+    return Markup(bold(shown)) if spread is not None and spread.mean == best else shown
 
 
 def _dots(material: Material) -> Iterator[Html]:
@@ -310,7 +316,7 @@ def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
     environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
     packages = environment.get("packages") or {}
     named = ", ".join(f"{name} {packages[name]}" for name in ("tclx", "torch", "timm", "transformers") if packages.get(name))
-    content = json.dumps(_runnable(read_spec(run)), indent=1, ensure_ascii=False)
+    content = json.dumps(runnable(read_spec(run)), indent=1, ensure_ascii=False)
     return [
         Markup(download(_spec_file(run), content)),
         str(run.seed),
@@ -325,7 +331,7 @@ def _commit(environment: Mapping[str, Any]) -> str:
         return "not recorded"
     commit = environment.get("commit")
     if not commit:
-        return "installed, without its repository"
+        return "not known (installed package)"
     changed = environment.get("diff_sha256") if environment.get("diff") else None
     return f"{commit[:12]} with changes (sha256 {changed[:12]})" if changed else str(commit[:12])
 
@@ -334,7 +340,7 @@ def _spec_file(run: RunResult) -> str:
     return f"{run.run_id}.yaml"
 
 
-def _runnable(spec: Mapping[str, Any]) -> dict[str, Any]:
+def runnable(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved spec as a file that `tclx run` reads: a variant is named under `variants`."""
     plain = {key: value for key, value in spec.items() if key != "variant"}
     return {**plain, "variants": {spec["variant"]: {}}} if spec.get("variant") else plain
