@@ -13,8 +13,11 @@ from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, align
 from tclx.cli.run import BackendChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
     from optuna.trial import FrozenTrial
+    from rich.console import RenderableType
 
     from tclx.sweep.load import Sweep
     from tclx.sweep.study import StudyFolder
@@ -88,11 +91,11 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
     if detach:
         say(f"working in the background (process {local.detach(folder)}); tclx sweep status {sweep.spec.name} shows it")
         return 0
-    watch = _Watch(study, sweep)
-    exit_code = local.run_workers(
-        folder, sweep.spec.num_workers, say=say, look=watch.look, num_ended=lambda: summarise(study, sweep).ended
-    )
-    watch.look(at_once=True)
+    with _Watch(study, sweep, folder) as watch:
+        exit_code = local.run_workers(
+            folder, sweep.spec.num_workers, say=watch.say, look=watch.look, num_ended=lambda: summarise(study, sweep).ended
+        )
+        watch.look(at_once=True)
     print_study(study, sweep)
     return exit_code
 
@@ -101,28 +104,73 @@ LOOK_SECONDS = 2.0
 
 
 class _Watch:
-    """Says every trial's end once, with the best so far."""
+    """Says every trial's end once, with the best so far; below it, on a terminal, a table of what runs."""
 
-    def __init__(self, study: optuna.Study, sweep: Sweep) -> None:
-        self._study, self._sweep = study, sweep
+    def __init__(self, study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._study, self._sweep, self._folder = study, sweep, folder
         self._told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self._looked_at = 0.0
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> _Watch:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Above the table."""
+        if self._live is None:
+            say(line)
+        else:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def look(self, *, at_once: bool = False) -> None:
+        """See what is new, every few seconds."""
         import time
+
+        from tclx.sweep.storage import patiently
+        from tclx.sweep.summary import summarise
 
         if not at_once and time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        from tclx.sweep.summary import summarise
-
-        ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        new = sorted((trial for trial in ended if trial.number not in self._told), key=lambda trial: trial.number)
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False), say=self.say)
+        new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._told]
         self._told |= {trial.number for trial in new}
         for trial in new:
-            say(_trial_line(trial, self._sweep))
-        if new and not at_once:
-            say(_standing(summarise(self._study, self._sweep), self._sweep))
+            self.say(_trial_line(trial, self._sweep))
+        standing = _standing(summarise(self._study, self._sweep), self._sweep)
+        if self._live is not None:
+            self._live.update(_running_table(trials, standing, self._sweep, self._folder), refresh=True)
+        elif new and not at_once:
+            say(standing)
+
+
+def _running_table(trials: Sequence[FrozenTrial], standing: str, sweep: Sweep, folder: StudyFolder) -> RenderableType:
+    """What runs at this moment, and how the study stands."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from tclx.sweep.metrics import as_text
+    from tclx.sweep.summary import progress_of, short_key, values_of_trial
+
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    table = Table("trial", "step", *([f"{sweep.spec.objective[0].metric} so far"]), "tries", box=None, pad_edge=False)
+    for trial in running:
+        step, total = progress_of(trial, folder)
+        so_far = f"{list(trial.intermediate_values.values())[-1]:.4g}" if trial.intermediate_values else "-"
+        tries = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
+        table.add_row(str(trial.number), f"{step}/{total}" if total else "-", so_far, Text(tries))
+    return Group(table, Text(standing))
 
 
 def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
@@ -131,15 +179,15 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
 
     from tclx.sweep.cluster import is_going_on
 
-    watch = _Watch(study, sweep)
     try:
-        while is_going_on(sweep, folder, study):
-            watch.look()
-            time.sleep(LOOK_SECONDS)
+        with _Watch(study, sweep, folder) as watch:
+            while is_going_on(sweep, folder, study):
+                watch.look()
+                time.sleep(LOOK_SECONDS)
+            watch.look(at_once=True)
     except KeyboardInterrupt:
         say("no longer watching; the workers go on")
         return 130
-    watch.look(at_once=True)
     print_study(study, sweep)
     return 0
 

@@ -18,7 +18,7 @@ from tclx.runs import RunFolder
 LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
 MAIN_RETRIEVAL = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
 HEALTH = ("temperature/", "gradient_norm", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
-SPEED = ("speed/",)
+SPEED = ("speed/", "memory/")
 COUNTS = ("num_images", "num_captions")
 
 TITLES = {
@@ -39,6 +39,7 @@ TITLES = {
     "soft_labels/weight": "Soft-label weight",
     "data/bad_images": "Bad images so far",
     "speed/images_per_second": "Images a second",
+    "memory/peak_gib": "Peak memory of the main process (GiB)",
     "speed/share_waiting_for_data": "Share of the time waiting for data",
 }
 
@@ -90,8 +91,8 @@ def what_was_run(material: Material) -> list[Html]:
     specs = [read_spec(group.runs[0]) for group in material.groups]
     blocks = []
     if found := differences(specs):
-        seeds = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in material.groups)]
-        rows = [seeds, *([difference.key, *difference.values] for difference in found)]
+        first = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in material.groups)]
+        rows = [first, *([difference.key, *difference.values] for difference in found)]
         blocks.append(text("The keys of the spec that are not the same everywhere."))
         blocks.append(table(["", *labels], rows, numbers=False))
     else:

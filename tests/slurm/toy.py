@@ -137,7 +137,7 @@ def fingerprint(folder: RunFolder) -> dict[str, str]:
 def rows(folder: RunFolder) -> list[dict[str, Any]]:
     """The rows of metrics without what depends on time."""
     lines = folder.metrics.read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith("speed/")} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if not key.startswith(("speed/", "memory/"))} for line in lines]
 
 
 def events(folder: RunFolder, name: str) -> list[dict[str, Any]]:
