@@ -96,8 +96,8 @@ def what_was_run(material: Material) -> list[Html]:
         blocks.append(text("The keys of the spec that are not the same everywhere."))
         blocks.append(table(["", *labels], rows, numbers=False))
     else:
-        seeds = sorted({run.seed for run in material.runs})
-        said = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))}"
+        numbers = sorted({run.seed for run in material.runs})
+        said = f"seed {numbers[0]}" if len(numbers) == 1 else f"the seeds {', '.join(map(str, numbers))}"
         blocks.append(text(f"One spec, with {said}."))
     different = {difference.key for difference in found}
     shared = [
