@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file.")]
+StudyName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")]
 
 
 @app.command(epilog=EXAMPLE)
@@ -276,20 +277,26 @@ def plan(
     )
 
 
+def _opened(sweep: str, runs_dir: Path) -> tuple[StudyFolder, Sweep, optuna.Study]:
+    """A study that is there, by its file or name."""
+    from tclx.sweep.study import find_study, open_study
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    return folder, checked, open_study(folder, checked)
+
+
 @app.command(epilog="Example:  tclx sweep status loss-weights")
 def status(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Show how a study stands, from any machine that sees its folder and its storage."""
     from tclx.sweep.claims import living_workers
-    from tclx.sweep.study import find_study, open_study
     from tclx.sweep.summary import as_tree
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
-    study = open_study(folder, checked)
+    folder, checked, study = _opened(sweep, runs_dir)
     if as_json:
         print_json({**as_tree(study, checked), "living_workers": living_workers(folder)})
         return
@@ -299,7 +306,7 @@ def status(
 
 @app.command(epilog="Example:  tclx sweep best loss-weights -o experiments/best.yaml")
 def best(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
     ] = None,
@@ -309,11 +316,9 @@ def best(
     """Write the best trial as an experiment that `tclx run` accepts, with where it comes from."""
     from tclx.runs import write_atomically
     from tclx.sweep.export import experiment_of
-    from tclx.sweep.study import find_study, open_study
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
-    text = experiment_of(open_study(folder, checked), checked, number=trial)
+    _, checked, study = _opened(sweep, runs_dir)
+    text = experiment_of(study, checked, number=trial)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -323,7 +328,7 @@ def best(
 
 @app.command(epilog="Example:  tclx sweep report loss-weights -o loss-weights.html")
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="NAME.html by default.", dir_okay=False)
     ] = None,
@@ -331,18 +336,16 @@ def report(
 ) -> None:
     """Write one HTML page: what won, what mattered, every trial. It opens from the file and needs no network."""
     from tclx.sweep.report import write_sweep_report
-    from tclx.sweep.study import find_study, open_study
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
+    folder, checked, study = _opened(sweep, runs_dir)
     output = output or Path(f"{checked.spec.name}.html")
-    write_sweep_report(open_study(folder, checked), checked, folder, output)
+    write_sweep_report(study, checked, folder, output)
     print(output)
 
 
 @app.command(epilog="Example:  tclx sweep cancel loss-weights")
 def cancel(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Ask all workers of a study to save and stop; `tclx sweep SWEEP` goes on later."""
