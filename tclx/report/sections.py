@@ -118,7 +118,7 @@ def losses(material: Material) -> list[Html]:
     band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
     bands = band if any(len(group.runs) > 1 for group in material.groups) else ""
     buttons = ", the buttons at the top hide a group everywhere" if len(material.groups) > 1 else ""
-    used = text(f"{bands}Dragging zooms, a double click shows all again{buttons}.", kind="small")
+    used = text(f"{bands}With a mouse, dragging zooms and a double click shows all again{buttons}.", kind="small")
     return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
 
 
