@@ -10,7 +10,7 @@ from typing import Any
 from tclx.eval.results import Group, RunResult, Spread, best_rows, column_title, describe_state, format_spread
 from tclx.report import figures
 from tclx.report.difference import differences, flat
-from tclx.report.history import Curve, num_not_finite
+from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
 from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
 from tclx.runs import RunFolder
@@ -119,7 +119,7 @@ def losses(material: Material) -> list[Html]:
     band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
     bands = band if any(len(group.runs) > 1 for group in material.groups) else ""
     buttons = ", the buttons at the top hide a group everywhere" if len(material.groups) > 1 else ""
-    used = text(f"{bands}Dragging zooms, a double click shows all again{buttons}.", kind="small")
+    used = text(f"{bands}With a mouse, dragging zooms and a double click shows all again{buttons}.", kind="small")
     return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
 
 
@@ -133,7 +133,7 @@ def retrieval(material: Material) -> list[Html]:
 def health(material: Material) -> list[Html]:
     """Temperatures, gradients, bounds, the geometry of the embeddings."""
     names = [name for prefix in HEALTH for name in material.metrics() if name.startswith(prefix)]
-    not_finite = num_not_finite(material.histories.values())
+    not_finite = sum(history.num_not_finite for history in material.histories.values())
     warning = [text(f"{not_finite} logged rows hold a number that is not finite; the curves leave it out.", kind="note")]
     return [*(warning if not_finite else []), *_curve_blocks(material, list(dict.fromkeys(names)), [], "")]
 
