@@ -11,6 +11,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tclx.errors import MachineError
@@ -30,6 +31,8 @@ _UNREACHABLE = re.compile(
     r"|slurm_persist_conn_open",
     re.IGNORECASE,
 )
+_NOT_CONFIGURED = re.compile(r"dns srv lookup failed|res_nsearch error: unknown host", re.IGNORECASE)
+"""The last place where a command looks for its cluster has none; a controller that is away is another matter."""
 
 LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
           "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
@@ -68,8 +71,11 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
     Raises:
         SlurmRefused: it said no.
         SlurmSilent: the controller or the accounting daemon cannot be reached.
-        MachineError: there is no such command here.
+        MachineError: there is no such command here, or no cluster is configured for it.
     """
+    named = os.environ.get("SLURM_CONF")
+    if named and not Path(named).exists():  # SLURM's commands would wait for it for a minute each
+        raise MachineError(f"SLURM_CONF is {named}, where no file is: {_CONFIGURE}")
     try:
         done = subprocess.run(
             command,
@@ -90,9 +96,14 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
     words = _without_prefix(done.stderr)
     if done.returncode == 0:
         return done.stdout
+    if _NOT_CONFIGURED.search(done.stderr):
+        raise MachineError(f"{command[0]} finds no cluster here ({words}): {_CONFIGURE}")
     if _UNREACHABLE.search(done.stderr):
         raise SlurmSilent(f"{command[0]}: {words}")
     raise SlurmRefused(words or f"{command[0]} ended with exit code {done.returncode}")
+
+
+_CONFIGURE = "export SLURM_CONF=.../slurm.conf, work on a machine of the cluster, or set launch.backend: local"
 
 
 def _outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:

@@ -163,7 +163,7 @@ def _is_cancelled(attempt: Attempt, folder: RunFolder) -> bool:
     for _ in range(3):
         try:
             return slurm.job_state(attempt.job_id or "") not in ("RUNNING", "SUSPENDED", None)
-        except slurm.SlurmSilent:
+        except MachineError:  # silent, or no scontrol on this node
             time.sleep(2)
     return False
 
