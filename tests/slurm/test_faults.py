@@ -5,8 +5,10 @@ The long ones are marked `faults`: `just faults` runs them.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +29,7 @@ from tests.slurm.toy import (
     rows,
     slurm_spec,
     status_of,
+    status_of_state,
     tclx,
     until,
     until_standing,
@@ -268,37 +271,89 @@ def test_two_hundred_runs_are_one_array_and_none_is_lost(tmp_path: Path) -> None
     assert all([len(events(folder, name)) for name in ("started", "finished")] == [1, 1] for folder in folders)
 
 
-@pytest.mark.faults
-def test_a_time_limit_reached_twice_continues_in_fresh_allocations(tmp_path: Path) -> None:
-    folder = submit(
-        tmp_path, steps=8000, every_steps=4000, launch={"partition": "short", "time_limit_minutes": 2, "signal_seconds": 30}
-    )
-    until_standing([folder], "finished", seconds=600)
-    assert len(events(folder, "stopped")) >= 2
-    (tmp_path / "whole").mkdir()
-    whole = submit(tmp_path / "whole", steps=8000, every_steps=4000)
-    until_standing([whole], "finished", seconds=600)
-    assert_same(folder, whole)
+def steps_in(seconds: float, undisturbed: RunFolder) -> int:
+    """How many steps a run takes in so many seconds on this machine, as busy as it is, rounded to hundreds."""
+    rows = [json.loads(line) for line in undisturbed.metrics.read_text(encoding="utf-8").splitlines()]
+    speed = statistics.median(row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row)
+    return max(600, round(seconds * speed / 8, -2))
 
 
 @pytest.mark.faults
+def test_a_time_limit_reached_twice_continues_in_fresh_allocations(tmp_path: Path, undisturbed: RunFolder) -> None:
+    """An allocation lasts for about 60 s of training; two runs of three times that, of which one may restart only once."""
+    steps = steps_in(180, undisturbed)
+    launch = {"partition": "short", "time_limit_minutes": 2, "signal_seconds": 50}
+    places = {name: tmp_path / name for name in ("free", "bounded", "whole")}
+    for place in places.values():
+        place.mkdir()
+    free = submit(places["free"], steps=steps, every_steps=steps, launch=launch)
+    bounded = submit(places["bounded"], steps=steps, every_steps=steps, launch={**launch, "max_restarts": 1})
+
+    until_standing([bounded], "failed", seconds=600)
+    reason = status_of(bounded).reason or ""
+    assert "SIGUSR2" in reason
+    assert "it was restarted 1 times, and launch.max_restarts is 1" in reason
+    assert [len(events(bounded, name)) for name in ("started", "stopped", "resumed")] == [1, 1, 1]
+    tclx("resume", bounded.path, runs_dir=places["bounded"] / "runs")
+
+    until_standing([free], "finished", seconds=900)
+    stops = [event["step"] for event in events(free, "stopped")]
+    assert len(stops) >= 2
+    assert [event["step"] for event in events(free, "resumed")] == stops
+    assert status_of(free).restarts == len(stops)
+    print(f"{steps} steps in allocations of 2 minutes: stopped and saved at {stops}, {len(stops)} restarts")
+
+    until_standing([bounded], "finished", "failed", seconds=600)
+    if status_of(bounded).standing == "failed":  # a slow machine: the new job's one restart is used up, too
+        tclx("resume", bounded.path, runs_dir=places["bounded"] / "runs")
+        until_standing([bounded], "finished", seconds=600)
+    whole = submit(places["whole"], steps=steps, every_steps=steps)
+    until_standing([whole], "finished", seconds=900)
+    assert_same(free, whole)
+    assert_same(bounded, whole)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("repeat", range(int(os.environ.get("TCLX_REPEATS", "1"))))
 def test_a_node_that_is_lost_comes_back_and_no_writer_is_in_the_others_way(
-    tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
+    tmp_path: Path, cluster: Cluster, undisturbed: RunFolder, repeat: int
 ) -> None:
     """slurmd dies, the process on its node lives on while the run is started again elsewhere."""
-    folder = submit(tmp_path, steps=6000, every_steps=1000)
+    steps = steps_in(120, undisturbed)
+    for name in ("lost", "whole"):
+        (tmp_path / name).mkdir()
+    length = {"steps": steps, "every_steps": steps // 20}
+    whole = submit(tmp_path / "whole", launch={"sbatch_options": {"nodelist": "n4"}}, **length)
+    folder = submit(tmp_path / "lost", launch={"sbatch_options": {"exclude": "n4"}}, **length)
     until_step(folder, 20)
     node = status_of(folder).node
     assert node is not None
+    (old,) = processes_of(folder)
     cluster.kill_node(node)
+    killed_at = time.monotonic()
     try:
-        until(lambda: len(events(folder, "resumed")) + len(events(folder, "started")) == 2, what="started again")
+        until(lambda: status_of(folder).standing == "restarting", what="requeued")
+        seen = status_of_state(folder)
+        until(lambda: status_of_state(folder) > seen, what="written to by the process that nobody ended")
+        until(lambda: (attempt := folder.read_attempt()) is not None and attempt.restart == 1, what="started again")
+        print(f"slurmd of {node} killed: started again after {time.monotonic() - killed_at:.0f} s")
+        old.wait(timeout=30)  # it finds out by itself: its node has no slurmd that could end it
         until(lambda: status_of(folder).node not in (None, "", node), what="on another node")
     finally:
         cluster.start_node(node)
     until_standing([folder], "finished", "lost", seconds=600)
     if status_of(folder).standing == "lost":  # SLURM may refuse the requeued job's credential
-        tclx("resume", folder.path, runs_dir=tmp_path / "runs")
+        print("SLURM has given the requeued job up; resumed by hand")
+        tclx("resume", folder.path, runs_dir=tmp_path / "lost" / "runs")
         until_standing([folder], "finished", seconds=600)
-    steps = [row["step"] for row in rows(folder) if "loss/total" in row]
-    assert steps == list(range(1, 6001))
+    else:
+        assert status_of(folder).restarts == 1
+    until_standing([whole], "finished", seconds=600)
+
+    assert "is trained by the newer attempt" in folder.log(0).read_text(encoding="utf-8")
+    resumed = events(folder, "resumed")[-1]
+    saved = [event["step"] for event in events(folder, "saved") if event["time"] > resumed["time"]]
+    assert saved == sorted(set(saved))  # one writer
+    assert saved[0] > resumed["step"]
+    assert [row["step"] for row in rows(folder) if "loss/total" in row] == list(range(1, steps + 1))
+    assert_same(folder, whole)
