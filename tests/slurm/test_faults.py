@@ -275,7 +275,7 @@ def steps_in(seconds: float, undisturbed: RunFolder) -> int:
     """How many steps a run takes in so many seconds on this machine, as busy as it is, rounded to hundreds."""
     rows = [json.loads(line) for line in undisturbed.metrics.read_text(encoding="utf-8").splitlines()]
     speed = statistics.median(row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row)
-    return max(600, round(seconds * speed / 8, -2))
+    return max(600, round(seconds * speed / 800) * 100)
 
 
 @pytest.mark.faults
