@@ -12,9 +12,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tclx.errors import MachineError
+
+T = TypeVar("T")
 
 CALL_SECONDS = 60
 """A controller that is down is noticed after 9 seconds; one that is drowned in requests may take longer to answer."""
@@ -65,8 +67,13 @@ class JobState(NamedTuple):
         return self.state in LIVING
 
 
-def call(command: Sequence[str], *, stdin: str | None = None) -> str:
+def call(command: Sequence[str], *, stdin: str | None = None, keeps_open: Sequence[int] = ()) -> str:
     """Run one of SLURM's commands, outside of any job's own variables; returns its stdout.
+
+    Args:
+        command: its words.
+        stdin: what it reads.
+        keeps_open: file descriptors that it inherits: what they lock stays locked until the command has ended, too.
 
     Raises:
         SlurmRefused: it said no.
@@ -86,6 +93,7 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
             timeout=CALL_SECONDS,
             check=False,
             env=_outside_of_jobs(os.environ),
+            pass_fds=keeps_open,
         )
     except (FileNotFoundError, PermissionError) as error:
         raise MachineError(
@@ -131,7 +139,7 @@ def _without_prefix(stderr: str) -> str:
     return "; ".join(line for line in lines if line)
 
 
-def patiently(action: Callable[[], str], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> str:
+def patiently(action: Callable[[], T], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> T:
     """Do something that asks SLURM, again and again while it is silent.
 
     A controller that has just come back refuses for lack of nodes until they have registered, so a refusal after a silence is
@@ -266,14 +274,19 @@ def _find_in_accounts(name: str) -> str | None:
     return ids[0] if ids else None
 
 
-def sbatch(script: str, *, test_only: bool = False, options: Sequence[str] = ()) -> str:
+def sbatch(script: str, *, test_only: bool = False, keeps_open: Sequence[int] = ()) -> str:
     """Submit a script; returns the job's id, or SLURM's remark for a test.
+
+    Args:
+        script: its text.
+        test_only: ask whether SLURM would take it.
+        keeps_open: as for `call`.
 
     Raises:
         SlurmRefused, SlurmSilent, MachineError: as `call`.
     """
     how = ["--test-only"] if test_only else ["--parsable"]
-    return call(["sbatch", *how, *options], stdin=script).strip().split(";")[0]
+    return call(["sbatch", *how], stdin=script, keeps_open=keeps_open).strip().split(";")[0]
 
 
 def job_state(job_id: str) -> str | None:
