@@ -36,6 +36,7 @@ from tclx.runs import Job, RunFolder, machine_error, read_submitted, write_submi
 from tclx.spec.launch import SlurmLaunch
 
 _KEYS = (
+    ("accounting/qos policy", "launch.account or launch.qos"),
     ("partition", "launch.partition"),
     ("account", "launch.account"),
     ("qos", "launch.qos"),

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -206,26 +209,106 @@ def test_without_restarts_left_it_ends_failed_and_resumable(tmp_path: Path, undi
 
 
 @pytest.mark.faults
-def test_a_controller_that_is_away_delays_and_loses_nothing(tmp_path: Path, cluster: Cluster, undisturbed: RunFolder) -> None:
-    """Down while a run trains, while it is asked for, and while the next is submitted."""
-    folder = submit(tmp_path)
-    until_step(folder, 5)
-    (tmp_path / "second").mkdir()
+def test_a_controller_that_is_away_for_a_minute_delays_and_loses_nothing(
+    tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
+) -> None:
+    """While it is down one run trains, one is stopped and has to requeue itself, and two seeds are submitted as an array."""
+    for name in ("trains", "stops", "new"):
+        (tmp_path / name).mkdir()
+    trains, stops = submit(tmp_path / "trains"), submit(tmp_path / "stops")
+    until_step(trains, 5)
+    until_step(stops, 5)
+    (process,) = processes_of(stops)
     cluster.stop_controller()
+    down_at = time.monotonic()
     try:
-        assert status_of(folder).standing == "running"
-        command = [sys.executable, "-m", "tclx.cli", "run", str(slurm_spec(tmp_path / "second", steps=2))]
-        environment = {**os.environ, "TCLX_RUNS": str(tmp_path / "second" / "runs")}
-        submitting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        time.sleep(30)
-        assert submitting.poll() is None
+        process.send_signal(signal.SIGUSR2)  # as slurmd would: it keeps the time limit by itself
+        assert status_of(trains).standing in ("running", "finished")
+        spec = slurm_spec(tmp_path / "new", steps=2, seeds=[0, 1])
+        new = start_tclx("run", spec, runs_dir=tmp_path / "new" / "runs")
+        time.sleep(60 - (time.monotonic() - down_at))
+        assert new.poll() is None
     finally:
         cluster.start_controller()
-    _, said = submitting.communicate(timeout=120)
-    assert submitting.returncode == 0, said
-    second = only_run(tmp_path / "second" / "runs")
-    until_standing([folder, second], "finished")
-    assert_same(folder, undisturbed)
+    _, said = new.communicate(timeout=120)
+    assert new.returncode == 0, said
+    assert "SLURM does not answer" in said
+    seeds = folders_in(tmp_path / "new" / "runs")
+    until_standing([trains, stops, *seeds], "finished")
+    for folder in (trains, stops):
+        assert_same(folder, undisturbed)
+    assert [len(events(stops, name)) for name in ("stopped", "resumed")] == [1, 1]
+    assert [len(events(folder, "started")) for folder in seeds] == [1, 1]
+    ((name, _),) = submissions_of(seeds)
+    assert jobs_named(name) == submissions_of(seeds)
+    assert len(list((tmp_path / "new" / "runs" / ".submissions").glob("*/job.sbatch"))) == 1
+
+
+def start_tclx(*arguments: str | Path, runs_dir: Path) -> subprocess.Popen[str]:
+    """The command line, not waited for."""
+    command = [sys.executable, "-m", "tclx.cli", *map(str, arguments)]
+    environment = {**os.environ, "TCLX_RUNS": str(runs_dir)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def jobs_named(prefix: str) -> Counter[tuple[str, str]]:
+    """How many jobs SLURM has of each name and id; an array counts once."""
+    lines = subprocess.run(
+        ["squeue", "--noheader", "--states=all", "--format=%j|%F"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return Counter((name, job) for name, job in {tuple(line.split("|")) for line in lines} if name.startswith(prefix))
+
+
+def submissions_of(folders: Sequence[RunFolder]) -> Counter[tuple[str, str]]:
+    """The jobs that the run folders know of."""
+    jobs = [job for folder in folders if (job := folder.read_job())]
+    pairs = {((Path(job.folder) / "name").read_text(encoding="utf-8"), (job.job_id or "").partition("_")[0]) for job in jobs}
+    return Counter(pairs)
+
+
+@pytest.mark.faults
+def test_a_storm_of_killed_submitters_leaves_one_job_a_run_and_no_orphan(tmp_path: Path) -> None:
+    """SIGKILL at any moment of a submission, half of the time around sbatch; then the same command in peace."""
+    chance = random.Random(20)
+    began = time.monotonic()
+    name = f"storm{os.getpid()}"
+    tclx("run", storm_spec(tmp_path, name, seed=99), runs_dir=tmp_path / "runs")
+    whole = time.monotonic() - began
+    found: Counter[str] = Counter()
+    for number in range(24):
+        spec = storm_spec(tmp_path, name, seed=number // 3 * 2)
+        submitting = start_tclx("run", spec, runs_dir=tmp_path / "runs")
+        if number % 2:
+            before = set((tmp_path / "runs" / ".submissions").glob("*/job.sbatch"))
+            while submitting.poll() is None and set((tmp_path / "runs" / ".submissions").glob("*/job.sbatch")) == before:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.1))
+        else:
+            time.sleep(chance.uniform(0.3, 1) * whole)
+        submitting.kill()
+        submitting.communicate()
+        found[moment(tmp_path / "runs")] += 1
+        if number % 3 == 2:
+            tclx("run", spec, runs_dir=tmp_path / "runs")
+    folders = folders_in(tmp_path / "runs")
+    assert len(folders) == 18
+    assert jobs_named(name) == submissions_of(folders)
+    assert len(submissions_of(folders)) == 9
+    print(f"24 killed submitters, {whole:.1f} s each in peace; records they left: {dict(found)}")
+    tclx("cancel", *(folder.path for folder in folders), runs_dir=tmp_path / "runs")
+
+
+def storm_spec(folder: Path, name: str, *, seed: int) -> Path:
+    """Two seeds that wait in the queue."""
+    launch = {"sbatch_options": {"begin": "now+1hour"}}
+    return slurm_spec(folder, name, steps=1, every_steps=1, launch=launch, seeds=[seed, seed + 1], evaluation={})
+
+
+def moment(runs_dir: Path) -> str:
+    """How far the last submission has come, by what its records say."""
+    records = [folder.read_json(folder.job) for folder in folders_in(runs_dir) if folder.job.exists()]
+    without = sum(record["job_id"] is None for record in records)
+    return {0: "complete or none", 1: "one run without its job's id", 2: "both without"}[without]
 
 
 def test_a_full_disk_is_named_and_what_was_saved_is_there(tmp_path: Path, undisturbed: RunFolder) -> None:
