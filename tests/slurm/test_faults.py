@@ -1,6 +1,6 @@
 """What a cluster does to a run, done for real: in every case the run ends like an undisturbed one, or says why it does not.
 
-The long ones are marked `faults`: `just faults` runs them.
+The long ones are marked `faults`: `just faults` runs them. TCLX_REPEATS=10 repeats those that depend on the moment.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from tests.slurm.toy import (
 )
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
+
+REPEATED = pytest.mark.parametrize("repeat", range(int(os.environ.get("TCLX_REPEATS", "1"))))
+"""Once, or as often as the environment says: some faults are a matter of moments."""
 
 STEPS = 120
 FOUR = {"num_nodes": 2, "tasks_per_node": 2}
@@ -93,11 +96,16 @@ def processes_of(folder: RunFolder) -> list[psutil.Process]:
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
-def test_its_signal_saves_and_requeues(tmp_path: Path, undisturbed: RunFolder) -> None:
+@REPEATED
+def test_its_signal_saves_and_requeues(tmp_path: Path, undisturbed: RunFolder, repeat: int) -> None:
     folder = submit(tmp_path)
-    until_step(folder, 20)
+    until_step(folder, 10 + 7 * repeat % 40)
+    signalled_at = time.time()
     subprocess.run(["scancel", "--signal=USR2", job_id(folder)], check=True)
     until_standing([folder], "restarting", seconds=30)
+    (stopped,) = events(folder, "interrupted")
+    print(f"signal to saved: {stopped['time'] - signalled_at:.2f} s, at step {stopped['step']}")
+    assert stopped["time"] - signalled_at < 2
     assert "USR2" in (status_of(folder).reason or "")
     until_standing([folder], "finished")
     assert len(events(folder, "resumed")) == 1
@@ -151,17 +159,20 @@ def test_four_processes_stop_at_one_step_and_go_on_bit_for_bit(tmp_path: Path, f
     assert_same(folder, four_undisturbed)
 
 
+@REPEATED
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_takes_the_others_along_and_the_run_goes_on(
-    tmp_path: Path, four_undisturbed: RunFolder, rank: int
+    tmp_path: Path, four_undisturbed: RunFolder, rank: int, repeat: int
 ) -> None:
     folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2})
     until_step(folder, 50)
     victims = processes_of(folder)
     assert len(victims) == 4
     victims[rank].send_signal(signal.SIGKILL)
+    killed_at = time.monotonic()
     gone, alive = psutil.wait_procs(victims, timeout=60)
     assert len(gone) == 4, alive
+    print(f"rank {rank} killed: all four gone after {time.monotonic() - killed_at:.1f} s")
     until_standing([folder], "finished")
     assert [event["step"] for event in events(folder, "killed")] == [40]
     assert_same(folder, four_undisturbed)
@@ -354,6 +365,25 @@ def test_two_hundred_runs_are_one_array_and_none_is_lost(tmp_path: Path) -> None
     assert all([len(events(folder, name)) for name in ("started", "finished")] == [1, 1] for folder in folders)
 
 
+@pytest.mark.faults
+def test_more_runs_than_an_array_may_have_are_two_arrays(tmp_path: Path) -> None:
+    """The cluster's MaxArraySize is 1001."""
+    launch = {"sbatch_options": {"begin": "now+1hour"}}
+    spec = slurm_spec(tmp_path, "many", steps=1, every_steps=1, launch=launch, seeds=list(range(1003)), evaluation={})
+    started = time.monotonic()
+    tclx("run", spec, runs_dir=tmp_path / "runs")
+    submitted = time.monotonic()
+    try:
+        tclx("status", runs_dir=tmp_path / "runs")
+        print(f"1003 runs: submitted in {submitted - started:.1f} s, tclx status in {time.monotonic() - submitted:.1f} s")
+        folders = folders_in(tmp_path / "runs")
+        arrays = Counter(job_id(folder).partition("_")[0] for folder in folders)
+        assert sorted(arrays.values()) == [2, 1001]
+        assert {status.standing for status in watch_runs([folder.path for folder in folders])} == {"queued"}
+    finally:
+        tclx("cancel", "many", runs_dir=tmp_path / "runs")
+
+
 def steps_in(seconds: float, undisturbed: RunFolder) -> int:
     """How many steps a run takes in so many seconds on this machine, as busy as it is, rounded to hundreds."""
     rows = [json.loads(line) for line in undisturbed.metrics.read_text(encoding="utf-8").splitlines()]
@@ -397,7 +427,7 @@ def test_a_time_limit_reached_twice_continues_in_fresh_allocations(tmp_path: Pat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("repeat", range(int(os.environ.get("TCLX_REPEATS", "1"))))
+@REPEATED
 def test_a_node_that_is_lost_comes_back_and_no_writer_is_in_the_others_way(
     tmp_path: Path, cluster: Cluster, undisturbed: RunFolder, repeat: int
 ) -> None:
