@@ -195,6 +195,19 @@ def test_a_job_that_was_started_again_elsewhere_is_not_judged(job: Job7, monkeyp
     assert job.code == 1
 
 
+@pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "REQUEUE_HOLD"])
+def test_a_job_that_already_waits_for_its_next_start_is_not_judged(job: Job7, state: str) -> None:
+    """SLURM has given its node up, where this start of it lived on and ends only now."""
+    job.say("interrupted", step=3, reason="SIGTERM: saved at step 3")
+    job.commands.say("scontrol", RUNNING.replace("RUNNING", state))
+    before = job.folder.state.read_bytes()
+    job.end(0)
+    assert job.folder.state.read_bytes() == before
+    assert (job.code, job.requeues) == (1, 0)
+    job.folder.write_json(job.folder.cancel, {})
+    assert "cancelled" in (job.end(0).reason or "")
+
+
 def test_setup_that_fails_is_a_failure_with_its_last_words(job: Job7) -> None:
     job.folder.attempt.unlink()
     job.say("created")
