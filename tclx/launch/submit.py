@@ -88,7 +88,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
         check_pictures(wanted, runs_dir=runs_dir, again=again, say=say)
         groups = list(_grouped(wanted, say=say))
         for group in groups:
-            _test(group, runs_dir)
+            _test(group, runs_dir, say=say)
         code = snapshot_code(runs_dir) if groups else None
         for group in groups:
             for outcome in _submit(group, runs_dir, code, statuses, lock=lock, again=again, say=say):
@@ -220,7 +220,7 @@ def script_of(runs: Sequence[PlannedRun], *, runs_dir: Path) -> str:
     )
 
 
-def _test(group: _Group, runs_dir: Path) -> None:
+def _test(group: _Group, runs_dir: Path, *, say: Say) -> None:
     """Ask SLURM whether it would take the job, without submitting it.
 
     Raises:
@@ -234,7 +234,7 @@ def _test(group: _Group, runs_dir: Path) -> None:
         num_runs=len(group.runs),
     )
     try:
-        slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=lambda line: None)
+        slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=say)
     except slurm.SlurmRefused as error:
         raise InputError(_refusal(error)) from error
 

@@ -243,7 +243,6 @@ def test_a_controller_that_is_away_for_a_minute_delays_and_loses_nothing(
         cluster.start_controller()
     _, said = new.communicate(timeout=120)
     assert new.returncode == 0, said
-    assert "SLURM does not answer" in said
     seeds = folders_in(tmp_path / "new" / "runs")
     until_standing([trains, stops, *seeds], "finished")
     for folder in (trains, stops):
