@@ -81,7 +81,7 @@ def call(command: Sequence[str], *, stdin: str | None = None, keeps_open: Sequen
         MachineError: there is no such command here, or no cluster is configured for it.
     """
     named = os.environ.get("SLURM_CONF")
-    if named and not Path(named).exists():  # SLURM's commands would wait for it for a minute each
+    if named and _is_missing(Path(named)):  # SLURM's commands would wait for it for a minute each
         raise MachineError(f"SLURM_CONF is {named}, where no file is: {_CONFIGURE}")
     try:
         done = subprocess.run(
@@ -109,6 +109,16 @@ def call(command: Sequence[str], *, stdin: str | None = None, keeps_open: Sequen
     if _UNREACHABLE.search(done.stderr):
         raise SlurmSilent(f"{command[0]}: {words}")
     raise SlurmRefused(words or f"{command[0]} ended with exit code {done.returncode}")
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # somebody else may look into that folder, SLURM's own commands perhaps
+        return False
+    return False
 
 
 _CONFIGURE = "export SLURM_CONF=.../slurm.conf, work on a machine of the cluster, or set launch.backend: local"
