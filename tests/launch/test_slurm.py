@@ -248,7 +248,7 @@ def test_patience_has_an_end(commands: Commands, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(slurm, "RETRY_SECONDS", 0.01)
     commands.refuse("sbatch", UNREACHABLE)
     with pytest.raises(SlurmSilent):
-        slurm.patiently(lambda: slurm.sbatch(""), say=quiet, seconds=0.05)
+        slurm.patiently(lambda: slurm.sbatch(""), say=quiet, seconds=1.0)
     assert len(commands.calls) >= 2
 
 
