@@ -102,7 +102,7 @@ def test_its_signal_saves_and_requeues(tmp_path: Path, undisturbed: RunFolder, r
     until_step(folder, 10 + 7 * repeat % 40)
     signalled_at = time.time()
     subprocess.run(["scancel", "--signal=USR2", job_id(folder)], check=True)
-    until_standing([folder], "restarting", seconds=30)
+    until_standing([folder], "restarting", seconds=120)
     (stopped,) = events(folder, "interrupted")
     print(f"signal to saved: {stopped['time'] - signalled_at:.2f} s, at step {stopped['step']}")
     assert stopped["time"] - signalled_at < 2
@@ -117,10 +117,10 @@ def test_a_cancelled_job_saves_and_is_not_brought_back(tmp_path: Path, undisturb
     folder = submit(tmp_path)
     until_step(folder, 20)
     subprocess.run(["scancel", job_id(folder)], check=True)
-    until_standing([folder], "cancelled", seconds=40)
+    until_standing([folder], "cancelled", seconds=120)
     saved = int(max(path.name for path in folder.checkpoints.glob("step-*")).removeprefix("step-"))
     assert saved >= 20
-    time.sleep(15)  # a requeued job would start again after 11 s
+    time.sleep(20)  # a requeued job would start again after 11 s
     assert status_of(folder).standing == "cancelled"
     tclx("resume", folder.path, runs_dir=tmp_path / "runs")
     until_standing([folder], "finished")
@@ -131,7 +131,7 @@ def test_tclx_cancel_and_resume(tmp_path: Path, undisturbed: RunFolder) -> None:
     folder = submit(tmp_path)
     until_step(folder, 20)
     tclx("cancel", folder.path, runs_dir=tmp_path / "runs")
-    until_standing([folder], "cancelled", seconds=40)
+    until_standing([folder], "cancelled", seconds=120)
     tclx("resume", folder.path, runs_dir=tmp_path / "runs")
     until_standing([folder], "finished")
     assert_same(folder, undisturbed)
