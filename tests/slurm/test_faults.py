@@ -141,9 +141,9 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_run_comes_back(
     tmp_path: Path, cluster: Cluster, undisturbed: RunFolder
 ) -> None:
     """Real preemption: SLURM sends SIGTERM alone, and the requeued job waits."""
-    folder = submit(tmp_path, launch={"partition": "low", "sbatch_options": {"nodelist": "n1"}})
+    folder = submit(tmp_path, launch={"partition": "low", "sbatch_options": {"nodelist": "n3"}})
     until_step(folder, 10)
-    other = ["sbatch", "-p", "high", "-w", "n1", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
+    other = ["sbatch", "-p", "high", "-w", "n3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
     subprocess.run(other, check=True, stdout=subprocess.DEVNULL)
     until_standing([folder], "finished")
     assert len(events(folder, "resumed")) == 1
