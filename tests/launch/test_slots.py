@@ -144,3 +144,22 @@ def test_the_gpus_of_a_killed_queue_are_free(tmp_path: Path, four_gpus: None, gp
     other.kill()
     other.communicate()
     assert gpus_for(run) == ("0",)
+
+
+def test_runs_that_share_have_a_gpu_together_and_others_wait_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    run = planned(tmp_path, **GPU_RUN)
+    first, second = take(run, sharing=2), take(run, sharing=2)
+    assert first is not None
+    assert second is not None
+    assert first.gpus == second.gpus == ("0",)
+    assert take(run, sharing=2) is None
+    first.release()
+    assert take(run) is None  # the other share is still held
+    second.release()
+    alone = take(run)
+    assert alone is not None
+    assert take(run, sharing=2) is None
+    alone.release()
