@@ -43,6 +43,9 @@ HANDOVER_SECONDS = 300
 """How long a new attempt waits for an old one, which ends at its next written row, to let go of the run."""
 
 
+_TO_STOP = (signal.SIGTERM, signal.SIGUSR2)
+
+
 class _Held(RunFailed):
     """Another process trains this run; its state is none of our business."""
 
@@ -69,10 +72,11 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
             left to it.
     """
     # Until the training loop has its own handlers, a request to stop ends the start-up like Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in _TO_STOP:
         signal.signal(number, signal.default_int_handler)
     folder, since = replace(folder, attempt_name=attempt.name), time.time()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_STOP)  # a sweep's worker has them held back until here
         with _holding(folder, attempt, takes_over=takes_over):
             _train(folder)
             return 0

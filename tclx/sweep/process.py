@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -30,6 +30,21 @@ from tclx.worker import ATTEMPT, PRINT_INTO_LOG, print_into_log, work
 _SERVER = multiprocessing.get_context("forkserver")
 # The worker's module, which every child reads as its main one, then finds what it imports in place.
 _SERVER.set_forkserver_preload(["tclx.train.loop", "tclx.sweep.trial"])
+
+
+_FOR_THE_WORKER = (signal.SIGTERM, signal.SIGUSR2)
+
+
+def start_server() -> None:
+    """Before the first run. SLURM signals every process of a job: the server must not die of it, and its forks, which are
+    born with these signals blocked, must not miss them before they can save."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_WORKER)
+    try:
+        resource_tracker.ensure_running()  # unblocks SIGTERM on its own account
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_WORKER)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)

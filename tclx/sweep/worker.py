@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tclx.errors import MachineError, TclxError
 from tclx.launch.local import worker_environment
 from tclx.runs import RunFolder
-from tclx.sweep import claims
+from tclx.sweep import claims, process
 from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
 from tclx.sweep.storage import patiently
@@ -68,6 +68,7 @@ def work(folder: StudyFolder) -> int:
     """
     sweep = folder.read_sweep()
     _share_cores(sweep)
+    process.start_server()
     name = claims.new_worker()
     with _stop_request() as stop, claims.living(folder, name):
         # Its own seed: workers, and a worker that was started again, must not draw the same trials.
