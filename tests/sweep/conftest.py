@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from tests.postgres import Server
 
 
 @pytest.fixture
-def postgres_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def closing() -> Iterator[None]:
+    """Studies leave their connections to the end of the process; here they end with the test."""
+    connections: list[Any] = []
+
+    def note(connection: Any, record: Any) -> None:
+        connections.append(connection)
+
+    event.listen(Pool, "connect", note)
+    yield
+    event.remove(Pool, "connect", note)
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def postgres_url(monkeypatch: pytest.MonkeyPatch, closing: None) -> Iterator[str]:
     """An empty database of a real PostgreSQL, whose password is in the environment; `just postgres-up` starts it."""
     server = Server()
     if not server.is_up():
@@ -24,7 +42,7 @@ def postgres_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(params=["journal", "sqlite", "postgresql"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+def storage(request: pytest.FixtureRequest, tmp_path: Path, closing: None) -> str | None:
     """A sweep's `storage`, of each kind."""
     match request.param:
         case "journal":
