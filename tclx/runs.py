@@ -3,7 +3,7 @@
     RUN/spec.json          the resolved spec            RUN/metrics.jsonl     one JSON object a logged step
     RUN/plan.json          every derived number         RUN/events.jsonl      started, resumed, saved, evaluated, ended
     RUN/environment.json   code, packages, machine      RUN/checkpoints/      step-00001000/, each complete or ignored
-    RUN/state.json         where it stands              RUN/evaluation/       one JSON file a split
+    RUN/state.json         where it stands              RUN/evaluation/       one JSON file a split, examples/ one more
     RUN/tokenizer/         the tokenizer it trained     RUN/run.lock          held by the process that trains
     RUN/job.json           whom it was handed to        RUN/attempt.json      the one process group that may write here
     RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
@@ -203,6 +203,10 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    def examples(self, split: str) -> Path:
+        """Some queries of a split and what was found, with pictures; beside the figures, which are read often."""
+        return self.evaluation / "examples" / f"{split}.json"
 
     @property
     def tokenizer(self) -> Path:

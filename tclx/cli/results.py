@@ -91,14 +91,8 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequ
     yield line
 
 
-def column_title(metric: str) -> str:
-    """`dual/text_to_image/r1` -> `dual T2I R@1`."""
-    short = {"text_to_image": "T2I", "image_to_text": "I2T", "median_rank": "median"}
-    return " ".join(re.sub(r"^r(\d+)$", r"R@\1", short.get(word, word)) for word in metric.split("/"))
-
-
 def _cells(summary: Results, *, best: str, other: str) -> list[list[str]]:
-    from tclx.eval.results import best_rows, format_spread
+    from tclx.eval.results import best_rows, column_title, format_spread
 
     winners = best_rows(summary)
     head = ["experiment", "seeds", *(column_title(metric) for metric in summary.metrics)]

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     """What there is a schema of."""
 
     EXPERIMENT = "experiment"
+    SWEEP = "sweep"
 
 
 def schema(
@@ -29,9 +30,10 @@ def schema(
     import json
 
     from tclx.runs import write_atomically
-    from tclx.spec.schema import experiment_schema
+    from tclx.spec.schema import experiment_schema, sweep_schema
 
-    text = json.dumps(experiment_schema(), indent=1) + "\n"
+    made = experiment_schema() if kind is Kind.EXPERIMENT else sweep_schema()
+    text = json.dumps(made, indent=1) + "\n"
     if output is None:
         typer.echo(text, nl=False)
     else:

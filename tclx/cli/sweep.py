@@ -146,9 +146,9 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
 
 def _trial_line(trial: FrozenTrial, sweep: Sweep) -> str:
     from tclx.sweep.metrics import as_text
-    from tclx.sweep.summary import values_of_trial
+    from tclx.sweep.summary import short_key, values_of_trial
 
-    values = " ".join(f"{_short(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
+    values = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
     return f"trial {trial.number}  {_result(trial, sweep)}  {values}"
 
 
@@ -156,19 +156,10 @@ def _result(trial: FrozenTrial, sweep: Sweep) -> str:
     if trial.state.name == "COMPLETE":
         pairs = zip(sweep.spec.objective, trial.values, strict=True)
         return " ".join(f"{objective.metric.rpartition('/')[2]} {value:.4g}" for objective, value in pairs)
+    from tclx.sweep.summary import state_word
+
     reason = trial.user_attrs.get("reason", "")
-    return f"{trial.state.name.lower()} {reason}".strip()
-
-
-def _short(key: str, sweep: Sweep) -> str:
-    """The shortest ending of a key that no other key of the sweep has."""
-    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        ending = ".".join(parts[-count:])
-        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
-            return ending
-    return key
+    return f"{state_word(trial)} {reason}".strip()
 
 
 def _standing(summary: Summary, sweep: Sweep) -> str:
@@ -188,7 +179,7 @@ def _standing(summary: Summary, sweep: Sweep) -> str:
 def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     """The best trials as a table, trial 0 among them, and how the study stands."""
     from tclx.sweep.metrics import as_text
-    from tclx.sweep.summary import ranked, summarise, values_of_trial
+    from tclx.sweep.summary import ranked, short_key, state_word, summarise, values_of_trial
 
     summary = summarise(study, sweep)
     trials = ranked(study, sweep)
@@ -196,14 +187,12 @@ def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     if summary.baseline is not None and summary.baseline not in shown:
         shown = [*shown, summary.baseline]
     keys = list(dict.fromkeys(key for trial in shown for key in values_of_trial(trial)))
-    heading = ["trial", *(objective.metric for objective in sweep.spec.objective), *(_short(key, sweep) for key in keys)]
+    heading = ["trial", *(objective.metric for objective in sweep.spec.objective), *(short_key(key, sweep) for key in keys)]
     rows = []
     for trial in shown:
         values = values_of_trial(trial)
         reached = (
-            [f"{value:.4g}" for value in trial.values]
-            if trial.values
-            else [trial.state.name.lower()] * len(sweep.spec.objective)
+            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
         )
         name = f"{trial.number}" + (" (the experiment)" if trial.number == 0 else "")
         rows.append([name, *reached, *(as_text(values[key]) if key in values else "-" for key in keys)])
@@ -282,6 +271,25 @@ def best(
     else:
         write_atomically(output, text)
         say(f"wrote {output}")
+
+
+@app.command(epilog="Example:  tclx sweep report loss-weights -o loss-weights.html")
+def report(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="NAME.html by default.", dir_okay=False)
+    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Write one HTML page: what won, what mattered, every trial. It opens from the file and needs no network."""
+    from tclx.sweep.report import write_sweep_report
+    from tclx.sweep.study import find_study, open_study
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    output = output or Path(f"{checked.spec.name}.html")
+    write_sweep_report(open_study(folder, checked), checked, folder, output)
+    print(output)
 
 
 @app.command(epilog="Example:  tclx sweep cancel loss-weights")

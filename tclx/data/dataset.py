@@ -215,9 +215,18 @@ class TrainDataset(Dataset[Batch | TclxError]):
     """Micro-batches of row numbers in, batches out.
 
     A mistake that a user can fix is returned instead of raised, because a worker's exceptions arrive as text.
+
+    Args:
+        source: the rows.
+        spec: the experiment.
+        tokenizer: the run's.
+        fixed_length: pad every caption to `data.max_caption_tokens`, not to the longest of its batch.
     """
 
-    def __init__(self, source: Source, spec: ExperimentSpec, tokenizer: CaptionTokenizer) -> None:
+    def __init__(
+        self, source: Source, spec: ExperimentSpec, tokenizer: CaptionTokenizer, *, fixed_length: bool = False
+    ) -> None:
+        self._fixed_length = fixed_length
         self._source = source
         self._spec = spec
         self._tokenizer = tokenizer
@@ -272,7 +281,8 @@ class TrainDataset(Dataset[Batch | TclxError]):
 
     def _collate(self, micro_batch: MicroBatch, pairs: list[Pair]) -> Batch:
         captions = [pair.caption for pair in pairs]
-        encoded = self._tokenizer.encode(captions, max_tokens=self._spec.data.max_caption_tokens)
+        max_tokens = self._spec.data.max_caption_tokens
+        encoded = self._tokenizer.encode(captions, max_tokens=max_tokens, fixed_length=self._fixed_length)
         second_views = [pair.second_view for pair in pairs if pair.second_view is not None]
         rows = np.array([pair.row for pair in pairs])
         masked = self._mask(micro_batch, encoded)
@@ -352,7 +362,8 @@ def train_batches(
         problem = f"one optimizer step takes {needed} rows, data.train has {source.num_rows}"
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
     pin_memory = spec.training.device != "cpu" and torch.cuda.is_available()
-    dataset = TrainDataset(source, spec, tokenizer)
+    # Token features are gathered over processes, which takes equal shapes.
+    dataset = TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
     return _stream(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory))
 
 

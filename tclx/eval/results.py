@@ -60,6 +60,13 @@ class Spread(NamedTuple):
     """Sample standard deviation; None for a single seed."""
 
 
+class Group(NamedTuple):
+    """Runs whose specs differ by the seed alone."""
+
+    label: str
+    runs: tuple[RunResult, ...]
+
+
 class Row(NamedTuple):
     """One experiment and variant."""
 
@@ -138,11 +145,24 @@ def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: 
     finished = [run for run in runs if run.state.status == "finished"]
     split = _choose_split(finished, split)
     metrics = _choose_metrics(finished, metrics, split)
-    groups: dict[tuple[str, str | None, str], list[RunResult]] = {}
-    for run in finished:
-        groups.setdefault((run.name, run.variant, run.identity), []).append(run)
-    rows = [Row(label, tuple(group), _spreads(group, metrics, split)) for label, group in _labelled(groups)]
+    rows = [Row(label, group, _spreads(group, metrics, split)) for label, group in group_runs(finished)]
     return Results(split, tuple(metrics), tuple(rows), tuple(run for run in runs if run.state.status != "finished"))
+
+
+def group_runs(runs: Iterable[RunResult]) -> list[Group]:
+    """Runs by experiment and variant, in the order given.
+
+    Where one name stands for several specs, the hash of a group's first run tells them apart.
+    """
+    groups: dict[tuple[str, str | None, str], list[RunResult]] = {}
+    for run in runs:
+        groups.setdefault((run.name, run.variant, run.identity), []).append(run)
+    titles = {key: " ".join(filter(None, key[:2])) for key in groups}
+    counts = {title: list(titles.values()).count(title) for title in titles.values()}
+    return [
+        Group(title if counts[title] == 1 else f"{title} ({groups[key][0].run_id.rsplit('-', 1)[-1]})", tuple(groups[key]))
+        for key, title in titles.items()
+    ]
 
 
 def describe_state(run: RunResult) -> str:
@@ -158,6 +178,12 @@ def format_spread(spread: Spread | None) -> str:
     if spread is None:
         return "-"
     return f"{spread.mean:.1f}" + (f" ± {spread.deviation:.1f}" if spread.deviation is not None else "")
+
+
+def column_title(metric: str) -> str:
+    """`dual/text_to_image/r1` -> `dual T2I R@1`."""
+    short = {"text_to_image": "T2I", "image_to_text": "I2T", "median_rank": "median"}
+    return " ".join(re.sub(r"^r(\d+)$", r"R@\1", short.get(word, word)) for word in metric.split("/"))
 
 
 def best_rows(results: Results) -> dict[str, int]:
@@ -256,16 +282,6 @@ def _identity(spec: dict[str, Any]) -> str:
         checkpoint = spec["init"].get("checkpoint")
         shared["init"] = {**spec["init"], "checkpoint": checkpoint and _SEED_AND_HASH.sub("", checkpoint)}
     return json.dumps(shared, sort_keys=True)
-
-
-def _labelled(groups: dict[tuple[str, str | None, str], list[RunResult]]) -> list[tuple[str, list[RunResult]]]:
-    """Rows with names; where one name stands for several specs, the hash of its first run tells them apart."""
-    titles = {key: " ".join(filter(None, key[:2])) for key in groups}
-    counts = {title: list(titles.values()).count(title) for title in titles.values()}
-    return [
-        (title if counts[title] == 1 else f"{title} ({groups[key][0].run_id.rsplit('-', 1)[-1]})", groups[key])
-        for key, title in titles.items()
-    ]
 
 
 def _spreads(runs: Sequence[RunResult], metrics: Sequence[str], split: str) -> dict[str, Spread]:

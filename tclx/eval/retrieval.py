@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tclx import distributed
 from tclx.data.batch import normalise
-from tclx.data.dataset import open_evaluation_set
+from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem, RunFailed
 from tclx.eval.metrics import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
@@ -72,6 +72,8 @@ class Shortlist(NamedTuple):
     """[Q] rank of the best relevant key, from 0"""
     candidates: Tensor
     """[Q, k] the best keys, best first"""
+    similarities: Tensor
+    """[Q, k] their cosine similarities to the query"""
 
 
 class Retrieval(NamedTuple):
@@ -89,18 +91,25 @@ class Retrieval(NamedTuple):
     """[T] int64"""
 
 
+class Evaluation(NamedTuple):
+    """A model's retrieval on one split."""
+
+    figures: dict[str, float]
+    """`retrieval/<split>/` before the names of `retrieval_figures`, and `num_images` and `num_captions` there."""
+    found: Retrieval
+    source: EvaluationSet
+    """The pictures and captions that were asked about."""
+
+
 def evaluate_retrieval(
     model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
-) -> dict[str, float]:
-    """Retrieval figures of a model on `data.val` or `data.test`; every process of a run calls this and gets the same.
+) -> Evaluation:
+    """Retrieval of a model on `data.val` or `data.test`; every process of a run calls this and gets the same.
 
     Args:
         model: on `device`.
         spec: data, precision and `evaluation.retrieval` (its defaults where it is null).
         tokenizer: the one that the model was trained with.
-
-    Returns:
-        `retrieval/<split>/` before the names of `retrieval_figures`, and `num_images` and `num_captions` there.
 
     Raises:
         InputError: the spec has no such split, its files are wrong, or the model has no common embedding space.
@@ -124,7 +133,7 @@ def evaluate_retrieval(
     )
     counts = {"num_images": float(source.num_images), "num_captions": float(source.num_captions)}
     figures = retrieval_figures(found, num_images=source.num_images) | counts
-    return {f"retrieval/{split}/{name}": value for name, value in figures.items()}
+    return Evaluation({f"retrieval/{split}/{name}": value for name, value in figures.items()}, found, source)
 
 
 @torch.no_grad()
@@ -263,17 +272,20 @@ def _embedding(encoded: Encoded) -> Tensor:
 
 def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_key: Tensor, top_k: int) -> Shortlist:
     """Compare this process's part of the queries with all keys, chunk by chunk."""
-    ranks, candidates = [], []
+    ranks, candidates, similarities = [], [], []
     mine = _my_part(torch.arange(queries.shape[0], device=queries.device))
     for part in chunks(len(mine), DEFAULT_CHUNK):
         rows = mine[part]
         with torch.autocast(queries.device.type, enabled=False):
             similarity = queries[rows] @ keys.T
         ranks.append(rank_of_best_relevant(similarity, image_of_query[rows, None] == image_of_key).cpu())
-        candidates.append(similarity.topk(min(top_k, keys.shape[0]), dim=1).indices.cpu())
+        best = similarity.topk(min(top_k, keys.shape[0]), dim=1)
+        candidates.append(best.indices.cpu())
+        similarities.append(best.values.cpu())
     return Shortlist(
         _gather_parts(torch.cat(ranks) if ranks else None, queries.device),
         _gather_parts(torch.cat(candidates) if candidates else None, queries.device),
+        _gather_parts(torch.cat(similarities) if similarities else None, queries.device),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Problem
+from tclx.eval.examples import choose_examples
 from tclx.eval.retrieval import evaluate_retrieval
 from tclx.launch.order import without_first_weights
 from tclx.model.tcl import TCL
@@ -65,8 +66,8 @@ def evaluate_saved(
 ) -> dict[str, Any]:
     """Evaluate a run, a checkpoint or official weights.
 
-    A run's best weights on its own spec are recorded in the run's `evaluation/<split>.json`; every other evaluation is an
-    experiment of the caller's and is only returned.
+    A run's best weights on its own spec are recorded in the run's `evaluation/<split>.json`, with a few examples beside it;
+    every other evaluation is an experiment of the caller's and is only returned.
 
     Args:
         target, which: as `find_saved`.
@@ -88,17 +89,18 @@ def evaluate_saved(
     prepare_numerics(spec.training, device)
     model, tokenizer = _model_of(saved, spec, exactly=spec_path is None)
     started = time.perf_counter()
-    metrics = evaluate_retrieval(model.to(device), spec, split, tokenizer=tokenizer, device=device)
+    found = evaluate_retrieval(model.to(device), spec, split, tokenizer=tokenizer, device=device)
     evaluation = {
         "split": split,
         "step": saved.step,
         "checkpoint": saved.path.name,
         "spec": spec.name,
         "seconds": time.perf_counter() - started,
-        "metrics": metrics,
+        "metrics": found.figures,
     }
     if saved.run is not None and spec_path is None and which == "best" and target.resolve() == saved.run.path.resolve():
         saved.run.write_json(saved.run.evaluation / f"{split}.json", evaluation)
+        saved.run.write_json(saved.run.examples(split), choose_examples(found))
     return evaluation
 
 

@@ -1,7 +1,7 @@
-"""What may an experiment file hold, for editors? JSON Schema (draft 2020-12) of the file format, made from the sections.
+"""What may a spec file hold, for editors? JSON Schema (draft 2020-12) of the file formats, made from the sections.
 
-Nothing is required: any key may come from `extends` or from every variant, a file may be there only to be extended, and a
-variant's sections are partial. What is missing in the end is said by tclx itself.
+Nothing of an experiment is required: any key may come from `extends` or from every variant, a file may be there only to be
+extended, and a variant's sections are partial. What is missing in the end is said by tclx itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.sweep import SweepSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NOT_IN_A_VARIANT = ("name", "seed", "variant")
@@ -33,6 +34,18 @@ def experiment_schema() -> dict[str, Any]:
         "properties": {key: value for key, value in properties.items() if key != "variant"} | _file_keys(properties),
         "$defs": definitions,
     }
+
+
+def sweep_schema() -> dict[str, Any]:
+    """JSON Schema of a sweep file; a single objective need not stand in a list."""
+    schema = SweepSpec.model_json_schema()
+    objective = schema["properties"]["objective"]
+    several = {key: value for key, value in objective.items() if key not in ("description", "title")}
+    schema["properties"]["objective"] = {
+        "description": objective["description"],
+        "anyOf": [{"$ref": "#/$defs/ObjectiveSpec"}, several],
+    }
+    return {"$schema": _DIALECT, **schema, "title": "tclx sweep"}
 
 
 def _file_keys(properties: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(margin <= 0 for margin in trial.constraints.values())
 
 
+def state_word(trial: FrozenTrial) -> str:
+    """`complete`, `running`, `waiting`, `pruned` or `failed`."""
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+
+
 def values_of_trial(trial: FrozenTrial) -> dict[str, Any]:
     """What the trial put into the experiment."""
     values: dict[str, Any] = trial.user_attrs.get("values", trial.params)
@@ -131,7 +136,7 @@ def as_tree(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
 def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
-        "state": trial.state.name.lower(),
+        "state": state_word(trial),
         "values": trial.values,
         "changes": values_of_trial(trial),
         "runs": trial.user_attrs.get("runs", []),
@@ -140,3 +145,14 @@ def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
         "constraints": trial.constraints,
         "seconds": seconds_of(trial),
     }
+
+
+def short_key(key: str, sweep: Sweep) -> str:
+    """The shortest ending of a key that no other key of the sweep has."""
+    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        ending = ".".join(parts[-count:])
+        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
+            return ending
+    return key

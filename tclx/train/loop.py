@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,7 +19,6 @@ from typing import NamedTuple, cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
@@ -28,7 +27,8 @@ from tclx.data.batch import Batch
 from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
-from tclx.eval.retrieval import evaluate_retrieval
+from tclx.eval.examples import choose_examples
+from tclx.eval.retrieval import Evaluation, evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
@@ -195,12 +195,9 @@ def _run_steps(session: Session, first_step: int) -> None:
         ),
     )
     with closing(stream):
-        batches: Iterator[Batch] = stream
-        if distributed.world_size() > 1:
-            batches = _equally_long(stream, length=spec.data.max_caption_tokens, pad_id=session.tokenizer.pad_id)
-        first = next(batches)
+        first = next(stream)
         distributed.settle_buckets(session.step, lambda: _forward(session, first, soft_label_weight=0.0, draw=0).loss)
-        _take_steps(session, first_step, chain([first], batches))
+        _take_steps(session, first_step, chain([first], stream))
 
 
 def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> None:
@@ -331,21 +328,6 @@ def _forward(session: Session, batch: Batch, *, soft_label_weight: float, draw: 
     with autocast(session.spec.training, session.device):
         output: StepOutput = session.step(there, soft_label_weight=soft_label_weight, draw=draw, measure=measure)
     return output
-
-
-def _equally_long(batches: Iterator[Batch], *, length: int, pad_id: int) -> Iterator[Batch]:
-    """Captions padded to the same length in every process: token features are gathered, which takes equal shapes."""
-    for batch in batches:
-        short = batch.input_ids.shape[1]
-        extra = (0, length - short)
-        masked, positions = batch.masked_input_ids, batch.mlm_positions
-        yield replace(
-            batch,
-            input_ids=functional.pad(batch.input_ids, extra, value=pad_id),
-            attention_mask=functional.pad(batch.attention_mask, extra, value=False),
-            masked_input_ids=None if masked is None else functional.pad(masked, extra, value=pad_id),
-            mlm_positions=None if positions is None else positions // short * length + positions % short,
-        )
 
 
 def _follow(model: TCL, spec: ExperimentSpec) -> None:
@@ -526,7 +508,7 @@ def _evaluate(session: Session, step: int) -> None:
     split = session.spec.evaluation.during_training
     if split is None:
         raise RuntimeError("an evaluation is due and no split is named")
-    figures = _figures(session, split)
+    figures = _retrieval(session, split).figures
     _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
     metric = _best_metric(session.spec)
     if session.best is None or figures[metric] > session.best.value:
@@ -540,7 +522,7 @@ def _evaluate(session: Session, step: int) -> None:
     distributed.on_main(keep)
 
 
-def _figures(session: Session, split: Split) -> dict[str, float]:
+def _retrieval(session: Session, split: Split) -> Evaluation:
     # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
     distributed.copy_from_main(session.model.online.buffers())
     session.watcher.say(f"evaluating retrieval on {split}")
@@ -585,11 +567,13 @@ def _finish(session: Session) -> None:
         chosen = distributed.on_main(lambda: checkpoint.best_or_newest(folder))
         if chosen is not None:  # a run of no steps evaluates what it starts from
             checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
-        figures = _figures(session, split)
+        evaluation = _retrieval(session, split)
         step = checkpoint.step_of(chosen) if chosen is not None else 0
-        record = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None, "metrics": figures}
+        name = chosen.name if chosen is not None else None
+        record = {"split": split, "step": step, "checkpoint": name, "metrics": evaluation.figures}
+        distributed.on_main(lambda: folder.write_json(folder.examples(split), choose_examples(evaluation)))
         distributed.on_main(lambda: folder.write_json(folder.evaluation / f"{split}.json", record))
-        session.watcher.row({"step": total_steps, **figures})
+        session.watcher.row({"step": total_steps, **evaluation.figures})
     distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
     _write_state(session, "finished", total_steps)
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tclx.errors import InputError
+from tclx.spec.schema import sweep_schema
+from tclx.spec.yaml import read_yaml
 from tclx.sweep.load import load_sweep
 from tclx.sweep.planning import plan_of
 from tests.sweep.toy import load, write_sweep
@@ -110,6 +114,19 @@ def test_a_loss_that_the_sweep_switches_off_is_no_objective(tmp_path: Path) -> N
             space={"objectives.imc": {"on_or_off": True}},
             objective={"metric": "loss/imc", "direction": "minimize"},
         )
+
+
+def test_editors_accept_what_is_shipped_and_mark_what_is_unknown(tmp_path: Path) -> None:
+    schema = jsonschema.Draft202012Validator(sweep_schema())
+    for path in (ROOT / "sweeps").glob("*.yaml"):
+        assert not list(schema.iter_errors(read_yaml(path).plain())), path
+    wrong = {**read_yaml(write_sweep(tmp_path)).plain(), "num_trails": 3}
+    assert list(schema.iter_errors(wrong))
+
+
+def test_the_shipped_schema_is_the_present_one() -> None:
+    shipped = json.loads((ROOT / "sweeps/schema.json").read_text())
+    assert shipped == sweep_schema(), "tclx schema sweep -o sweeps/schema.json"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)

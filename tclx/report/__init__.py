@@ -1,0 +1,1 @@
+"""Pages for people: one HTML file that opens anywhere, without a network."""

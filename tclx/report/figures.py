@@ -1,0 +1,113 @@
+"""How are runs drawn? Curves with seeds as bands, and single results as dots around their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from tclx.eval.results import Spread
+from tclx.report.history import Curve
+from tclx.report.page import Style, group_key
+
+_FEW_POINTS = 12
+"""So few that where they are matters: evaluations, mostly."""
+_MARGIN = {"l": 48, "r": 8, "t": 8, "b": 34}
+
+
+def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style]) -> go.Figure:
+    """One metric: a line a group, and around it a band from the smallest to the largest seed."""
+    plot = go.Figure()
+    for label, curve in by_group.items():
+        key, style = group_key(label), styles[label]
+        if curve.low != curve.high:
+            plot.add_scatter(
+                x=[*curve.steps, *reversed(curve.steps)],
+                y=_rounded([*curve.high, *reversed(curve.low)]),
+                fill="toself",
+                fillcolor=_faint(style.color),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                legendgroup=key,
+            )
+    for label, curve in by_group.items():
+        key, style = group_key(label), styles[label]
+        plot.add_scatter(
+            x=curve.steps,
+            y=_rounded(curve.mean),
+            customdata=[[_short(low), _short(high)] for low, high in zip(curve.low, curve.high, strict=True)],
+            hovertemplate="%{y:.4~g} (%{customdata[0]} to %{customdata[1]})",
+            name=key,
+            mode="lines" if len(curve.steps) > _FEW_POINTS else "lines+markers",
+            line={"color": style.color, "width": 2, "dash": style.dash},
+            legendgroup=key,
+        )
+    plot.update_layout(
+        template=None,
+        showlegend=False,
+        hovermode="x unified",
+        margin=_MARGIN,
+        xaxis={
+            "title": {"text": "step", "standoff": 4},
+            "automargin": True,
+            "nticks": 6,
+            "unifiedhovertitle": {"text": "step %{x}"},
+        },
+        yaxis={"automargin": True, "nticks": 6},
+    )
+    return plot
+
+
+def dots(values: Mapping[str, Sequence[float]], spreads: Mapping[str, Spread], styles: Mapping[str, Style]) -> go.Figure:
+    """One final figure: every seed a dot, and the mean with its sample deviation beside them."""
+    plot = go.Figure()
+    labels = list(values)
+    for position, label in enumerate(labels):
+        key, color, spread = group_key(label), styles[label].color, spreads[label]
+        plot.add_scatter(
+            x=_rounded(values[label]),
+            y=[position - 0.14] * len(values[label]),
+            mode="markers",
+            marker={"color": color, "size": 7, "opacity": 0.55},
+            hovertemplate="%{x:.2f}<extra>one seed</extra>",
+            legendgroup=key,
+        )
+        plot.add_scatter(
+            x=[spread.mean],
+            y=[position + 0.14],
+            error_x={"array": [spread.deviation or 0.0], "color": color, "thickness": 2, "width": 5},
+            mode="markers",
+            marker={"color": color, "size": 10, "symbol": "diamond"},
+            hovertemplate="%{x:.2f}<extra>mean</extra>",
+            legendgroup=key,
+        )
+    plot.update_layout(
+        template=None,
+        showlegend=False,
+        margin={**_MARGIN, "b": 24},
+        xaxis={"automargin": True, "nticks": 6, "zeroline": False},
+        yaxis={
+            "tickvals": list(range(len(labels))),
+            "ticktext": [group_key(label) for label in labels],
+            "range": [len(labels) - 0.4, -0.6],
+            "automargin": True,
+            "showgrid": False,
+            "zeroline": False,
+        },
+    )
+    return plot
+
+
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Six digits: what a figure can show, at a third of the page's weight."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,346 @@
+"""What does a report say? Each function is one section: material in, markup out; nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tclx.eval.results import Group, RunResult, Spread, best_rows, column_title, describe_state, format_spread
+from tclx.report import figures
+from tclx.report.difference import differences, flat
+from tclx.report.history import Curve, num_not_finite
+from tclx.report.material import Material, read_spec
+from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
+from tclx.runs import RunFolder
+
+LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
+MAIN_RETRIEVAL = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
+HEALTH = ("temperature/", "gradient_norm", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
+SPEED = ("speed/",)
+COUNTS = ("num_images", "num_captions")
+
+TITLES = {
+    "loss/total": "Total loss",
+    "loss/cma": "CMA: image and text of a pair",
+    "loss/imc": "IMC: two views of one modality",
+    "loss/lmi": "LMI: whole and parts",
+    "loss/itm": "ITM: does the pair match?",
+    "loss/mlm": "MLM: masked words",
+    "gradient_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    "health/alignment": "Alignment: distance within pairs",
+    "health/modality_gap": "Modality gap",
+    "health/uniformity_image": "Uniformity of images",
+    "health/uniformity_text": "Uniformity of texts",
+    "health/queue_fill": "Queue filled",
+    "temperature/shared": "Temperature",
+    "soft_labels/weight": "Soft-label weight",
+    "data/bad_images": "Bad images so far",
+    "speed/images_per_second": "Images a second",
+    "speed/share_waiting_for_data": "Share of the time waiting for data",
+}
+
+
+def summary(material: Material) -> list[Html]:
+    """A few figures that stand out, and what is missing."""
+    results, runs = material.results, material.runs
+    cards = [("runs", f"{len(runs)}, {len(runs) - len(results.unfinished)} finished")]
+    if best := _best(material):
+        cards.append(best)
+    costs = list(material.costs.values())
+    walls = [cost.wall_seconds for cost in costs if cost.wall_seconds is not None]
+    cards += [("time in all", _duration(sum(walls)))] if walls else []
+    gpu_hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    cards += [("GPU-hours", f"{sum(gpu_hours):.2f}")] if gpu_hours else []
+    devices = sorted({f"{cost.device} GPU" if cost.has_gpu else "CPU" for cost in costs if cost.device})
+    cards += [("trained on", ", ".join(devices))] if devices else []
+    return [facts(cards)]
+
+
+def comparison(material: Material) -> list[Html]:
+    """The table of final figures, and each seed beside its group's mean."""
+    results = material.results
+    blocks = [text(note, kind="note") for note in _doubts(material)]
+    if results.rows and results.metrics:
+        best = {metric: results.rows[index].metrics[metric].mean for metric, index in best_rows(results).items()}
+        rows = [
+            [
+                material.label_of(row.runs[0]),
+                str(len(row.runs)),
+                *(_cell(row.metrics.get(metric), best.get(metric)) for metric in results.metrics),
+            ]
+            for row in results.rows
+        ]
+        said = (
+            f"Retrieval on {results.split}, in percent: mean ± sample deviation over seeds; bold is the best mean of a column."
+        )
+        blocks.append(text(said))
+        blocks.append(table(["", "seeds", *map(column_title, results.metrics)], rows))
+        blocks.append(grid(_dots(material)))
+    blocks += [text(f"Not in the table: {run.run_id}, {describe_state(run)}", kind="note") for run in results.unfinished]
+    blocks += [text(gap, kind="note") for gap in material.selection.gaps]
+    return blocks
+
+
+def what_was_run(material: Material) -> list[Html]:
+    """Seeds of each group, the keys in which their specs differ, and what they share."""
+    labels = [group.label for group in material.groups]
+    specs = [read_spec(group.runs[0]) for group in material.groups]
+    blocks = []
+    if found := differences(specs):
+        seeds = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in material.groups)]
+        rows = [seeds, *([difference.key, *difference.values] for difference in found)]
+        blocks.append(text("The keys of the spec that are not the same everywhere."))
+        blocks.append(table(["", *labels], rows, numbers=False))
+    else:
+        seeds = sorted({run.seed for run in material.runs})
+        said = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))}"
+        blocks.append(text(f"One spec, with {said}."))
+    different = {difference.key for difference in found}
+    shared = [
+        [key, value]
+        for key, value in flat(specs[0]).items()
+        if key not in ("name", "variant", "seed") and not any(key == one or key.startswith(f"{one}.") for one in different)
+    ]
+    summary_line = f"The {len(shared)} keys that all share" if found else f"The whole spec, {len(shared)} keys"
+    blocks.append(details(summary_line, table(["key", "value"], shared, numbers=False)))
+    return blocks
+
+
+def losses(material: Material) -> list[Html]:
+    """Every term of the loss, the directions of each folded away."""
+    names = [name for name in material.metrics() if name.startswith("loss/")]
+    main = [f"loss/{term}" for term in LOSS_TERMS if f"loss/{term}" in names]
+    if not names:
+        return [text("No run has logged anything yet.", kind="note")]
+    band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
+    bands = band if any(len(group.runs) > 1 for group in material.groups) else ""
+    buttons = ", the buttons at the top hide a group everywhere" if len(material.groups) > 1 else ""
+    used = text(f"{bands}Dragging zooms, a double click shows all again{buttons}.", kind="small")
+    return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
+
+
+def retrieval(material: Material) -> list[Html]:
+    """Retrieval while training."""
+    names = [name for name in material.metrics() if name.startswith("retrieval/") and not name.endswith(COUNTS)]
+    main = [name for tail in MAIN_RETRIEVAL for name in names if name.split("/", 2)[-1] == tail]
+    return _curve_blocks(material, main, [name for name in names if name not in main], "All other retrieval figures")
+
+
+def health(material: Material) -> list[Html]:
+    """Temperatures, gradients, bounds, the geometry of the embeddings."""
+    names = [name for prefix in HEALTH for name in material.metrics() if name.startswith(prefix)]
+    not_finite = num_not_finite(material.histories.values())
+    warning = [text(f"{not_finite} logged rows hold a number that is not finite; the curves leave it out.", kind="note")]
+    return [*(warning if not_finite else []), *_curve_blocks(material, list(dict.fromkeys(names)), [], "")]
+
+
+def other_measures(material: Material) -> list[Html]:
+    """Whatever else was logged."""
+    known = ("loss/", "retrieval/", *HEALTH, *SPEED)
+    return _curve_blocks(material, [name for name in material.metrics() if not name.startswith(known)], [], "")
+
+
+def cost(material: Material) -> list[Html]:
+    """Time, GPU-hours, throughput and memory of each group, and the throughput over time."""
+    if not any(cost.wall_seconds for cost in material.costs.values()):
+        return []
+    head = ["", "runs", "time a run", "GPU-hours in all", "images/s", "waiting for data", "peak memory", "device"]
+    speeds = [name for name in material.metrics() if name.startswith(SPEED)]
+    said = "Time is that of all attempts, from start to the last sign of life; images a second leave out evaluation and saving."
+    return [
+        table(head, [_cost_row(material, group) for group in material.groups]),
+        text(said, kind="small"),
+        *_curve_blocks(material, speeds, [], ""),
+    ]
+
+
+def reproduction(material: Material) -> list[Html]:
+    """How to get each row again: command, run id, code."""
+    blocks = []
+    if material.selection.experiments:
+        files = " ".join(str(path) for path in material.selection.experiments)
+        blocks += [text("All of them:"), code(f"tclx run {files}")]
+    blocks.append(
+        text("One of them: its name in the table saves its spec, which is run like any other. The run id is made of the spec.")
+    )
+    blocks.append(code(f"tclx run {_spec_file(material.runs[0])}"))
+    rows = [_reproduction_row(material, run) for run in material.runs]
+    return [*blocks, table(["run", "seed", "state", "commit", "packages"], rows, numbers=False)]
+
+
+# ------------------------------------------------------------------------------------------------------------------ comparison
+
+
+def _best(material: Material) -> tuple[str, str] | None:
+    results = material.results
+    metric = "r_mean" if "r_mean" in results.metrics else next(iter(results.metrics), None)
+    if metric is None or not results.rows:
+        return None
+    row = results.rows[best_rows(results).get(metric, 0)]
+    title = f"best {column_title(metric)} on {results.split}" if len(results.rows) > 1 else f"{metric} on {results.split}"
+    named = f"{format_spread(row.metrics.get(metric))} · {material.label_of(row.runs[0])}"
+    return (title, named) if metric in row.metrics else None
+
+
+def _doubts(material: Material) -> Iterator[str]:
+    """What a reader must know before comparing."""
+    results = material.results
+    if not results.rows:
+        yield "No run is finished, so there are no final figures yet."
+        return
+    if not results.metrics:
+        yield f"No finished run has retrieval figures on {results.split}; evaluation.at_end or `tclx eval RUN` gives them."
+        return
+    without = [material.label_of(row.runs[0]) for row in results.rows if not row.metrics]
+    if without:
+        yield f"No figures on {results.split} for {', '.join(without)}."
+    shared = set.intersection(*(set(row.metrics) for row in results.rows if row.metrics))
+    if not shared:
+        yield "These experiments have no figure in common: the table shows them side by side, and nothing in it compares."
+    data = {json.dumps(read_spec(row.runs[0])["data"].get(results.split), sort_keys=True) for row in results.rows}
+    if len(data) > 1:
+        yield f"Not all were evaluated on the same data: data.{results.split} differs, and so its figures do not compare."
+    num_seeds = {len(row.runs) for row in results.rows}
+    if len(results.rows) > 1 and max(num_seeds) < 2:
+        yield "One seed each: nothing here says whether a difference is more than chance."
+
+
+def _cell(spread: Spread | None, best: float | None) -> str | Markup:
+    shown = format_spread(spread)
+    return Markup(bold(shown)) if spread is not None and spread.mean == best else shown
+
+
+def _dots(material: Material) -> Iterator[Html]:
+    results = material.results
+    for metric in [name for name in MAIN_RETRIEVAL if name in results.metrics][:3]:
+        rows = {material.label_of(row.runs[0]): row for row in results.rows if metric in row.metrics}
+        values = {
+            label: [
+                run.evaluations[results.split][metric] for run in row.runs if metric in run.evaluations.get(results.split, {})
+            ]
+            for label, row in rows.items()
+        }
+        spreads = {label: row.metrics[metric] for label, row in rows.items()}
+        caption = "Each dot is a seed; the diamond is their mean ± sample deviation."
+        plot = figures.dots(values, spreads, material.styles)
+        height = 50 + 34 * len(values)
+        yield figure(plot, title=f"{column_title(metric)} on {results.split}, %", caption=caption, height=height)
+
+
+# -------------------------------------------------------------------------------------------------------------------- curves
+
+
+def _curve_blocks(material: Material, shown: Sequence[str], folded: Sequence[str], summary_line: str) -> list[Html]:
+    """Figures of metrics; what never changes is one line of text."""
+    drawn = {name: material.curves(name) for name in [*shown, *folded]}
+    constant = {name: next(iter(curves.values())).mean[0] for name, curves in drawn.items() if _is_constant(curves)}
+    blocks = []
+    if first := [_curve_figure(material, name, drawn[name]) for name in shown if name not in constant]:
+        blocks.append(grid(first))
+    if more := [_curve_figure(material, name, drawn[name]) for name in folded if name not in constant]:
+        blocks.append(details(f"{summary_line} ({len(more)})", grid(more)))
+    if constant:
+        said = ", ".join(f"{name} {value:g}" for name, value in constant.items())
+        blocks.append(text(f"The same in every row of every run: {said}.", kind="small"))
+    return blocks
+
+
+def _is_constant(curves: Mapping[str, Curve]) -> bool:
+    values = {value for curve in curves.values() for value in (*curve.low, *curve.high)}
+    return len(values) == 1 and any(len(curve.steps) > 1 for curve in curves.values())
+
+
+def _curve_figure(material: Material, name: str, curves: Mapping[str, Curve]) -> Html:
+    width = max(curve.rows_per_point for curve in curves.values())
+    caption = f"Each point averages {width} logged rows." if width > 1 else ""
+    title = _title(name)
+    return figure(
+        figures.curves(curves, material.styles), title=title, name=name if title != name else "", caption=caption, height=240
+    )
+
+
+def _title(name: str) -> str:
+    if name.startswith("retrieval/"):
+        _, split, rest = name.split("/", 2)
+        return f"{column_title(rest)} on {split}" + ("" if rest.endswith("median_rank") else ", %")
+    if name.startswith("mi_bound/"):
+        term, _, direction = name.removeprefix("mi_bound/").partition("_")
+        return f"MI bound of {term.upper()}, {direction.replace('_', ' ')}, nats"
+    return TITLES.get(name, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- cost
+
+
+def _cost_row(material: Material, group: Group) -> list[str]:
+    costs = [material.costs[run.run_id] for run in group.runs]
+    walls = [cost.wall_seconds for cost in costs if cost.wall_seconds is not None]
+    gpu_hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
+    speeds = [cost.images_per_second for cost in costs if cost.images_per_second is not None]
+    waits = [cost.share_waiting for cost in costs if cost.share_waiting is not None]
+    peaks = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib is not None]
+    devices = {f"{cost.num_processes or '?'} x {'' if cost.has_gpu else 'CPU '}{cost.device or '?'}" for cost in costs}
+    return [
+        group.label,
+        str(len(costs)),
+        _duration(statistics.fmean(walls)) if walls else "-",
+        f"{sum(gpu_hours):.2f}" if gpu_hours else "-",
+        _spread_of(speeds),
+        f"{100 * statistics.fmean(waits):.1f} %" if waits else "-",
+        f"{max(peaks):.2f} GiB" if peaks else "not recorded",
+        ", ".join(sorted(devices)),
+    ]
+
+
+def _spread_of(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.0f}" + (f" ± {statistics.stdev(values):.0f}" if len(values) > 1 else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+# -------------------------------------------------------------------------------------------------------------- reproduction
+
+
+def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
+    folder = RunFolder(run.folder)
+    environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
+    packages = environment.get("packages") or {}
+    named = ", ".join(f"{name} {packages[name]}" for name in ("tclx", "torch", "timm", "transformers") if packages.get(name))
+    content = json.dumps(runnable(read_spec(run)), indent=1, ensure_ascii=False)
+    return [
+        Markup(download(_spec_file(run), content)),
+        str(run.seed),
+        "finished" if run.state.status == "finished" else describe_state(run),
+        _commit(environment),
+        named or "not recorded",
+    ]
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    if not environment:
+        return "not recorded"
+    commit = environment.get("commit")
+    if not commit:
+        return "not known (installed package)"
+    changed = environment.get("diff_sha256") if environment.get("diff") else None
+    return f"{commit[:12]} with changes (sha256 {changed[:12]})" if changed else str(commit[:12])
+
+
+def _spec_file(run: RunResult) -> str:
+    return f"{run.run_id}.yaml"
+
+
+def runnable(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved spec as a file that `tclx run` reads: a variant is named under `variants`."""
+    plain = {key: value for key, value in spec.items() if key != "variant"}
+    return {**plain, "variants": {spec["variant"]: {}}} if spec.get("variant") else plain

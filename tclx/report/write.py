@@ -1,0 +1,50 @@
+"""`tclx report`: run folders in, one HTML page out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tclx
+from tclx.report import sections
+from tclx.report.examples import examples
+from tclx.report.material import Material, gather
+from tclx.report.page import Page, joined, text
+from tclx.report.select import select
+
+
+def write_report(asked: Sequence[str], output: Path, *, runs_dir: Path, split: str | None = None) -> Material:
+    """Write the page of some runs; returns what it is made of.
+
+    Args:
+        asked: run folders and ids, groups of runs, experiment files.
+        output: the file, replaced where it exists.
+        runs_dir: where runs are kept.
+        split: whose final figures are shown; test where there is one.
+
+    Raises:
+        InputError: nothing is found for one of them, or it cannot be read.
+        MachineError: the page cannot be written.
+    """
+    material = gather(select(asked, runs_dir=runs_dir), split=split)
+    build(material).write(output)
+    return material
+
+
+def build(material: Material) -> Page:
+    """The page."""
+    names = list(dict.fromkeys(run.name for run in material.runs))
+    made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__}."
+    page = Page(", ".join(names), lead=joined([text(made, kind="small"), *sections.summary(material)]))
+    if len(material.groups) > 1:
+        page.toggles(material.styles)
+    page.section("Results", *sections.comparison(material))
+    page.section("What was run", *sections.what_was_run(material))
+    page.section("Losses", *sections.losses(material))
+    page.section("Retrieval during training", *sections.retrieval(material))
+    page.section("Health", *sections.health(material))
+    page.section("Other measures", *sections.other_measures(material))
+    page.section("Retrieval examples", *examples(material))
+    page.section("Cost", *sections.cost(material))
+    return page.section("Reproduce", *sections.reproduction(material))

@@ -1,0 +1,273 @@
+"""What did a study find? One HTML page: what won, what mattered, what was tried. Optuna draws most of the figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import optuna
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+import tclx
+from tclx.report.page import Html, Page, bold, code, details, facts, figure, grid, joined, table, text
+from tclx.spec.sweep import ObjectiveSpec
+from tclx.sweep.load import Sweep
+from tclx.sweep.metrics import as_text
+from tclx.sweep.storage import quieten
+from tclx.sweep.study import StudyFolder, counted
+from tclx.sweep.summary import (
+    counted_complete,
+    is_feasible,
+    ranked,
+    seconds_of,
+    short_key,
+    state_word,
+    summarise,
+    values_of_trial,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+BEST_SHOWN = 10
+MOST_CONTOURS = 3
+FEWEST_FOR_IMPORTANCE = 4
+"""Complete trials; with fewer a forest of trees says nothing."""
+
+
+class _Aim(NamedTuple):
+    """One objective: how its trials' values are read."""
+
+    position: int
+    spec: ObjectiveSpec
+
+    def of(self, trial: FrozenTrial) -> float:
+        return float(trial.values[self.position])
+
+
+def write_sweep_report(study: optuna.Study, sweep: Sweep, folder: StudyFolder, output: Path) -> None:
+    """Write or replace the page.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    build(study, sweep, folder).write(output)
+
+
+def build(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Page:
+    """The page."""
+    quieten()
+    aims = [_Aim(index, spec) for index, spec in enumerate(sweep.spec.objective)]
+    made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__} from the study in {folder.path}."
+    page = Page(f"Sweep {sweep.spec.name}", lead=joined([text(made, kind="small"), facts(_cards(study, sweep, aims))]))
+    page.section("Best trials", *_best(study, sweep))
+    page.section("What mattered", *_importance(study, aims))
+    page.section("Pareto front", *_front(study, sweep))
+    page.section("History", *_history(study, aims))
+    page.section("Each parameter", *_slices(study, aims))
+    page.section("Pairs of parameters", *_contours(study, aims))
+    page.section("All parameters", *_parallel(study, aims))
+    page.section("Evaluations and pruning", *_curves(study, sweep))
+    page.section("Trials over time", *_timeline(study))
+    page.section("Failed trials", *_failed(study))
+    page.section("All trials", *_all(study, sweep))
+    return page.section("Reproduce", *_reproduce(sweep))
+
+
+def _cards(study: optuna.Study, sweep: Sweep, aims: Sequence[_Aim]) -> list[tuple[str, str]]:
+    summary = summarise(study, sweep)
+    cards = [("trials", f"{summary.ended} of {summary.num_trials}")]
+    cards += [(name, str(count)) for name, count in (("pruned", summary.pruned), ("failed", summary.failed)) if count]
+    if len(summary.best) == 1:
+        cards.append((f"best {aims[0].spec.metric}", f"{aims[0].of(summary.best[0]):.4g}"))
+    elif summary.best:
+        cards.append(("on the Pareto front", str(len(summary.best))))
+    if summary.baseline is not None and summary.baseline.values and len(aims) == 1:
+        cards.append(("the experiment itself", f"{aims[0].of(summary.baseline):.4g}"))
+    seconds = [spent for trial in study.get_trials(deepcopy=False) if (spent := seconds_of(trial)) is not None]
+    return [*cards, ("time in trials", f"{sum(seconds) / 3600:.2f} h")]
+
+
+def _best(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+    trials = ranked(study, sweep)
+    if not trials:
+        yield text("No trial is complete yet.", kind="note")
+        return
+    shown = trials[:BEST_SHOWN]
+    baseline = next((trial for trial in trials if trial.number == 0), None)
+    if baseline is not None and baseline not in shown:
+        shown = [*shown, baseline]
+    yield _trial_table(shown, sweep)
+    yield text(
+        "Trial 0 is the experiment itself. The best of many is partly luck: run it and trial 0 again with other seeds "
+        "before you believe a small difference.",
+        kind="small",
+    )
+
+
+def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep) -> Html:
+    keys = list(dict.fromkeys(key for trial in trials for key in values_of_trial(trial)))
+    short = [short_key(key, sweep) for key in keys]
+    head = ["trial", *(objective.metric for objective in sweep.spec.objective), *short, "runs"]
+    rows = []
+    for trial in trials:
+        values = values_of_trial(trial)
+        reached = (
+            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
+        )
+        broken = "" if is_feasible(trial) else " (breaks a constraint)"
+        name = f"{trial.number}{' (the experiment)' if trial.number == 0 else ''}{broken}"
+        changed = [as_text(values[key]) if key in values else "-" for key in keys]
+        rows.append([name, *reached, *changed, " ".join(trial.user_attrs.get("runs", []))])
+    return table(head, rows)
+
+
+def _importance(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+    complete = counted_complete(study)
+    if len(complete) < FEWEST_FOR_IMPORTANCE:
+        yield text(f"Importance needs {FEWEST_FOR_IMPORTANCE} complete trials; there are {len(complete)}.", kind="note")
+        return
+    for aim in aims:
+        importances = _importances(study, aim)
+        if importances is None:
+            yield text(f"Every trial has the same {aim.spec.metric}: nothing mattered.", kind="note")
+            continue
+        title = f"Share of the variance of {aim.spec.metric}"
+        yield figure(_bars(importances), title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
+
+
+_IMPORTANCE = (
+    "fANOVA (Hutter et al. 2014), over the whole of the space; a parameter that only some trials have, since a section may be "
+    "off, is left out."
+)
+
+
+def _importances(study: optuna.Study, aim: _Aim) -> dict[str, float] | None:
+    values = {aim.of(trial) for trial in counted_complete(study)}
+    if len(values) < 2:
+        return None
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), target=aim.of)
+    return found or None
+
+
+def _bars(importances: dict[str, float]) -> Figure:
+    import plotly.graph_objects as go
+
+    names = list(reversed(importances))
+    plot = go.Figure(go.Bar(x=[importances[name] for name in names], y=names, orientation="h", marker={"color": "#2f7de1"}))
+    plot.update_layout(
+        template=None,
+        showlegend=False,
+        margin={"l": 8, "r": 16, "t": 8, "b": 34},
+        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        yaxis={"automargin": True},
+    )
+    return plot
+
+
+def _front(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+    if not 2 <= len(sweep.spec.objective) <= 3 or not counted_complete(study):
+        return
+    names = [objective.metric for objective in sweep.spec.objective]
+    yield _optunas(
+        optuna.visualization.plot_pareto_front(study, target_names=names),
+        title="What each objective costs the other",
+        height=420,
+    )
+
+
+def _history(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+    for aim in aims if counted_complete(study) else ():
+        plot = optuna.visualization.plot_optimization_history(study, target=_target(aims, aim), target_name=aim.spec.metric)
+        yield _optunas(plot, title=f"{aim.spec.metric}, trial by trial", height=340)
+
+
+def _optunas(plot: Figure, *, title: str, height: int) -> Html:
+    """One of Optuna's figures, with its legend above it, where it does not take a phone's width."""
+    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure(plot, title=title, height=height)
+
+
+def _target(aims: Sequence[_Aim], aim: _Aim) -> Callable[[FrozenTrial], float] | None:
+    """Optuna wants none where there is a single objective: with one it forgets which direction is better."""
+    return aim.of if len(aims) > 1 else None
+
+
+def _slices(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+    for aim in aims if counted_complete(study) else ():
+        yield grid(_slice(study, name, aims, aim) for name in _varied(study))
+
+
+def _slice(study: optuna.Study, name: str, aims: Sequence[_Aim], aim: _Aim) -> Html:
+    plot = optuna.visualization.plot_slice(study, [name], target=_target(aims, aim), target_name=aim.spec.metric)
+    plot.update_traces(marker={"showscale": False})
+    return _optunas(plot, title=f"{aim.spec.metric} by {name}", height=280)
+
+
+def _varied(study: optuna.Study) -> list[str]:
+    """Parameters of which complete trials have more than one value."""
+    seen: dict[str, set[str]] = {}
+    for trial in counted_complete(study):
+        for name, value in trial.params.items():
+            seen.setdefault(name, set()).add(repr(value))
+    return [name for name, values in seen.items() if len(values) > 1]
+
+
+def _contours(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+    if len(counted_complete(study)) < FEWEST_FOR_IMPORTANCE:
+        return
+    for aim in aims:
+        first = [name for name in _importances(study, aim) or {} if name in _varied(study)][:MOST_CONTOURS]
+        pairs = [(one, other) for index, one in enumerate(first) for other in first[index + 1 :]]
+        for one, other in pairs:
+            plot = optuna.visualization.plot_contour(
+                study, [one, other], target=_target(aims, aim), target_name=aim.spec.metric
+            )
+            yield _optunas(plot, title=f"{aim.spec.metric} by {one} and {other}", height=400)
+
+
+def _parallel(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+    for aim in aims if len(counted_complete(study)) > 1 and _varied(study) else ():
+        plot = optuna.visualization.plot_parallel_coordinate(
+            study, _varied(study), target=_target(aims, aim), target_name=aim.spec.metric
+        )
+        yield _optunas(plot, title=f"Every trial a line, coloured by {aim.spec.metric}", height=420)
+
+
+def _curves(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+    if not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+        return
+    metric = sweep.spec.objective[0].metric
+    yield _optunas(optuna.visualization.plot_intermediate_values(study), title=f"{metric} at every evaluation", height=380)
+    pruned = counted(study)[TrialState.PRUNED]
+    if pruned:
+        rows = [[str(trial.number), trial.user_attrs.get("reason", "")] for trial in pruned]
+        yield details(f"{len(pruned)} pruned trials", table(["trial", "why"], rows, numbers=False))
+
+
+def _timeline(study: optuna.Study) -> Iterator[Html]:
+    if any(trial.datetime_start for trial in study.get_trials(deepcopy=False)):
+        yield _optunas(optuna.visualization.plot_timeline(study), title="When each trial ran", height=360)
+
+
+def _failed(study: optuna.Study) -> Iterator[Html]:
+    failed = counted(study)[TrialState.FAIL]
+    if failed:
+        rows = [[str(trial.number), trial.user_attrs.get("reason", "no reason is known")] for trial in failed]
+        yield table(["trial", "why"], rows, numbers=False)
+
+
+def _all(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    if trials:
+        yield details(f"{len(trials)} trials, in the order in which they began", _trial_table(trials, sweep))
+
+
+def _reproduce(sweep: Sweep) -> Iterator[Html]:
+    name = sweep.spec.name
+    yield text("The winning experiment as a spec, and a run of it:")
+    yield code(f"tclx sweep best {name} -o best.yaml\ntclx run best.yaml")
+    yield joined([bold("What was varied"), text(f"{sweep.base.name}, with the space that the table's columns name.")])

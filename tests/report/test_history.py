@@ -1,0 +1,83 @@
+"""Promises of curves and cost: means by a slow loop, times by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tclx.eval.results import RunResult
+from tclx.report.cost import read_cost
+from tclx.report.difference import differences
+from tclx.report.history import curve
+from tclx.runs import RunFolder, RunState
+
+
+def history(values: dict[int, float | None]) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": value} for step, value in values.items()]
+
+
+def test_a_seed_that_is_behind_counts_where_it_has_been() -> None:
+    found = curve([history({1: 2.0, 2: 4.0, 3: 6.0}), history({1: 4.0})], "loss")
+    assert found is not None
+    assert (found.steps, found.mean, found.low, found.high) == ([1, 2, 3], [3.0, 4.0, 6.0], [2.0, 4.0, 6.0], [4.0, 4.0, 6.0])
+
+
+def test_long_histories_are_averaged_in_neighbours_for_each_run_by_itself() -> None:
+    runs = [{step: float(step * scale) for step in range(1, 1001)} for scale in (1, 3)]
+    found = curve([history(run) for run in runs], "loss", max_points=100)
+    assert found is not None
+    assert len(found.steps) == 100
+    assert found.rows_per_point == 10
+    for index, last in enumerate(found.steps):
+        low, high = (statistics.fmean(run[step] for step in range(last - 9, last + 1)) for run in runs)
+        assert (found.low[index], found.high[index]) == pytest.approx((low, high))
+        assert found.mean[index] == pytest.approx((low + high) / 2)
+
+
+def test_a_metric_that_nobody_logged_has_no_curve() -> None:
+    assert curve([history({1: None})], "loss") is None
+    assert curve([history({1: 1.0})], "other") is None
+
+
+def run_with(tmp_path: Path, events: list[dict[str, Any]], *, last_sign: float, **environment: Any) -> RunResult:
+    folder = RunFolder(tmp_path)
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"time": 9')
+    folder.write_json(folder.environment, environment)
+    state = RunState("finished", step=10, total_steps=10, updated_at=last_sign)
+    return RunResult("run", tmp_path, "run", None, 0, state, "", {})
+
+
+def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path) -> None:
+    events = [
+        {"time": 0.0, "event": "submitted"},
+        {"time": 100.0, "event": "started"},
+        {"time": 150.0, "event": "saved", "step": 5},
+        {"time": 5000.0, "event": "submitted"},
+        {"time": 7000.0, "event": "resumed", "step": 5},
+        {"time": 7060.0, "event": "saved", "step": 10},
+    ]
+    run = run_with(tmp_path, events, last_sign=7070.0, world_size=4, gpu="A100")
+    rows = [{"step": step, "speed/images_per_second": speed} for step, speed in ((1, 5.0), (2, 100.0), (3, 120.0), (4, 110.0))]
+    cost = read_cost(run, rows)
+    assert cost.wall_seconds == 50 + 70
+    assert cost.gpu_hours == pytest.approx(120 * 4 / 3600)
+    assert cost.images_per_second == 110.0
+    assert cost.num_attempts == 2
+
+
+def test_without_a_gpu_there_are_no_gpu_hours_and_memory_is_what_was_logged(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=1, gpu=None, cpu="x86_64")
+    cost = read_cost(run, [{"step": 1, "system/peak_memory_gib": 1.5}, {"step": 2, "system/peak_memory_gib": 2.5}])
+    assert (cost.gpu_hours, cost.wall_seconds, cost.peak_memory_gib, cost.device) == (None, 2.0, 2.5, "x86_64")
+    assert read_cost(run, [{"step": 1}]).peak_memory_gib is None
+
+
+def test_specs_differ_in_their_deepest_keys() -> None:
+    one = {"name": "a", "seed": 0, "optim": {"rate": 1e-3, "betas": [0.9, 0.999]}, "imc": {"weight": 1.0, "temperature": None}}
+    two = {"name": "b", "seed": 1, "optim": {"rate": 1e-4, "betas": [0.9, 0.999]}, "imc": None, "extra": True}
+    found = {difference.key: difference.values for difference in differences([one, two])}
+    assert found == {"optim.rate": ("0.001", "0.0001"), "imc": ("{weight: 1.0}", "null"), "extra": ("-", "true")}

@@ -1,0 +1,238 @@
+"""Promises of `tclx report`: its numbers are the run folders', and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tclx.cli.app import app
+from tclx.errors import InputError
+from tclx.plan import run_id
+from tclx.report.write import write_report
+from tclx.runs import RunFolder, RunState
+from tclx.spec.load import load_experiments, load_spec_json
+from tclx.track.jsonl import read
+from tests.report.conftest import SHORT, Trained, as_file
+from tests.report.reading import Reader
+from tests.train.toy import toy_spec
+
+
+def final(run: RunFolder) -> dict[str, float]:
+    return dict(run.read_json(run.evaluation / "test.json")["metrics"])
+
+
+def report(tmp_path: Path, *asked: object, runs_dir: Path | None = None, **options: Any) -> Reader:
+    path = tmp_path / "report.html"
+    write_report([str(one) for one in asked], path, runs_dir=runs_dir or tmp_path, **options)
+    return Reader.of(path)
+
+
+def copy(run: RunFolder, place: Path) -> RunFolder:
+    """A run that a test may spoil."""
+    return RunFolder(Path(shutil.copytree(run.path, place / run.run_id)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- its numbers
+
+
+def test_the_table_has_the_mean_and_deviation_of_each_variant_and_the_best_in_bold(page: Path, trained: Trained) -> None:
+    reader = Reader.of(page)
+    head, *rows = reader.table("r_mean")
+    column = head.index("r_mean")
+    means = {}
+    for row, runs in zip(rows, (trained.both, trained.without_imc), strict=True):
+        values = [final(run)["retrieval/test/r_mean"] for run in runs]
+        assert row[column] == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+        assert row[1] == "2"
+        means[row[column]] = statistics.fmean(values)
+    assert [row[0] for row in rows] == ["both", "no-imc"]
+    assert max(means, key=means.__getitem__) in reader.bold
+
+
+@pytest.mark.parametrize(
+    ("title", "metric"),
+    [
+        ("Total loss", "loss/total"),
+        ("IMC: two views of one modality", "loss/imc"),
+        ("Gradient norm", "gradient_norm"),
+        ("r_mean on val, %", "retrieval/val/r_mean"),
+    ],
+)
+def test_curves_are_the_seeds_mean_and_their_band_the_extremes(page: Path, trained: Trained, title: str, metric: str) -> None:
+    lines = Reader.of(page).lines(title)
+    for label, runs in (("both", trained.both), ("no-imc", trained.without_imc)):
+        logged = [{row["step"]: row[metric] for row in read(run.metrics) if metric in row} for run in runs]
+        if not logged[0]:
+            assert label not in lines
+            continue
+        line = lines[label]
+        assert line["x"] == sorted(logged[0])
+        for index, step in enumerate(line["x"]):
+            values = [run[step] for run in logged]
+            assert line["y"][index] == pytest.approx(statistics.fmean(values), rel=1e-5)
+            assert [float(end) for end in line["customdata"][index]] == pytest.approx([min(values), max(values)], rel=1e-3)
+
+
+def test_every_logged_metric_is_somewhere_on_the_page(page: Path, trained: Trained) -> None:
+    text = Reader.of(page).text
+    metrics = {name for run in trained.all for row in read(run.metrics) for name in row} - {"step", "epoch"}
+    assert not [name for name in metrics if name not in text and not name.endswith(("num_images", "num_captions"))]
+
+
+def test_only_the_keys_that_differ_are_listed_as_differing(page: Path) -> None:
+    table = Reader.of(page).table("both")
+    assert [row[0] for row in table[1:]] == ["seeds", "objectives.imc"]
+    assert table[2][1:] == [f"{{weight: {1 / 3}}}", "null"]
+    assert table[1][1:] == ["0, 1", "0, 1"]
+
+
+def test_examples_show_the_queries_ranks_and_pictures_that_were_kept(page: Path, trained: Trained) -> None:
+    reader = Reader.of(page)
+    kept = trained.both[0].read_json(trained.both[0].examples("test"))
+    for query in kept["text_to_image"]:
+        assert query["text"] in reader.text
+        assert f"right one at rank {query['rank']}" in reader.text
+    sources = {attrs["src"] for tag, attrs in reader.tags if tag == "img"}
+    assert {f"data:image/jpeg;base64,{picture}" for picture in kept["pictures"].values()} <= sources
+
+
+def test_the_saved_spec_is_the_same_run(page: Path, trained: Trained, tmp_path: Path) -> None:
+    import base64
+
+    links = {attrs["download"]: attrs["href"] for tag, attrs in Reader.of(page).tags if tag == "a" and "download" in attrs}
+    assert sorted(links) == sorted(f"{run.run_id}.yaml" for run in trained.all)
+    for name, address in links.items():
+        saved = tmp_path / str(name)
+        saved.write_bytes(base64.b64decode(str(address).partition(",")[2]))
+        (experiment,) = load_experiments(saved)
+        assert f"{run_id(experiment.spec, 8)}.yaml" == name
+
+
+def test_the_page_is_not_much_heavier_than_plotly(page: Path) -> None:
+    assert page.stat().st_size < 2_600_000
+
+
+# --------------------------------------------------------------------------------------------------------------- what is asked
+
+
+def test_an_experiment_file_selects_its_runs_and_names_the_missing(trained: Trained, tmp_path: Path) -> None:
+    spec = load_spec_json(trained.both[0].spec).model_dump(mode="json")
+    path = tmp_path / "toy.yaml"
+    plain = {key: value for key, value in spec.items() if key not in ("variant", "seed")}
+    variants = {"no-imc": {"objectives": {"imc": None}}, "both": {}, "no-lmi": {"objectives": {"lmi": None}}}
+    path.write_text(json.dumps({**plain, "variants": variants, "seeds": [0, 1]}))
+    reader = report(tmp_path, path, runs_dir=trained.runs_dir)
+    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc", "both"]
+    assert "toy-no-lmi with seed 0 has not been run" in reader.text
+    assert f"tclx run {path}" in reader.text
+
+
+def test_a_run_of_the_same_name_from_another_spec_is_not_taken_for_it(trained: Trained, tmp_path: Path) -> None:
+    changed = toy_spec(variant="both", seed=0, **SHORT, **{"optim.learning_rate": 0.5}).model_dump(mode="json")
+    with pytest.raises(InputError, match="a run of that name was trained from another spec"):
+        report(tmp_path, as_file(tmp_path / "toy.yaml", changed), runs_dir=trained.runs_dir)
+
+
+def test_what_is_not_there_is_refused_with_the_nearest_and_nothing_is_written(trained: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    arguments = ["report", "toy-both-s0-01234567", "--runs-dir", str(trained.runs_dir), "-o", str(output)]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert "no run at toy-both-s0-01234567" in ended.stderr
+    assert "did you mean" in ended.stderr
+    assert not output.exists()
+
+
+def test_a_page_that_cannot_be_written_is_a_matter_of_the_machine(trained: Trained, tmp_path: Path) -> None:
+    arguments = ["report", str(trained.both[0].path), "-o", str(tmp_path / "nowhere" / "report.html")]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 3
+    assert "could not write" in ended.stderr
+
+
+def test_the_command_prints_the_file_and_never_imports_torch(trained: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    code = (
+        "import sys; from typer.testing import CliRunner; from tclx.cli.app import app\n"
+        f"ended = CliRunner().invoke(app, ['report', {str(trained.runs_dir)!r}, '-o', {str(output)!r}])\n"
+        "print(ended.stdout.strip(), ended.exit_code, 'torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(output), "0", "False"]
+    assert output.exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_one_run_alone_is_reported_with_its_whole_spec(trained: Trained, tmp_path: Path) -> None:
+    reader = report(tmp_path, trained.both[0].path)
+    assert "One spec, with seed 0." in reader.text
+    assert ["objectives.imc.weight", str(1 / 3)] in reader.table("key")
+    assert not [tag for tag, attrs in reader.tags if attrs.get("class") == "toggles"]
+
+
+def test_a_folder_without_anything_but_its_spec_is_reported_as_such(trained: Trained, tmp_path: Path) -> None:
+    bare = RunFolder(tmp_path / trained.both[0].run_id)
+    bare.write_json(bare.spec, trained.both[0].read_json(trained.both[0].spec))
+    reader = report(tmp_path, bare.path)
+    for said in ("No run is finished", "No run has logged anything yet", "No examples were kept", "not recorded"):
+        assert said in reader.text
+    assert reader.figures == {}
+    assert not [attrs for _, attrs in reader.tags if attrs.get("id") == "plotly"]
+
+
+def test_a_run_that_failed_has_its_curves_and_is_not_in_the_table(trained: Trained, tmp_path: Path) -> None:
+    run = copy(trained.both[0], tmp_path)
+    run.write_state(RunState("failed", step=6, total_steps=12, reason="loss is NaN"))
+    shutil.rmtree(run.evaluation)
+    reader = report(tmp_path, run.path, *(one.path for one in trained.without_imc))
+    assert f"Not in the table: {run.run_id}, failed at step 6 of 12: loss is NaN" in reader.text
+    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc"]
+    assert set(reader.lines("Total loss")) == {"both", "no-imc"}
+
+
+def test_numbers_that_are_not_finite_are_left_out_and_counted(trained: Trained, tmp_path: Path) -> None:
+    run = copy(trained.both[0], tmp_path)
+    rows = read(run.metrics)
+    rows[1] = {**rows[1], "loss/total": None, "nonfinite": ["loss/total"]}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = report(tmp_path, run.path)
+    assert "1 logged rows hold a number that is not finite" in reader.text
+    assert rows[1]["step"] not in reader.lines("Total loss")["both"]["x"]
+
+
+def test_an_edited_metrics_file_names_its_line(trained: Trained, tmp_path: Path) -> None:
+    run = copy(trained.both[0], tmp_path)
+    run.metrics.write_text("something else\n" + run.metrics.read_text())
+    with pytest.raises(InputError, match=r"line 1 of .* is not a row of metrics"):
+        report(tmp_path, run.path)
+
+
+def test_experiments_without_a_figure_in_common_and_on_other_data_are_not_silently_compared(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = copy(trained.both[0], tmp_path)
+    spec = run.read_json(run.spec)
+    run.write_json(run.spec, {**spec, "name": "other", "data": {**spec["data"], "test": {**spec["data"]["test"], "seed": 7}}})
+    run.write_json(run.evaluation / "test.json", {"metrics": {"retrieval/test/image_to_text/r5": 3.0}})
+    ours = trained.without_imc[0]
+    changed = copy(ours, tmp_path)
+    changed.write_json(changed.evaluation / "test.json", {"metrics": {"retrieval/test/r_mean": 4.0}})
+    reader = report(tmp_path, run.path, changed.path)
+    assert "have no figure in common" in reader.text
+    assert "data.test differs" in reader.text
+    assert [row[0] for row in reader.table("r_mean")[1:]] == ["other both", "toy no-imc"]
+
+
+def test_one_seed_each_is_called_what_it_is(trained: Trained, tmp_path: Path) -> None:
+    reader = report(tmp_path, trained.both[0].path, trained.without_imc[0].path)
+    assert "nothing here says whether a difference is more than chance" in reader.text
