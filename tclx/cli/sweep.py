@@ -74,6 +74,7 @@ def run(
 def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: bool, follow: bool) -> int:
     from tclx.sweep import local
     from tclx.sweep.claims import living_workers
+    from tclx.sweep.storage import patiently
     from tclx.sweep.summary import summarise
 
     folder.note_start()
@@ -90,7 +91,11 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
         return 0
     watch = _Watch(study, sweep)
     exit_code = local.run_workers(
-        folder, sweep.spec.num_workers, say=say, look=watch.look, num_ended=lambda: summarise(study, sweep).ended
+        folder,
+        sweep.spec.num_workers,
+        say=say,
+        look=watch.look,
+        num_ended=lambda: patiently(lambda: summarise(study, sweep).ended, say=say),
     )
     watch.look(at_once=True)
     print_study(study, sweep)
@@ -114,15 +119,17 @@ class _Watch:
         if not at_once and time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
+        from tclx.sweep.storage import patiently
         from tclx.sweep.summary import summarise
 
-        ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False), say=say)
+        ended = [trial for trial in trials if trial.state.is_finished()]
         new = sorted((trial for trial in ended if trial.number not in self._told), key=lambda trial: trial.number)
         self._told |= {trial.number for trial in new}
         for trial in new:
             say(_trial_line(trial, self._sweep))
         if new and not at_once:
-            say(_standing(summarise(self._study, self._sweep), self._sweep))
+            say(_standing(patiently(lambda: summarise(self._study, self._sweep), say=say), self._sweep))
 
 
 def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
@@ -130,10 +137,11 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
     import time
 
     from tclx.sweep.cluster import is_going_on
+    from tclx.sweep.storage import patiently
 
     watch = _Watch(study, sweep)
     try:
-        while is_going_on(sweep, folder, study):
+        while patiently(lambda: is_going_on(sweep, folder, study), say=say):
             watch.look()
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:

@@ -25,6 +25,10 @@ PATIENCE_SECONDS = 180.0
 Answer = TypeVar("Answer")
 
 
+class StorageAway(MachineError):
+    """The storage cannot be opened now."""
+
+
 class HealingJournalFile(JournalFileBackend):
     """Optuna's journal, whose last line may be torn: what was never complete is cut off before the next line is written.
 
@@ -78,19 +82,20 @@ def open_storage(url: str | None, journal: Path) -> BaseStorage:
         journal: that file's place.
 
     Raises:
-        MachineError: the database cannot be reached, its driver is missing, or the file cannot be written.
+        StorageAway: the database cannot be reached, or the file cannot be written.
+        MachineError: the database's driver is missing.
     """
     if url is None:
         try:
             return JournalStorage(HealingJournalFile(journal))
         except OSError as error:
-            raise machine_error(error, f"could not open {journal}") from error
+            raise StorageAway(str(machine_error(error, f"could not open {journal}"))) from error
     try:
         return RDBStorage(_with_driver(url))
     except ImportError as error:
         raise MachineError(f"storage: the database's driver is missing ({error}): pip install 'tclx[postgres]'") from error
     except Exception as error:  # every driver has its own; none of them is a bug of ours before the first query
-        raise MachineError(f"storage: cannot open {url}: {_first_line(error)}") from error
+        raise StorageAway(f"storage: cannot open {url}: {_first_line(error)}") from error
 
 
 def _with_driver(url: str) -> str:
@@ -128,7 +133,7 @@ def _is_outage(error: Exception) -> bool:
     """Whether the storage is away, rather than asked for something wrong."""
     from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-    if isinstance(error, optuna.exceptions.StorageInternalError | OSError | DBAPIError | InvalidRequestError):
+    if isinstance(error, StorageAway | optuna.exceptions.StorageInternalError | OSError | DBAPIError | InvalidRequestError):
         return True
     # Optuna's RDB storage trips over its own clean-up when a connection is lost inside a transaction.
     return isinstance(error, UnboundLocalError) and isinstance(error.__context__, DBAPIError)

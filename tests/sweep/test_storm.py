@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.runs import RunFolder
-from tclx.sweep import claims
+from tclx.sweep import claims, worker
+from tclx.sweep import trial as trial_module
 from tclx.sweep.study import StudyFolder, create_study, open_study
 from tclx.track.jsonl import read
 from tests.postgres import Server, own_server, programs
@@ -221,3 +224,58 @@ def test_workers_outlive_a_database_that_crashes(own_postgres: Server, tmp_path:
 def test_training_workers_outlive_a_database_that_crashes(own_postgres: Server, tmp_path: Path) -> None:
     folder = new_study(tmp_path, num_trials=12, storage=own_postgres.url())
     restart_during(folder, own_postgres, REAL, num_trials=12, after=(2, 6, 10))
+
+
+# ------------------------------------------------------------------------------------------------- between two lines of code
+
+
+def test_a_trial_whose_worker_died_before_it_claimed_it_is_worked_on(storage: str | None, tmp_path: Path) -> None:
+    folder = new_study(tmp_path, num_trials=2, storage=storage)
+    open_study(folder, folder.read_sweep()).ask()
+    with working(folder, LIGHT, count=1) as workers:
+        workers.finish()
+    assert_every_trial_ended_once(folder, 2)
+
+
+def test_a_trial_that_began_without_an_answer_is_the_next_one(
+    storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working_on = worker_of(new_study(tmp_path, num_trials=2, storage=storage))
+    monkeypatch.setattr(working_on.study, "ask", failing_once_after(working_on.study.ask))
+    found = worker._next(working_on, "me")
+    assert found is not None
+    assert found[0].number == 0
+    assert len([trial for trial in working_on.study.trials if trial.state == TrialState.RUNNING]) == 1
+
+
+def test_a_draw_that_was_kept_without_an_answer_counts(
+    storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working_on = worker_of(new_study(tmp_path, num_trials=5, storage=storage))
+    for _ in range(2):  # the first is the experiment itself
+        found = worker._next(working_on, "me")
+        assert found is not None
+    kept = working_on.study._storage
+    monkeypatch.setattr(kept, "set_trial_param", failing_once_after(kept.set_trial_param))
+    (run,) = trial_module._planned(found[0], working_on)
+    assert run.spec.optim.learning_rate == working_on.study.trials[1].params["optim.learning_rate"]
+
+
+def worker_of(folder: StudyFolder) -> trial_module.Worker:
+    sweep = folder.read_sweep()
+    return trial_module.Worker(open_study(folder, sweep), sweep, folder, print, lambda: False)
+
+
+def failing_once_after(call: Callable[..., Any]) -> Callable[..., Any]:
+    """It does what is asked, but the first answer is lost."""
+    lost = False
+
+    def answer(*arguments: Any, **named: Any) -> Any:
+        nonlocal lost
+        found = call(*arguments, **named)
+        if not lost:
+            lost = True
+            raise StorageInternalError("the server closed the connection")
+        return found
+
+    return answer
