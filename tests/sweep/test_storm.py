@@ -267,6 +267,26 @@ def test_a_draw_that_was_kept_without_an_answer_counts(
     assert run.spec.optim.learning_rate == study.trials[1].params["optim.learning_rate"]
 
 
+def test_who_looks_whether_a_worker_lives_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_study(tmp_path, num_trials=2, storage=None)
+    name = claims.new_worker()
+    (folder.workers / name).touch()  # as one that was killed leaves it
+    claim = claims.take(folder, 0, name, step=0)
+    look, seen = claims._lock_is_free, []
+
+    def look_while_another_does(file: int) -> bool:
+        monkeypatch.setattr(claims, "_lock_is_free", look)
+        found = look(file)
+        seen.append(claims.is_alive(folder, claim))  # the other one, before this one lets go
+        return found
+
+    monkeypatch.setattr(claims, "_lock_is_free", look_while_another_does)
+    assert not claims.is_alive(folder, claim)
+    assert seen == [False]
+    with claims.living(folder, name):
+        assert claims.is_alive(folder, claim)
+
+
 def worker_of(folder: StudyFolder) -> trial_module.Worker:
     sweep = folder.read_sweep()
     return trial_module.Worker(open_study(folder, sweep), sweep, folder, print, lambda: False)
