@@ -71,7 +71,7 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
     # Until the training loop has its own handlers, a request to stop ends the start-up like Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.default_int_handler)
-    folder = replace(folder, attempt_name=attempt.name)
+    folder, since = replace(folder, attempt_name=attempt.name), time.time()
     try:
         with _holding(folder, attempt, takes_over=takes_over):
             _train(folder)
@@ -82,13 +82,13 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
     except (_Held, Superseded) as error:
         return _give_up(error, error.exit_code)
     except TclxError as error:
-        _note_error(folder, str(error), lost_peer=isinstance(error, LostPeer))
+        _note_error(folder, str(error), since=since, lost_peer=isinstance(error, LostPeer))
         _record(folder, "failed", str(error))
         return _give_up(error, error.exit_code)
     except Exception as error:  # a bug: kept for whoever mends it, and said in the state
         reason = f"{type(error).__name__}: {error} (traceback in {folder.log(_rank())})"
         _keep_traceback(folder)
-        _note_error(folder, reason, lost_peer=False)
+        _note_error(folder, reason, since=since, lost_peer=False)
         _record(folder, "failed", reason)
         return RunFailed.exit_code
 
@@ -150,13 +150,22 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
         folder.write_state(replace(state, status=status, reason=reason))
 
 
-def _note_error(folder: RunFolder, reason: str, *, lost_peer: bool) -> None:
-    """Leave this process's own word for whoever asks why the run ended."""
-    if not folder.path.is_dir():
+def _note_error(folder: RunFolder, reason: str, *, since: float, lost_peer: bool) -> None:
+    """Leave this process's own word for whoever asks why the run ended, unless a newer attempt has begun since."""
+    if not folder.path.is_dir() or _is_superseded(folder, since):
         return
     note = {"attempt": folder.attempt_name, "host": os.uname().nodename, "time": time.time()}
     with suppress(MachineError):  # a full disk is what is being reported; stderr has it
         folder.write_json(folder.error(_rank()), {**note, "reason": reason, "lost_peer": lost_peer})
+
+
+def _is_superseded(folder: RunFolder, since: float) -> bool:
+    """Whether another attempt has begun since this process started.
+
+    A rank may fall before its rank 0 has named their attempt: an older one's name alone says nothing.
+    """
+    newest = folder.read_attempt()
+    return newest is not None and newest.name != folder.attempt_name and newest.started_at > since
 
 
 def _give_up(error: TclxError, exit_code: int) -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,7 +141,54 @@ def test_a_single_process_needs_no_group() -> None:
         assert distributed.any_rank(True)
 
 
-if __name__ == "__main__":
+# ------------------------------------------------------------------------------------------------------------------- meetings
+
+NUM_MEETINGS = 32
+PATIENCE_SECONDS = 60
+
+
+def meet_all(folder: Path) -> int:
+    """Fork two processes a meeting, in any order; returns how many did not meet exactly their companion."""
+    members = [(meeting, rank) for meeting in range(NUM_MEETINGS) for rank in range(2)]
+    random.Random(0).shuffle(members)
+    children = [os.fork() or attend(folder, *member) for member in members]
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
+
+
+def attend(folder: Path, meeting: int, rank: int) -> int:
+    """One process: meet, stay until all meetings have taken place at the same time, leave. Does not return."""
+    kept = False
+    signal.alarm(PATIENCE_SECONDS)  # one that waits in vain must not stay behind
+    try:
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), TCLX_MEETING_HOST="127.0.0.1")
+        os.environ["TCLX_MEETING_FILE"] = str(folder / f"{meeting}" / "job7.0")
+        with distributed.start(torch.device("cpu")):
+            kept = distributed.all_gather_object((meeting, rank)) == [(meeting, 0), (meeting, 1)]
+            (folder / f"{meeting}" / f"met-{rank}").touch()
+            while len(list(folder.glob("*/met-*"))) < 2 * NUM_MEETINGS:
+                time.sleep(0.2)
+    finally:
+        os._exit(0 if kept else 1)
+
+
+def test_many_pairs_meet_on_one_machine_at_the_same_time(tmp_path: Path) -> None:
+    """As many jobs' tasks on one node, each pair under a port of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "0 failed\n"), done.stderr
+    addresses = {path.read_text(encoding="utf-8") for path in tmp_path.glob("*/job7.0")}
+    assert len(addresses) == NUM_MEETINGS
+
+
+if __name__ == "__main__" and len(sys.argv) == 2:
+    print(f"{meet_all(Path(sys.argv[1]))} failed")
+elif __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.start(torch.device("cpu")):
         found: dict[str, bool] = {}

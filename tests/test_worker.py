@@ -13,7 +13,7 @@ from tclx import worker
 from tclx.errors import InputError, Interrupted, MachineError, Problem, RunFailed
 from tclx.launch.order import plan_runs
 from tclx.launch.prepare import prepare
-from tclx.runs import RunFolder
+from tclx.runs import Attempt, RunFolder
 from tests.launch.toy import write_spec
 
 Start = Callable[[Exception | None], int]
@@ -96,6 +96,35 @@ def test_the_reason_of_an_earlier_attempt_is_replaced(start: Start, folder: RunF
     state = folder.read_state()
     assert state is not None
     assert state.reason == "the second reason"
+
+
+@pytest.mark.parametrize("ending", [RunFailed("the loss is NaN"), ZeroDivisionError("oops")])
+def test_a_superseded_process_leaves_the_newer_ones_word(
+    start: Start, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, ending: Exception
+) -> None:
+    """Rank 1 of an old attempt lives on while a newer one begins, fails and says why."""
+    monkeypatch.setenv("RANK", "1")
+    newest = {"attempt": "newer", "reason": "the newer one's word"}
+
+    def train(*arguments: object) -> None:
+        folder.begin(Attempt("newer"))
+        folder.write_json(folder.error(1), newest)
+        raise ending
+
+    start(None)
+    monkeypatch.setattr("tclx.train.loop.train", train)
+    assert worker.main([str(folder.path)]) == 1
+    assert folder.read_json(folder.error(1)) == newest
+
+
+def test_a_rank_that_falls_before_its_attempt_has_begun_is_heard(
+    start: Start, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rank 0 is slower, so that an older attempt still stands in the run folder."""
+    folder.begin(Attempt("older"))
+    monkeypatch.setenv("RANK", "1")
+    start(RunFailed("the loss is NaN"))
+    assert folder.read_json(folder.error(1))["reason"] == "the loss is NaN"
 
 
 def test_one_of_several_processes_interrupted_is_no_crash(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,11 @@ from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, align
 from tclx.cli.run import BackendChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
     from optuna.trial import FrozenTrial
+    from rich.console import RenderableType
 
     from tclx.sweep.load import Sweep
     from tclx.sweep.study import StudyFolder
@@ -40,6 +43,7 @@ app = typer.Typer(
 )
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file.")]
+StudyName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")]
 
 
 @app.command(epilog=EXAMPLE)
@@ -89,15 +93,15 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
     if detach:
         say(f"working in the background (process {local.detach(folder)}); tclx sweep status {sweep.spec.name} shows it")
         return 0
-    watch = _Watch(study, sweep)
-    exit_code = local.run_workers(
-        folder,
-        sweep.spec.num_workers,
-        say=say,
-        look=watch.look,
-        num_ended=lambda: patiently(lambda: summarise(study, sweep).ended, say=say),
-    )
-    watch.look(at_once=True)
+    with _Watch(study, sweep, folder) as watch:
+        exit_code = local.run_workers(
+            folder,
+            sweep.spec.num_workers,
+            say=watch.say,
+            look=watch.look,
+            num_ended=lambda: patiently(lambda: summarise(study, sweep).ended, say=watch.say),
+        )
+        watch.look(at_once=True)
     print_study(study, sweep)
     return exit_code
 
@@ -106,30 +110,73 @@ LOOK_SECONDS = 2.0
 
 
 class _Watch:
-    """Says every trial's end once, with the best so far."""
+    """Says every trial's end once, with the best so far; below it, on a terminal, a table of what runs."""
 
-    def __init__(self, study: optuna.Study, sweep: Sweep) -> None:
-        self._study, self._sweep = study, sweep
+    def __init__(self, study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._study, self._sweep, self._folder = study, sweep, folder
         self._told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self._looked_at = 0.0
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> _Watch:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Above the table."""
+        if self._live is None:
+            say(line)
+        else:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def look(self, *, at_once: bool = False) -> None:
+        """See what is new, every few seconds."""
         import time
+
+        from tclx.sweep.storage import patiently
+        from tclx.sweep.summary import summarise
 
         if not at_once and time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        from tclx.sweep.storage import patiently
-        from tclx.sweep.summary import summarise
-
-        trials = patiently(lambda: self._study.get_trials(deepcopy=False), say=say)
-        ended = [trial for trial in trials if trial.state.is_finished()]
-        new = sorted((trial for trial in ended if trial.number not in self._told), key=lambda trial: trial.number)
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False), say=self.say)
+        new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._told]
         self._told |= {trial.number for trial in new}
         for trial in new:
-            say(_trial_line(trial, self._sweep))
-        if new and not at_once:
-            say(_standing(patiently(lambda: summarise(self._study, self._sweep), say=say), self._sweep))
+            self.say(_trial_line(trial, self._sweep))
+        standing = _standing(patiently(lambda: summarise(self._study, self._sweep), say=self.say), self._sweep)
+        if self._live is not None:
+            self._live.update(_running_table(trials, standing, self._sweep, self._folder), refresh=True)
+        elif new and not at_once:
+            say(standing)
+
+
+def _running_table(trials: Sequence[FrozenTrial], standing: str, sweep: Sweep, folder: StudyFolder) -> RenderableType:
+    """What runs at this moment, and how the study stands."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from tclx.sweep.metrics import as_text
+    from tclx.sweep.summary import progress_of, short_key, values_of_trial
+
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    table = Table("trial", "step", *([f"{sweep.spec.objective[0].metric} so far"]), "tries", box=None, pad_edge=False)
+    for trial in running:
+        step, total = progress_of(trial, folder)
+        so_far = f"{list(trial.intermediate_values.values())[-1]:.4g}" if trial.intermediate_values else "-"
+        tries = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
+        table.add_row(str(trial.number), f"{step}/{total}" if total else "-", so_far, Text(tries))
+    return Group(table, Text(standing))
 
 
 def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
@@ -139,15 +186,15 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
     from tclx.sweep.cluster import is_going_on
     from tclx.sweep.storage import patiently
 
-    watch = _Watch(study, sweep)
     try:
-        while patiently(lambda: is_going_on(sweep, folder, study), say=say):
-            watch.look()
-            time.sleep(LOOK_SECONDS)
+        with _Watch(study, sweep, folder) as watch:
+            while patiently(lambda: is_going_on(sweep, folder, study), say=watch.say):
+                watch.look()
+                time.sleep(LOOK_SECONDS)
+            watch.look(at_once=True)
     except KeyboardInterrupt:
         say("no longer watching; the workers go on")
         return 130
-    watch.look(at_once=True)
     print_study(study, sweep)
     return 0
 
@@ -236,20 +283,26 @@ def plan(
     )
 
 
+def _opened(sweep: str, runs_dir: Path) -> tuple[StudyFolder, Sweep, optuna.Study]:
+    """A study that is there, by its file or name."""
+    from tclx.sweep.study import find_study, open_study
+
+    folder = find_study(sweep, runs_dir)
+    checked = folder.read_sweep()
+    return folder, checked, open_study(folder, checked)
+
+
 @app.command(epilog="Example:  tclx sweep status loss-weights")
 def status(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Show how a study stands, from any machine that sees its folder and its storage."""
     from tclx.sweep.claims import living_workers
-    from tclx.sweep.study import find_study, open_study
     from tclx.sweep.summary import as_tree
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
-    study = open_study(folder, checked)
+    folder, checked, study = _opened(sweep, runs_dir)
     if as_json:
         print_json({**as_tree(study, checked), "living_workers": living_workers(folder)})
         return
@@ -259,7 +312,7 @@ def status(
 
 @app.command(epilog="Example:  tclx sweep best loss-weights -o experiments/best.yaml")
 def best(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
     ] = None,
@@ -269,11 +322,9 @@ def best(
     """Write the best trial as an experiment that `tclx run` accepts, with where it comes from."""
     from tclx.runs import write_atomically
     from tclx.sweep.export import experiment_of
-    from tclx.sweep.study import find_study, open_study
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
-    text = experiment_of(open_study(folder, checked), checked, number=trial)
+    _, checked, study = _opened(sweep, runs_dir)
+    text = experiment_of(study, checked, number=trial)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -283,7 +334,7 @@ def best(
 
 @app.command(epilog="Example:  tclx sweep report loss-weights -o loss-weights.html")
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="NAME.html by default.", dir_okay=False)
     ] = None,
@@ -291,18 +342,16 @@ def report(
 ) -> None:
     """Write one HTML page: what won, what mattered, every trial. It opens from the file and needs no network."""
     from tclx.sweep.report import write_sweep_report
-    from tclx.sweep.study import find_study, open_study
 
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
+    folder, checked, study = _opened(sweep, runs_dir)
     output = output or Path(f"{checked.spec.name}.html")
-    write_sweep_report(open_study(folder, checked), checked, folder, output)
+    write_sweep_report(study, checked, folder, output)
     print(output)
 
 
 @app.command(epilog="Example:  tclx sweep cancel loss-weights")
 def cancel(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")],
+    sweep: StudyName,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Ask all workers of a study to save and stop; `tclx sweep SWEEP` goes on later."""

@@ -83,7 +83,7 @@ def launch(
         with suppress(OSError):  # no such folder yet; one that cannot be written is refused where it is prepared
             RunFolder(runs_dir / run.plan.run_id).cancel.unlink()
     queue = _Queue(runs, runs_dir, again, say, into_logs)
-    with _passing_signals(queue.interrupt):
+    with passing_signals(queue.interrupt):
         queue.work()
     return [queue.outcomes[run.plan.run_id] for run in runs if run.plan.run_id in queue.outcomes]
 
@@ -269,7 +269,9 @@ def pass_on(number: int, folder: RunFolder, pid: int, *, since: float) -> None:
 
 
 @contextmanager
-def _passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
+def passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
+    """Requests to stop go to `receive` while the block runs."""
+
     def handler(number: int, frame: FrameType | None) -> None:
         receive(number)
 

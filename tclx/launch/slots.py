@@ -101,19 +101,19 @@ def take(run: PlannedRun, *, sharing: int = 1) -> Slot | None:
 def _locks(gpu: str, sharing: int) -> list[BinaryIO] | None:
     """The GPU's lock, held together with others who share it, and one of its shares; None when there is none to be had."""
     if sharing == 1:
-        alone = _lock(gpu, fcntl.LOCK_EX)
+        alone = _lock(gpu)
         return [alone] if alone else None
     together = _lock(gpu, fcntl.LOCK_SH)
     if together is None:
         return None
     for share in range(sharing):
-        if (mine := _lock(f"{gpu}.share{share}", fcntl.LOCK_EX)) is not None:
+        if (mine := _lock(f"{gpu}.share{share}")) is not None:
             return [together, mine]
     together.close()
     return None
 
 
-def _lock(name: str, kind: int) -> BinaryIO | None:
+def _lock(name: str, kind: int = fcntl.LOCK_EX) -> BinaryIO | None:
     """A lock of this user's on this machine, or None when another run holds it."""
     folder = Path(tempfile.gettempdir()) / f"tclx-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -11,9 +11,12 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from tclx.errors import MachineError
+
+T = TypeVar("T")
 
 CALL_SECONDS = 60
 """A controller that is down is noticed after 9 seconds; one that is drowned in requests may take longer to answer."""
@@ -30,6 +33,8 @@ _UNREACHABLE = re.compile(
     r"|slurm_persist_conn_open",
     re.IGNORECASE,
 )
+_NOT_CONFIGURED = re.compile(r"dns srv lookup failed|res_nsearch error: unknown host", re.IGNORECASE)
+"""The last place where a command looks for its cluster has none; a controller that is away is another matter."""
 
 LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
           "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
@@ -62,14 +67,22 @@ class JobState(NamedTuple):
         return self.state in LIVING
 
 
-def call(command: Sequence[str], *, stdin: str | None = None) -> str:
+def call(command: Sequence[str], *, stdin: str | None = None, keeps_open: Sequence[int] = ()) -> str:
     """Run one of SLURM's commands, outside of any job's own variables; returns its stdout.
+
+    Args:
+        command: its words.
+        stdin: what it reads.
+        keeps_open: file descriptors that it inherits: what they lock stays locked until the command has ended, too.
 
     Raises:
         SlurmRefused: it said no.
         SlurmSilent: the controller or the accounting daemon cannot be reached.
-        MachineError: there is no such command here.
+        MachineError: there is no such command here, or no cluster is configured for it.
     """
+    named = os.environ.get("SLURM_CONF")
+    if named and _is_missing(Path(named)):  # SLURM's commands would wait for it for a minute each
+        raise MachineError(f"SLURM_CONF is {named}, where no file is: {_CONFIGURE}")
     try:
         done = subprocess.run(
             command,
@@ -80,6 +93,7 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
             timeout=CALL_SECONDS,
             check=False,
             env=_outside_of_jobs(os.environ),
+            pass_fds=keeps_open,
         )
     except (FileNotFoundError, PermissionError) as error:
         raise MachineError(
@@ -90,9 +104,24 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
     words = _without_prefix(done.stderr)
     if done.returncode == 0:
         return done.stdout
+    if _NOT_CONFIGURED.search(done.stderr):
+        raise MachineError(f"{command[0]} finds no cluster here ({words}): {_CONFIGURE}")
     if _UNREACHABLE.search(done.stderr):
         raise SlurmSilent(f"{command[0]}: {words}")
     raise SlurmRefused(words or f"{command[0]} ended with exit code {done.returncode}")
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # somebody else may look into that folder, SLURM's own commands perhaps
+        return False
+    return False
+
+
+_CONFIGURE = "export SLURM_CONF=.../slurm.conf, work on a machine of the cluster, or set launch.backend: local"
 
 
 def _outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
@@ -120,7 +149,7 @@ def _without_prefix(stderr: str) -> str:
     return "; ".join(line for line in lines if line)
 
 
-def patiently(action: Callable[[], str], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> str:
+def patiently(action: Callable[[], T], *, say: Callable[[str], None], seconds: float = PATIENCE_SECONDS) -> T:
     """Do something that asks SLURM, again and again while it is silent.
 
     A controller that has just come back refuses for lack of nodes until they have registered, so a refusal after a silence is
@@ -269,14 +298,19 @@ def _find_in_accounts(name: str) -> str | None:
     return ids[0] if ids else None
 
 
-def sbatch(script: str, *, test_only: bool = False, options: Sequence[str] = ()) -> str:
+def sbatch(script: str, *, test_only: bool = False, keeps_open: Sequence[int] = ()) -> str:
     """Submit a script; returns the job's id, or SLURM's remark for a test.
+
+    Args:
+        script: its text.
+        test_only: ask whether SLURM would take it.
+        keeps_open: as for `call`.
 
     Raises:
         SlurmRefused, SlurmSilent, MachineError: as `call`.
     """
     how = ["--test-only"] if test_only else ["--parsable"]
-    return call(["sbatch", *how, *options], stdin=script).strip().split(";")[0]
+    return call(["sbatch", *how], stdin=script, keeps_open=keeps_open).strip().split(";")[0]
 
 
 def job_state(job_id: str) -> str | None:

@@ -32,6 +32,7 @@ def snapshot_code(runs_dir: Path) -> Path:
         return place
     building = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
+        shutil.rmtree(building, ignore_errors=True)  # of a killed submitter whose process id has come again
         building.mkdir(parents=True)
         origin = {**describe_code(), "packages": package_versions(), "copied_from": str(package.parent)}
         (building / CODE_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")

@@ -36,6 +36,7 @@ from tclx.runs import Job, RunFolder, machine_error, read_submitted, write_submi
 from tclx.spec.launch import SlurmLaunch
 
 _KEYS = (
+    ("accounting/qos policy", "launch.account or launch.qos"),
     ("partition", "launch.partition"),
     ("account", "launch.account"),
     ("qos", "launch.qos"),
@@ -79,18 +80,18 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
     if "%" in str(runs_dir.resolve()):
         message = f"{runs_dir.resolve()} has a % in it, which sbatch reads as a pattern"
         raise InputError(Problem("--runs-dir", message, "keep runs in another folder"))
-    with _submitting(runs_dir):
+    with _submitting(runs_dir) as lock:
         _find_lost_jobs(runs, runs_dir)
         statuses = _current(runs, runs_dir)
         outcomes = {run.plan.run_id: _left_alone(run, statuses, runs_dir, again=again) for run in runs}
         wanted = [run for run in runs if outcomes[run.plan.run_id] is None]
         check_pictures(wanted, runs_dir=runs_dir, again=again, say=say)
-        groups = list(_grouped(wanted))
+        groups = list(_grouped(wanted, say=say))
         for group in groups:
-            _test(group, runs_dir)
+            _test(group, runs_dir, say=say)
         code = snapshot_code(runs_dir) if groups else None
         for group in groups:
-            for outcome in _submit(group, runs_dir, code, statuses, again=again, say=say):
+            for outcome in _submit(group, runs_dir, code, statuses, lock=lock, again=again, say=say):
                 outcomes[outcome.folder.run_id] = outcome
         made = [outcome for outcome in outcomes.values() if outcome is not None]
         for outcome in made:
@@ -99,8 +100,12 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
 
 
 @contextmanager
-def _submitting(runs_dir: Path) -> Iterator[None]:
-    """One submission at a time: two at once would both find a run not submitted yet."""
+def _submitting(runs_dir: Path) -> Iterator[int]:
+    """One submission at a time: two at once would both find a run not submitted yet. Yields the lock's file descriptor.
+
+    sbatch inherits it: where the submitting process is killed, the next one waits until SLURM has answered the orphan, and then
+    finds its job.
+    """
     lock = runs_dir / SUBMISSIONS / "lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ def _submitting(runs_dir: Path) -> Iterator[None]:
         raise machine_error(error, f"could not write to {runs_dir}") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _find_lost_jobs(runs: Sequence[PlannedRun], runs_dir: Path) -> None:
@@ -170,10 +175,11 @@ def _left_alone(run: PlannedRun, statuses: dict[str, RunStatus], runs_dir: Path,
     return None
 
 
-def _grouped(runs: Sequence[PlannedRun]) -> Iterator[_Group]:
+def _grouped(runs: Sequence[PlannedRun], *, say: Say) -> Iterator[_Group]:
     """Runs that fit into one array, first needed first; no array larger than the cluster allows."""
     groups = _equals(runs)
-    largest = slurm.max_array_size() if any(len(group.runs) > 1 for group in groups) else 1
+    has_arrays = any(len(group.runs) > 1 for group in groups)
+    largest = slurm.patiently(slurm.max_array_size, say=say) if has_arrays else 1
     for group in groups:
         for start in range(0, len(group.runs), largest):
             yield group._replace(runs=group.runs[start : start + largest])
@@ -214,7 +220,7 @@ def script_of(runs: Sequence[PlannedRun], *, runs_dir: Path) -> str:
     )
 
 
-def _test(group: _Group, runs_dir: Path) -> None:
+def _test(group: _Group, runs_dir: Path, *, say: Say) -> None:
     """Ask SLURM whether it would take the job, without submitting it.
 
     Raises:
@@ -228,7 +234,7 @@ def _test(group: _Group, runs_dir: Path) -> None:
         num_runs=len(group.runs),
     )
     try:
-        slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=lambda line: None)
+        slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=say)
     except slurm.SlurmRefused as error:
         raise InputError(refusal(error)) from error
 
@@ -241,7 +247,7 @@ def refusal(error: slurm.SlurmRefused) -> Problem:
 
 
 def _submit(
-    group: _Group, runs_dir: Path, code: Path | None, statuses: dict[str, RunStatus], *, again: bool, say: Say
+    group: _Group, runs_dir: Path, code: Path | None, statuses: dict[str, RunStatus], *, lock: int, again: bool, say: Say
 ) -> Iterator[Outcome]:
     """Records first, then sbatch, then the job's id into the records."""
     folders = [RunFolder(runs_dir / run.plan.run_id) for run in group.runs]
@@ -259,7 +265,7 @@ def _submit(
         prepare(run, folder)
         before.append(folder.read_job())
         hand_over(folder, job_of(submission, "slurm"))
-    job_id = _sbatch_once(script, name, folders, before, say=say)
+    job_id = _sbatch_once(script, name, folders, before, lock=lock, say=say)
     for index, folder in enumerate(folders):
         member = _member(job_id, index, len(folders))
         hand_over(folder, job_of(submission, "slurm", member))
@@ -267,7 +273,9 @@ def _submit(
         yield Outcome(folder, "submitted", f"job {member}" + (f", after job {after}" if after else ""))
 
 
-def _sbatch_once(script: str, name: str, folders: Sequence[RunFolder], before: Sequence[Job | None], *, say: Say) -> str:
+def _sbatch_once(
+    script: str, name: str, folders: Sequence[RunFolder], before: Sequence[Job | None], *, lock: int, say: Say
+) -> str:
     """Submit, and after a silence look whether SLURM has the job before trying again.
 
     Raises:
@@ -281,7 +289,7 @@ def _sbatch_once(script: str, name: str, folders: Sequence[RunFolder], before: S
         if unsure and (found := slurm.find_by_name(name)) is not None:
             return found
         unsure = True
-        return slurm.sbatch(script)
+        return slurm.sbatch(script, keeps_open=[lock])
 
     try:
         return slurm.patiently(attempt, say=say)

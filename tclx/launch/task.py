@@ -36,6 +36,11 @@ WAIT_TO_BE_ENDED_SECONDS = 300
 SIGNALLED = 128
 """A shell's exit code of a program that a signal ended is this and the signal's number."""
 
+STILL_OURS = ("RUNNING", "SUSPENDED", None)
+"""States of a job that nobody has ended: not scancel, not an administrator. None is unknown."""
+
+_REQUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
+
 _SAME_STEP_LIMIT = 2
 """Ends without a word at the same step: the second is no accident."""
 
@@ -132,7 +137,10 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     if not isinstance(launch, SlurmLaunch):
         raise RuntimeError(f"{folder.path} was submitted with launch.backend {launch.backend}")
     log = _batch_log(submission, os.environ)
-    if _is_cancelled(attempt, folder):
+    job = state_of_job(attempt.job_id or "")
+    if job in _REQUEUED and not folder.cancel.exists():
+        return RunFailed.exit_code  # its node was given up while this start of it lived on; the next one goes on
+    if folder.cancel.exists() or job not in STILL_OURS:
         return _end(
             folder,
             replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
@@ -157,19 +165,14 @@ def _batch_log(submission: Path, environment: Mapping[str, str]) -> Path:
     return submission / f"{job_id_of(environment)}_0_log.out"
 
 
-def _is_cancelled(attempt: Attempt, folder: RunFolder) -> bool:
-    """Whether somebody ended the job: scancel, or an administrator. A job that is to be preempted still runs."""
-    return folder.cancel.exists() or is_ended_from_outside(attempt.job_id or "")
-
-
-def is_ended_from_outside(job_id: str) -> bool:
-    """Whether SLURM has the job as over while its own shell still asks."""
+def state_of_job(job_id: str) -> str | None:
+    """The controller's word on a job of ours; None where it has none. A job that is to be preempted still runs."""
     for _ in range(3):
         try:
-            return slurm.job_state(job_id) not in ("RUNNING", "SUSPENDED", None)
-        except slurm.SlurmSilent:
+            return slurm.job_state(job_id)
+        except MachineError:  # silent, or no scontrol on this node
             time.sleep(2)
-    return False
+    return None
 
 
 def _go_on(folder: RunFolder, state: RunState, attempt: Attempt, launch: SlurmLaunch, *, why: str, said: str | None) -> int:

@@ -88,16 +88,15 @@ def _wall_seconds(events: Sequence[dict[str, Any]], last_sign: float) -> float |
 
 
 def _median(history: History, metric: str) -> float | None:
-    values = [row[metric] for row in history if is_number(row.get(metric))]
+    values = history.series[metric].values if metric in history.series else []
     # The first row is the first step alone: allocation, compilation, cold files.
     return statistics.median(values[1:] or values) if values else None
 
 
 def _peak_memory(history: History) -> float | None:
     peaks = [
-        value / 2**30 if name.endswith("_bytes") else value
-        for row in history
-        for name, value in row.items()
-        if _PEAK_MEMORY.search(name) and is_number(value)
+        max(series.values) / (2**30 if name.endswith("_bytes") else 1)
+        for name, series in history.series.items()
+        if _PEAK_MEMORY.search(name)
     ]
     return max(peaks, default=None)

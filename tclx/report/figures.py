@@ -32,12 +32,12 @@ def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style]) -> go.Fig
                 legendgroup=key,
             )
     for label, curve in by_group.items():
-        key, style = group_key(label), styles[label]
+        key, style, banded = group_key(label), styles[label], curve.low != curve.high
         plot.add_scatter(
             x=curve.steps,
             y=_rounded(curve.mean),
-            customdata=[[_short(low), _short(high)] for low, high in zip(curve.low, curve.high, strict=True)],
-            hovertemplate="%{y:.4~g} (%{customdata[0]} to %{customdata[1]})",
+            customdata=list(zip(_rounded(curve.low), _rounded(curve.high), strict=True)) if banded else None,
+            hovertemplate="%{y:.4~g}" + (" (%{customdata[0]:.4~g} to %{customdata[1]:.4~g})" if banded else ""),
             name=key,
             mode="lines" if len(curve.steps) > _FEW_POINTS else "lines+markers",
             line={"color": style.color, "width": 2, "dash": style.dash},
@@ -105,9 +105,5 @@ def _faint(color: str) -> str:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    """Six digits: what a figure can show, at a third of the page's weight."""
-    return [float(f"{value:.6g}") for value in values]
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
+    """Five digits: what a figure can show, at a third of the weight."""
+    return [float(f"{value:.5g}") for value in values]

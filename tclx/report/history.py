@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tclx.eval.results import RunResult
 from tclx.runs import RunFolder
 from tclx.track.jsonl import Row, read
 
-MAX_POINTS = 400
-"""Of a curve: more than a figure has pixels would only make the page heavy."""
+MAX_POINTS = 300
+"""Of a curve: about as many as a figure has pixels; more would only make the page heavy."""
 AXES = ("step", "epoch")
 
-History = Sequence[Row]
+
+class Series(NamedTuple):
+    """One metric of one run, where it is finite."""
+
+    steps: list[int]
+    values: list[float]
+
+
+class History(NamedTuple):
+    """What a run logged, by metric."""
+
+    series: dict[str, Series]
+    num_not_finite: int
+    """Rows in which some number was NaN or infinite."""
 
 
 class Curve(NamedTuple):
@@ -35,23 +48,24 @@ def read_history(run: RunResult) -> History:
         InputError: the file was edited.
     """
     path = RunFolder(run.folder).metrics
-    return read(path) if path.exists() else []
+    return history_of(read(path) if path.exists() else [])
 
 
-def metric_names(histories: Iterable[History]) -> list[str]:
-    """All that was logged and has a number somewhere, without the axes, sorted."""
-    names = {name for history in histories for row in history for name, value in row.items() if is_number(value)}
-    return sorted(names - set(AXES))
+def history_of(rows: Sequence[Row]) -> History:
+    """Rows by metric."""
+    series: dict[str, Series] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in AXES and is_number(value):
+                steps, values = series.setdefault(name, Series([], []))
+                steps.append(row["step"])
+                values.append(float(value))
+    return History(series, sum(bool(row.get("nonfinite")) for row in rows))
 
 
 def is_number(value: object) -> bool:
     """Whether it can be drawn: finite, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def num_not_finite(histories: Iterable[History]) -> int:
-    """Rows in which some number was NaN or infinite."""
-    return sum(bool(row.get("nonfinite")) for history in histories for row in history)
 
 
 def curve(histories: Sequence[History], metric: str, *, max_points: int = MAX_POINTS) -> Curve | None:
@@ -62,7 +76,7 @@ def curve(histories: Sequence[History], metric: str, *, max_points: int = MAX_PO
         metric: its name in metrics.jsonl.
         max_points: where more steps were logged, neighbours are averaged, for each run by itself.
     """
-    runs = [{row["step"]: float(row[metric]) for row in history if is_number(row.get(metric))} for history in histories]
+    runs = [dict(zip(*history.series[metric], strict=True)) for history in histories if metric in history.series]
     steps = sorted({step for values in runs for step in values})
     if not steps:
         return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tclx.eval.results import Group, Results, RunResult, group_runs, read_run, summarise
 from tclx.report.cost import Cost, read_cost
-from tclx.report.history import Curve, History, curve, metric_names, read_history
+from tclx.report.history import Curve, History, curve, read_history
 from tclx.report.page import Style, styles
 from tclx.report.select import Selection
 from tclx.runs import RunFolder
@@ -35,8 +35,8 @@ class Material(NamedTuple):
         return [self.histories[run.run_id] for run in group.runs]
 
     def metrics(self) -> list[str]:
-        """All that any run logged."""
-        return metric_names(self.histories.values())
+        """All that any run logged, sorted."""
+        return sorted({name for history in self.histories.values() for name in history.series})
 
     def curves(self, metric: str) -> dict[str, Curve]:
         """A curve for each group that logged the metric, by label."""

@@ -10,7 +10,7 @@ from typing import Any
 from tclx.eval.results import Group, RunResult, Spread, best_rows, column_title, describe_state, format_spread
 from tclx.report import figures
 from tclx.report.difference import differences, flat
-from tclx.report.history import Curve, num_not_finite
+from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
 from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
 from tclx.runs import RunFolder
@@ -18,7 +18,7 @@ from tclx.runs import RunFolder
 LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
 MAIN_RETRIEVAL = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
 HEALTH = ("temperature/", "gradient_norm", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
-SPEED = ("speed/",)
+SPEED = ("speed/", "memory/")
 COUNTS = ("num_images", "num_captions")
 
 TITLES = {
@@ -39,6 +39,7 @@ TITLES = {
     "soft_labels/weight": "Soft-label weight",
     "data/bad_images": "Bad images so far",
     "speed/images_per_second": "Images a second",
+    "memory/peak_gib": "Peak memory of the main process (GiB)",
     "speed/share_waiting_for_data": "Share of the time waiting for data",
 }
 
@@ -90,13 +91,13 @@ def what_was_run(material: Material) -> list[Html]:
     specs = [read_spec(group.runs[0]) for group in material.groups]
     blocks = []
     if found := differences(specs):
-        seeds = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in material.groups)]
-        rows = [seeds, *([difference.key, *difference.values] for difference in found)]
+        first = ["seeds", *(", ".join(str(run.seed) for run in group.runs) for group in material.groups)]
+        rows = [first, *([difference.key, *difference.values] for difference in found)]
         blocks.append(text("The keys of the spec that are not the same everywhere."))
         blocks.append(table(["", *labels], rows, numbers=False))
     else:
-        seeds = sorted({run.seed for run in material.runs})
-        said = f"seed {seeds[0]}" if len(seeds) == 1 else f"the seeds {', '.join(map(str, seeds))}"
+        numbers = sorted({run.seed for run in material.runs})
+        said = f"seed {numbers[0]}" if len(numbers) == 1 else f"the seeds {', '.join(map(str, numbers))}"
         blocks.append(text(f"One spec, with {said}."))
     different = {difference.key for difference in found}
     shared = [
@@ -118,7 +119,7 @@ def losses(material: Material) -> list[Html]:
     band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
     bands = band if any(len(group.runs) > 1 for group in material.groups) else ""
     buttons = ", the buttons at the top hide a group everywhere" if len(material.groups) > 1 else ""
-    used = text(f"{bands}Dragging zooms, a double click shows all again{buttons}.", kind="small")
+    used = text(f"{bands}With a mouse, dragging zooms and a double click shows all again{buttons}.", kind="small")
     return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
 
 
@@ -132,7 +133,7 @@ def retrieval(material: Material) -> list[Html]:
 def health(material: Material) -> list[Html]:
     """Temperatures, gradients, bounds, the geometry of the embeddings."""
     names = [name for prefix in HEALTH for name in material.metrics() if name.startswith(prefix)]
-    not_finite = num_not_finite(material.histories.values())
+    not_finite = sum(history.num_not_finite for history in material.histories.values())
     warning = [text(f"{not_finite} logged rows hold a number that is not finite; the curves leave it out.", kind="note")]
     return [*(warning if not_finite else []), *_curve_blocks(material, list(dict.fromkeys(names)), [], "")]
 

@@ -22,7 +22,7 @@ from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.fields import Place, nearest
 from tclx.spec.layers import SET, entries, override_tree, path_problem
 from tclx.spec.load import places_of
-from tclx.spec.resolve import with_absolute_paths, with_default_kinds
+from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.sweep import SweepSpec
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node, read_yaml
@@ -109,6 +109,7 @@ def _read(tree: Node) -> tuple[SweepSpec, Mapping[str, Location]]:
     if objective is not None and isinstance(objective.value, dict):
         tree = Node({**entries(tree), "objective": Node((objective,), objective.where)}, tree.where)
     tree = with_absolute_paths(with_default_kinds(tree, SWEEP), problems, SWEEP)
+    tree = _with_absolute_database(tree, problems)
     try:
         spec = SweepSpec.model_validate_json(json.dumps(tree.plain()))
     except ValidationError as error:
@@ -116,6 +117,18 @@ def _read(tree: Node) -> tuple[SweepSpec, Mapping[str, Location]]:
     if problems:
         raise InputError(*problems)
     return spec, dict(places_of(tree))
+
+
+def _with_absolute_database(tree: Node, problems: list[Problem]) -> Node:
+    """SQLite's file is read from the sweep's folder, like every other path: workers start elsewhere."""
+    storage = entries(tree).get("storage")
+    if storage is None or not isinstance(storage.value, str) or not storage.value.startswith(_SQLITE):
+        return tree
+    path = absolute_path(storage.value.removeprefix(_SQLITE), storage.where, "storage", problems)
+    return Node({**entries(tree), "storage": Node(f"{_SQLITE}{path}", storage.where)}, tree.where)
+
+
+_SQLITE = "sqlite:///"
 
 
 def _base(spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None) -> PlannedRun:

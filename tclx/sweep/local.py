@@ -10,15 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from tclx.errors import Interrupted, RunFailed
 from tclx.launch.ending import last_lines
-from tclx.launch.local import PASSED_ON, POLL_SECONDS, worker_environment
+from tclx.launch.local import POLL_SECONDS, passing_signals, worker_environment
 from tclx.launch.prepare import Say
 from tclx.sweep.study import StudyFolder
 from tclx.worker import INTERRUPTED_AND_SAVED
@@ -71,7 +69,7 @@ def run_workers(
         num_ended: trials that have ended so far: a worker that gets on may die again.
     """
     pool = _Pool(folder, [_Seat(number) for number in range(num_workers)], say)
-    with _interrupted_by_signals(pool):
+    with passing_signals(pool.interrupt):
         for seat in pool.seats:
             _start(seat, folder)
         while any(seat.process is not None for seat in pool.seats):
@@ -94,15 +92,7 @@ def worker_log(folder: StudyFolder, number: int) -> Path:
 def _start(seat: _Seat, folder: StudyFolder) -> None:
     log = worker_log(folder, seat.number)
     log.parent.mkdir(exist_ok=True)
-    with log.open("ab") as output:
-        seat.process = subprocess.Popen(
-            [sys.executable, "-m", "tclx.sweep.worker", str(folder.path)],
-            env=worker_environment(1),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    seat.process = _in_background("tclx.sweep.worker", folder, log)
 
 
 def _ended(seat: _Seat, pool: _Pool, num_ended: int) -> None:
@@ -126,31 +116,21 @@ def _ended(seat: _Seat, pool: _Pool, num_ended: int) -> None:
     _start(seat, pool.folder)
 
 
-@contextmanager
-def _interrupted_by_signals(pool: _Pool) -> Iterator[None]:
-    def handler(number: int, frame: FrameType | None) -> None:
-        pool.interrupt(number)
-
-    before = {number: signal.signal(number, handler) for number in PASSED_ON}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
-
-
 def detach(folder: StudyFolder) -> int:
     """Leave the workers to a process that outlives this terminal; returns its id."""
-    with (folder.path / "pool.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tclx.sweep.local", str(folder.path)],
+    return _in_background("tclx.sweep.local", folder, folder.path / "pool.log").pid
+
+
+def _in_background(module: str, folder: StudyFolder, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(folder.path)],
             env=worker_environment(1),
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
-    return process.pid
 
 
 def main(arguments: list[str]) -> int:

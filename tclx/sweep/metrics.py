@@ -21,7 +21,7 @@ _TERMS = ("cma", "imc", "lmi", "itm", "mlm")
 def metric_names(spec: ExperimentSpec) -> list[str]:
     """The metrics that every finished run of this spec has, and that may be aimed at."""
     terms = [term for term in _TERMS if getattr(spec.objectives, term) is not None]
-    names = [GPU_HOURS, "speed/images_per_second", "loss/total", *(f"loss/{term}" for term in terms)]
+    names = [GPU_HOURS, "speed/images_per_second", "memory/peak_gib", "loss/total", *(f"loss/{term}" for term in terms)]
     evaluation = spec.evaluation
     if evaluation.during_training is not None and evaluation.retrieval is not None:
         names += [f"retrieval/{evaluation.during_training}/{name}" for name in _retrieval_names()]

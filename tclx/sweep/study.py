@@ -150,6 +150,7 @@ class StudyFolder:
         write_atomically(self.started, json.dumps({"time": time.time()}))
 
     def hours_since_start(self) -> float:
+        """Since `note_start`."""
         started = json.loads(self.started.read_text(encoding="utf-8"))["time"]
         return float(time.time() - started) / 3600
 

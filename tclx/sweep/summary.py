@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from tclx.runs import RunFolder
 from tclx.sweep.load import Sweep
-from tclx.sweep.study import counted
+from tclx.sweep.study import StudyFolder, counted
 
 
 class Summary(NamedTuple):
@@ -145,6 +146,14 @@ def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
         "constraints": trial.constraints,
         "seconds": seconds_of(trial),
     }
+
+
+def progress_of(trial: FrozenTrial, folder: StudyFolder) -> tuple[int, int]:
+    """Training steps done and in all, over the trial's runs; zeros before it has any."""
+    states = [RunFolder(folder.runs_dir / run_id).read_state() for run_id in trial.user_attrs.get("runs", [])]
+    done = [state.total_steps if state.status == "finished" else state.step for state in states if state is not None]
+    total = max((state.total_steps for state in states if state is not None), default=0)
+    return sum(done), total * len(states)
 
 
 def short_key(key: str, sweep: Sweep) -> str:

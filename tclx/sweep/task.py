@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tclx.errors import RunFailed, TclxError
 from tclx.launch import slurm
-from tclx.launch.task import SIGNALLED, WAIT_TO_BE_ENDED_SECONDS, is_ended_from_outside, job_id_of
+from tclx.launch.task import SIGNALLED, STILL_OURS, WAIT_TO_BE_ENDED_SECONDS, job_id_of, state_of_job
 from tclx.sweep.study import StudyFolder
 from tclx.worker import INTERRUPTED_AND_SAVED
 
@@ -45,8 +45,10 @@ def look_after(exit_code: int, *, max_restarts: int) -> int:
     if exit_code != INTERRUPTED_AND_SAVED and exit_code < SIGNALLED:
         print(f"the worker ended by itself with exit code {exit_code}; see above", file=sys.stderr)
         return exit_code
-    if is_ended_from_outside(job_id):
-        print("cancelled; tclx sweep goes on with the study", file=sys.stderr)
+    if state_of_job(job_id) not in STILL_OURS:
+        print(
+            "ended from outside (cancelled, or requeued by somebody else); tclx sweep goes on with the study", file=sys.stderr
+        )
         return RunFailed.exit_code
     if restart >= max_restarts:
         print(f"restarted {restart} times, and launch.max_restarts is {max_restarts}; tclx sweep submits anew", file=sys.stderr)

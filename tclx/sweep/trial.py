@@ -16,7 +16,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import Trial, TrialState
 
-from tclx.errors import InputError, MachineError
+from tclx.errors import InputError, MachineError, RunFailed
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome, check_pictures, is_held, prepare
 from tclx.launch.slots import Slot, take
@@ -146,19 +146,12 @@ def _train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: 
         if state is not None and state.status == "finished":
             look()
             return
-        if takes_over or not is_held(folder):
+        if is_held(folder) and not takes_over:
+            _wait(worker)  # somebody trains this very run: another trial, or a person
+            continue
+        outcome = _train_here(run, folder, look, worker, takes_over=takes_over)
+        if outcome is not None:
             break
-        _wait(worker)  # somebody trains this very run: another trial, or a person
-    slot = _slot(run, worker)
-    try:
-        check_pictures([run], runs_dir=worker.folder.runs_dir, again=False, say=worker.say)
-        prepare(run, folder)
-        started = process.start(run, folder, environment=_environment(slot), takes_over=takes_over)
-        outcome = _watch(started, look, worker)
-    except InputError as error:
-        raise _Failed(str(error)) from error
-    finally:
-        slot.release()
     look()
     if outcome.ending == "finished":
         return
@@ -169,8 +162,29 @@ def _train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: 
     raise _Failed(outcome.reason or "failed without a word")
 
 
-def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker) -> Outcome:
-    """Until the run has ended; a pruned one is asked to save and stop first.
+def _train_here(
+    run: PlannedRun, folder: RunFolder, look: Callable[[], None], worker: Worker, *, takes_over: bool
+) -> Outcome | None:
+    """One start of a run; None when somebody else began it a moment before.
+
+    Raises:
+        Stopped, _Pruned, _Failed, MachineError.
+    """
+    slot = _slot(run, worker)
+    try:
+        check_pictures([run], runs_dir=worker.folder.runs_dir, again=False, say=worker.say)
+        prepare(run, folder)
+        started = process.start(run, folder, environment=_environment(slot), takes_over=takes_over)
+        exit_code = _watch(started, look, worker)
+    except InputError as error:
+        raise _Failed(str(error)) from error
+    finally:
+        slot.release()
+    return None if exit_code == RunFailed.exit_code and is_held(folder) else started.outcome(exit_code)
+
+
+def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker) -> int:
+    """Until the run has ended, returning its exit code; a pruned one is asked to save and stop first.
 
     Raises:
         _Pruned: the pruner has ended it.
@@ -189,12 +203,11 @@ def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker
         if (worker.stopping() or pruned is not None) and not asked:
             asked = True
             started.stop()
-    outcome = started.outcome(exit_code)
     if pruned is not None:
         with suppress(MachineError):
             _note_pruned(started.folder, str(pruned))
         raise pruned
-    return outcome
+    return exit_code
 
 
 def _note_pruned(folder: RunFolder, reason: str) -> None:

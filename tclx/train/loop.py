@@ -217,7 +217,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> 
         if row is not None or done % plan.steps_per_epoch == 0:
             _limit_bad_images(session, done)
         if row is not None:
-            _write_row(session, row | session.tally.speed())
+            _write_row(session, row | session.tally.speed(session.device))
             _write_state(session, "running", done)
 
         evaluates = _evaluation_is_due(plan, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,11 +59,22 @@ class Tally:
         total, in_epoch = distributed.total(counts).tolist()
         return int(total), int(in_epoch)
 
-    def speed(self) -> Row:
-        """Images a second over all processes and the share of the time spent waiting for data, since the last call."""
+    def speed(self, device: torch.device) -> Row:
+        """Since the last call: images a second over all processes, the share of the time spent waiting for data. And this
+        process's largest memory so far in GiB, on its GPU where it has one."""
         images, seconds, waiting = self.num_images * distributed.world_size(), self.seconds, self.seconds_waiting
         self.num_images, self.seconds, self.seconds_waiting = 0, 0.0, 0.0
-        return {"speed/images_per_second": images / seconds, "speed/share_waiting_for_data": waiting / seconds}
+        return {
+            "speed/images_per_second": images / seconds,
+            "speed/share_waiting_for_data": waiting / seconds,
+            "memory/peak_gib": _peak_bytes(device) / 2**30,
+        }
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def average(outputs: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -112,13 +113,33 @@ def test_which_states_live(state: str, lives: bool) -> None:
         "Batch job submission failed: Unable to contact slurm controller (connect failure)",
         "slurm_persist_conn_open_without_init: failed to open persistent connection to host:db:6819: Connection refused",
         "Batch job submission failed: Zero Bytes were transmitted or received",
-        "resolve_ctls_from_dns_srv: res_nsearch error: Unknown host; Could not establish a configuration source",
+        "_fetch_child: failed to fetch remote configs: Connection refused; Could not establish a configuration source",
     ],
 )
 def test_an_unreachable_daemon_is_silence(commands: Commands, words: str) -> None:
     commands.refuse("sbatch", words)
     with pytest.raises(SlurmSilent, match=r"^sbatch: "):
         slurm.call(["sbatch"])
+
+
+def test_a_machine_of_no_cluster_is_told_so_at_once(commands: Commands) -> None:
+    """Not taken for a controller that is away, which is waited for. The words are those of SLURM 22.05."""
+    words = ("resolve_ctls_from_dns_srv: res_nsearch error: Unknown host", "fetch_config: DNS SRV lookup failed",
+             "Could not establish a configuration source")  # fmt: skip
+    commands.put("sbatch", "".join(f"echo 'sbatch: error: {line}' >&2; " for line in words) + "exit 1")
+    with pytest.raises(MachineError, match=r"^sbatch finds no cluster here .*: export SLURM_CONF=.* launch\.backend: local$"):
+        slurm.patiently(lambda: slurm.sbatch(""), say=quiet)
+    assert len(commands.calls) == 1
+
+
+def test_a_configuration_that_is_not_there_is_not_waited_for(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM's commands would look for it for a minute each."""
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nowhere.conf"))
+    with pytest.raises(MachineError, match=r"nowhere\.conf, where no file is: export SLURM_CONF="):
+        slurm.patiently(lambda: slurm.sbatch(""), say=quiet)
+    assert commands.calls == []
 
 
 @pytest.mark.parametrize(
@@ -227,7 +248,7 @@ def test_patience_has_an_end(commands: Commands, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(slurm, "RETRY_SECONDS", 0.01)
     commands.refuse("sbatch", UNREACHABLE)
     with pytest.raises(SlurmSilent):
-        slurm.patiently(lambda: slurm.sbatch(""), say=quiet, seconds=0.05)
+        slurm.patiently(lambda: slurm.sbatch(""), say=quiet, seconds=1.0)
     assert len(commands.calls) >= 2
 
 
@@ -316,7 +337,7 @@ def test_what_a_job_was_told_about_itself_does_not_reach_its_own_submissions(
                "SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SQUEUE_STATES", "SQUEUE_USERS", "SACCT_FORMAT")  # fmt: skip
     kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "WANDB_API_KEY", "HOME", "CUDA_HOME")
     for name in (*dropped, *kept):
-        monkeypatch.setenv(name, "x")
+        monkeypatch.setenv(name, "/dev/null")  # a SLURM_CONF must be a file
     commands.put("squeue", f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'")
     seen = json.loads(slurm.call(["squeue"]))
     assert [name for name in dropped if name in seen] == []

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tclx import worker
 from tclx.errors import InputError
 from tclx.launch import task
 from tclx.launch.prepare import hand_over
 from tclx.launch.task import look_after, run_of_task
-from tclx.runs import Attempt, Job, RunFolder, RunState
+from tclx.runs import Attempt, Job, RunFolder, RunState, Superseded
 from tests.launch.handed import Commands, handed_over, prepared_run
 
+PROJECT = Path(__file__).resolve().parents[2]
 RUNNING = "JobId=7 JobName=toy.abcd JobState=RUNNING Reason=None\n"
 
 
@@ -189,6 +195,19 @@ def test_a_job_that_was_started_again_elsewhere_is_not_judged(job: Job7, monkeyp
     assert job.code == 1
 
 
+@pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "REQUEUE_HOLD"])
+def test_a_job_that_already_waits_for_its_next_start_is_not_judged(job: Job7, state: str) -> None:
+    """SLURM has given its node up, where this start of it lived on and ends only now."""
+    job.say("interrupted", step=3, reason="SIGTERM: saved at step 3")
+    job.commands.say("scontrol", RUNNING.replace("RUNNING", state))
+    before = job.folder.state.read_bytes()
+    job.end(0)
+    assert job.folder.state.read_bytes() == before
+    assert (job.code, job.requeues) == (1, 0)
+    job.folder.write_json(job.folder.cancel, {})
+    assert "cancelled" in (job.end(0).reason or "")
+
+
 def test_setup_that_fails_is_a_failure_with_its_last_words(job: Job7) -> None:
     job.folder.attempt.unlink()
     job.say("created")
@@ -267,3 +286,112 @@ def test_a_folder_that_was_set_aside_is_nobodys(tmp_path: Path) -> None:
 def test_anything_else_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert task.main(arguments) == 2
     assert capsys.readouterr().err.startswith("usage: ")
+
+
+# ------------------------------------------------------------------------------------------------------------------ taking over
+
+TRAIN = """
+import os, sys, types
+
+def train(folder, spec, plan):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "TCLX_MEETING_FILE", "TCLX_MEETING_HOST")
+    (folder.path / f"trained-{os.environ['RANK']}").write_text(" ".join(os.environ.get(name, "-") for name in names))
+
+loop = types.ModuleType("tclx.train.loop")
+loop.train = train
+sys.modules["tclx.train.loop"] = loop
+"""
+
+
+class Ranks:
+    """Real processes of `task rank` with a training loop that only leaves a note."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = prepared_run(folder, launch={"backend": "slurm", "gpus_per_node": 0, "tasks_per_node": 2})
+        self.submission = handed_over(self.run)
+        self.started: list[subprocess.Popen[bytes]] = []
+        (folder / "stub").mkdir()
+        (folder / "stub" / "sitecustomize.py").write_text(TRAIN)
+        self._path = f"{PROJECT}{os.pathsep}{folder / 'stub'}"
+
+    def start(self, rank: int, *, num_tasks: int = 2, restart: int = 1) -> subprocess.Popen[bytes]:
+        told = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restart),
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "SLURM_NTASKS": str(num_tasks),
+            "SLURM_CPUS_PER_TASK": "3",
+        }
+        command = [sys.executable, "-m", "tclx.launch.task", "rank", str(self.submission)]
+        self.started.append(subprocess.Popen(command, env={"PYTHONPATH": self._path, "PATH": os.defpath, **told}))
+        return self.started[-1]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def has_trained(self, rank: int) -> bool:
+        return (self.run.path / f"trained-{rank}").exists()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    ranks = Ranks(tmp_path)
+    yield ranks
+    for process in ranks.started:
+        process.kill()
+        process.wait()
+
+
+def test_a_new_start_waits_until_the_old_process_has_let_go(ranks: Ranks) -> None:
+    """It says at once that the run is its own, which is what makes the old one stop."""
+    ranks.run.begin(Attempt("job7.0", "7", 0))
+    with ranks.run.lock() as held:
+        assert held
+        newer = ranks.start(0)
+        ranks.until(lambda: (attempt := ranks.run.read_attempt()) is not None and attempt.name == "job7.1")
+        with pytest.raises(Superseded):
+            replace(ranks.run, attempt_name="job7.0").check_attempt()
+        time.sleep(1.0)
+        assert newer.poll() is None
+        assert not ranks.has_trained(0)
+    assert newer.wait(timeout=60) == 0
+    assert ranks.has_trained(0)
+
+
+def test_only_rank_0_waits_and_each_process_knows_its_place(ranks: Ranks) -> None:
+    with ranks.run.lock() as held:
+        assert held
+        assert ranks.start(1).wait(timeout=60) == 0
+    meeting = ranks.submission / "meeting" / "job7.1"
+    host = socket.gethostname()
+    assert (ranks.run.path / "trained-1").read_text() == f"1 2 1 3 {meeting} {host}"
+    assert "--- job7.1, rank 1 on " in ranks.run.log(1).read_text()
+
+
+def test_a_single_process_meets_nobody(ranks: Ranks) -> None:
+    assert ranks.start(0, num_tasks=1).wait(timeout=60) == 0
+    assert (ranks.run.path / "trained-0").read_text() == "0 1 0 3 - -"
+    attempt = ranks.run.read_attempt()
+    assert attempt is not None
+    assert (attempt.name, attempt.job_id, attempt.restart) == ("job7.1", "7", 1)
+
+
+def test_an_old_process_that_never_lets_go_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "HANDOVER_SECONDS", 0.2)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    folder = prepared_run(tmp_path)
+    state = folder.state.read_bytes()
+    try:
+        with folder.lock():
+            assert worker.work(folder, Attempt("job7.1", "7", 1), takes_over=True) == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "another process is training" in capsys.readouterr().err
+    assert folder.state.read_bytes() == state

@@ -105,6 +105,20 @@ def test_a_term_alone_costs_less_than_all(objectives: dict[str, Any]) -> None:
     assert alone.peak_memory_gib < together.peak_memory_gib
 
 
+def test_a_frozen_image_encoder_is_run_forward_once() -> None:
+    """Learning, it runs forward, twice that backward, and forward again as momentum encoder; frozen, forward alone."""
+    sizes = {**REAL_SIZE, "fusion_encoder": None}
+    image = {**REAL_SIZE["image_encoder"], "weights": "hub"}
+    batch = {"batch_size_per_gpu": 4, "steps": 10, "accumulation_steps": 1}
+    learning = cost({"cma": {}}, training=batch, **{**sizes, "image_encoder": image})
+    frozen = cost({"cma": {}}, training=batch, **{**sizes, "image_encoder": {**image, "frozen": True}})
+    layer = dense(257, 768, 2304) + attention(257, 257, 768) + dense(257, 768, 768) + dense(257, 768, 3072, 768)
+    forward = 4 * (12 * layer + dense(256, 768, 768))
+    assert learning.flops_per_step - frozen.flops_per_step == pytest.approx(3 * forward, rel=0.01)
+    assert learning.parameters_trainable - frozen.parameters_trainable == pytest.approx(86e6, rel=0.01)
+    assert frozen.peak_memory_gib < learning.peak_memory_gib
+
+
 def test_activations_are_what_autograd_keeps_on_the_cpu() -> None:
     """A dual encoder without dropout, measured: the CPU keeps the same tensors as the estimate says, within a few percent."""
     text = {**TEXT, "dropout": 0.0}

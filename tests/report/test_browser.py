@@ -73,12 +73,11 @@ def test_an_open_page_follows_the_reader_into_the_dark(browser: Browser, page: P
 
 def test_hostile_words_stay_words(browser: Browser, trained: Trained, tmp_path: Path) -> None:
     page = spoiled(trained, tmp_path)
-    for width in WIDTHS.values():
-        browser.open(page, width=width)
-        assert browser.value("document.title") != "hacked"
-        assert browser.complaints == []
-        assert browser.value("document.querySelectorAll('img:not([src^=\"data:image/jpeg\"])').length") == 0
-        assert browser.value("document.documentElement.scrollWidth") == width
+    browser.open(page, width=WIDTHS["phone"])
+    assert browser.value("document.title") != "hacked"
+    assert browser.complaints == []
+    assert browser.value("document.querySelectorAll('img:not([src^=\"data:image/jpeg\"])').length") == 0
+    assert browser.value("document.documentElement.scrollWidth") == WIDTHS["phone"]
 
 
 def wait_for(browser: Browser, condition: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 from tclx.eval.results import RunResult
 from tclx.report.cost import read_cost
 from tclx.report.difference import differences
-from tclx.report.history import curve
+from tclx.report.history import History, curve, history_of
 from tclx.runs import RunFolder, RunState
 
 
-def history(values: dict[int, float | None]) -> list[dict[str, Any]]:
-    return [{"step": step, "loss": value} for step, value in values.items()]
+def history(values: Mapping[int, float | None]) -> History:
+    return history_of([{"step": step, "epoch": 0.5, "loss": value} for step, value in values.items()])
 
 
 def test_a_seed_that_is_behind_counts_where_it_has_been() -> None:
@@ -62,7 +63,7 @@ def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path
     ]
     run = run_with(tmp_path, events, last_sign=7070.0, world_size=4, gpu="A100")
     rows = [{"step": step, "speed/images_per_second": speed} for step, speed in ((1, 5.0), (2, 100.0), (3, 120.0), (4, 110.0))]
-    cost = read_cost(run, rows)
+    cost = read_cost(run, history_of(rows))
     assert cost.wall_seconds == 50 + 70
     assert cost.gpu_hours == pytest.approx(120 * 4 / 3600)
     assert cost.images_per_second == 110.0
@@ -71,9 +72,9 @@ def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path
 
 def test_without_a_gpu_there_are_no_gpu_hours_and_memory_is_what_was_logged(tmp_path: Path) -> None:
     run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=1, gpu=None, cpu="x86_64")
-    cost = read_cost(run, [{"step": 1, "system/peak_memory_gib": 1.5}, {"step": 2, "system/peak_memory_gib": 2.5}])
+    cost = read_cost(run, history_of([{"step": step, "system/peak_memory_gib": step + 0.5} for step in (1, 2)]))
     assert (cost.gpu_hours, cost.wall_seconds, cost.peak_memory_gib, cost.device) == (None, 2.0, 2.5, "x86_64")
-    assert read_cost(run, [{"step": 1}]).peak_memory_gib is None
+    assert read_cost(run, history_of([{"step": 1}])).peak_memory_gib is None
 
 
 def test_specs_differ_in_their_deepest_keys() -> None:

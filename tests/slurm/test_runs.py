@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tclx.runs import RunFolder
 from tests.slurm.toy import (
+    events,
     fingerprint,
     folders_in,
     only_run,
@@ -31,6 +33,20 @@ def test_a_run_is_submitted_trains_and_is_never_submitted_again(tmp_path: Path) 
     job = folder.read_job()
     assert "finished earlier" in tclx("run", spec, runs_dir=runs).stderr
     assert folder.read_job() == job
+
+
+def test_again_trains_a_finished_run_from_scratch_and_keeps_the_old_one(tmp_path: Path) -> None:
+    spec, runs = slurm_spec(tmp_path, steps=2), tmp_path / "runs"
+    tclx("run", spec, runs_dir=runs)
+    folder = only_run(runs)
+    until_standing([folder], "finished")
+    first = fingerprint(folder)
+    said = tclx("run", spec, "--again", runs_dir=runs).stderr
+    kept = RunFolder(runs / f"{folder.run_id}.old-1")
+    assert f"the earlier run is kept as {kept.path}" in said
+    until_standing([folder], "finished")
+    assert [len(events(folder, name)) for name in ("submitted", "started", "resumed")] == [1, 1, 0]
+    assert fingerprint(folder) == fingerprint(kept) == first
 
 
 def test_seeds_are_one_array_and_each_finishes_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tclx.spec.experiment import ExperimentSpec
 NUM_SCENES = 64
 STOPPED, REFUSED = 75, 3
 """Exit codes of a process that was stopped and saved, and of one that met an error with a message."""
-TIME_BASED = ("speed/",)
+TIME_BASED = ("speed/", "memory/")
 PATIENCE = 120.0
 """Seconds after which a test gives up on a process."""
 

@@ -1,0 +1,96 @@
+"""Promises of kept examples: the order and ranks that the figures count, and pictures that are the set's own."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from tclx.data.dataset import training_captions
+from tclx.data.tokenizer import build_tokenizer
+from tclx.eval import examples
+from tclx.eval.examples import NUM_RESULTS, choose_examples
+from tclx.eval.retrieval import Evaluation, evaluate_retrieval, reranked_scores
+from tclx.model.tcl import TCL
+from tests.train.toy import toy_spec
+
+KEYS = {"text_to_image": "image", "image_to_text": "caption"}
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    spec = toy_spec(**{"evaluation.retrieval": {"top_k": 6, "batch_size": 4}, **changes})
+    tokenizer = build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
+    torch.manual_seed(0)
+    model = TCL(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    with torch.no_grad():  # spread the scores
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return evaluate_retrieval(model, spec, "test", tokenizer=tokenizer, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def reranked() -> Evaluation:
+    return evaluation()
+
+
+def expected(found: Evaluation, direction: str, row: int, right: list[int]) -> tuple[int, list[int]]:
+    """The rank of the best right key and the best keys, from one row of the whole matrix, slowly."""
+    num_keys = found.source.num_images if direction == "text_to_image" else found.source.num_captions
+    scores = reranked_scores(found.found, direction=direction, queries=slice(row, row + 1), num_keys=num_keys)[0].tolist()
+    order = sorted(range(num_keys), key=lambda key: (scores[key], key), reverse=True)
+    return min(order.index(key) for key in right) + 1, order[:NUM_RESULTS]
+
+
+@pytest.mark.parametrize("direction", list(KEYS))
+def test_order_and_rank_are_those_that_the_figures_count(
+    reranked: Evaluation, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "NUM_CAPTION_QUERIES", 30)
+    monkeypatch.setattr(examples, "NUM_PICTURE_QUERIES", 6)
+    queries = choose_examples(reranked)[direction]
+    image_of_caption = reranked.source.image_of_caption.tolist()
+    for row, query in enumerate(queries):
+        if direction == "image_to_text":
+            right = [caption for caption, image in enumerate(image_of_caption) if image == query["image"]]
+        else:
+            right = [query["right_image"]]
+            assert query["text"] == reranked.source.captions[row]
+        rank, best = expected(reranked, direction, row, right)
+        assert query["rank"] == rank
+        assert [result[KEYS[direction]] for result in query["results"]] == best
+        assert [result["right"] for result in query["results"]] == [key in right for key in best]
+    within_five = 100 * sum(query["rank"] <= 5 for query in queries) / len(queries)
+    assert within_five == pytest.approx(reranked.figures[f"retrieval/test/{direction}/r5"])
+
+
+def test_without_a_matching_head_the_similarity_decides() -> None:
+    found = evaluation(**{"objectives.itm": None})
+    for direction in KEYS:
+        for query in choose_examples(found)[direction]:
+            similarities = [result["similarity"] for result in query["results"]]
+            assert similarities == sorted(similarities, reverse=True)
+            assert all(result["score"] is None for result in query["results"])
+            ranks = [number for number, result in enumerate(query["results"], 1) if result["right"]]
+            assert query["rank"] == min(ranks, default=query["rank"])
+
+
+def test_pictures_are_the_sets_own_and_small(reranked: Evaluation) -> None:
+    kept = choose_examples(reranked)
+    named = {result["image"] for query in kept["text_to_image"] for result in query["results"]}
+    named |= {query["right_image"] for query in kept["text_to_image"]} | {query["image"] for query in kept["image_to_text"]}
+    assert {int(number) for number in kept["pictures"]} == named
+    for number, encoded in kept["pictures"].items():
+        picture = simplejpeg.decode_jpeg(base64.b64decode(encoded), colorspace="RGB")
+        original = reranked.source.image(int(number))
+        assert picture.shape == original.shape
+        assert np.abs(picture.astype(int) - original.astype(int)).mean() < 8
+
+
+def test_queries_stand_at_equal_distances_and_never_twice() -> None:
+    assert examples._spaced(100, 4) == [12, 37, 62, 87]
+    assert examples._spaced(3, 8) == [0, 1, 2]
+    assert examples._spaced(0, 8) == []
