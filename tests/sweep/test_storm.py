@@ -189,8 +189,8 @@ def test_a_long_storm_loses_and_repeats_nothing(storage: str | None, tmp_path: P
 
 @pytest.mark.faults
 def test_training_workers_that_are_killed_go_on_from_their_checkpoints(storage: str | None, tmp_path: Path) -> None:
-    folder = new_study(tmp_path, num_trials=12, storage=storage)
-    storm(folder, REAL, num_trials=12, kills=8, pause=2.0)
+    folder = new_study(tmp_path, num_trials=8, storage=storage)
+    storm(folder, REAL, num_trials=8, kills=6, pause=2.0)
 
 
 # ------------------------------------------------------------------------------------------------------- a restarted database
