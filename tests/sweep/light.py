@@ -33,6 +33,7 @@ def train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: C
         folder.write_state(RunState("running", step=step, total_steps=total))
         look()
     folder.write_state(RunState("finished", step=total, total_steps=total))
+    look()  # as the real one does: who was killed before it could report has left that to us
 
 
 if __name__ == "__main__":
