@@ -1,9 +1,9 @@
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 export OMP_NUM_THREADS := env("OMP_NUM_THREADS", "2")
 
-# what CI runs; with a real SLURM cluster where the machine can have one
+# what CI runs; with a real SLURM cluster and a real PostgreSQL where the machine can have them
 check: format-check lint types layers
-    python3 tests/slurm/cluster.py around pytest
+    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest
 
 # rewrite the files in the project's format
 format:
@@ -32,6 +32,13 @@ slurm-up *ARGS:
 slurm-down:
     python3 tests/slurm/cluster.py down
 
-# what a cluster does to runs, for minutes on end: see tests/slurm/test_faults.py
+# a real PostgreSQL for tests/sweep (Debian)
+postgres-up *ARGS:
+    python3 -m tests.postgres up {{ARGS}}
+
+postgres-down:
+    python3 -m tests.postgres down
+
+# what clusters, databases and disks do to runs and sweeps, for minutes on end
 faults:
-    python3 tests/slurm/cluster.py around pytest -s -m faults tests/slurm
+    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -s -m faults tests/slurm tests/sweep

@@ -78,6 +78,7 @@ def run(
 def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: bool, follow: bool) -> int:
     from tclx.sweep import local
     from tclx.sweep.claims import living_workers
+    from tclx.sweep.storage import patiently
     from tclx.sweep.summary import summarise
 
     folder.note_start()
@@ -94,7 +95,11 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
         return 0
     with _Watch(study, sweep, folder) as watch:
         exit_code = local.run_workers(
-            folder, sweep.spec.num_workers, say=watch.say, look=watch.look, num_ended=lambda: summarise(study, sweep).ended
+            folder,
+            sweep.spec.num_workers,
+            say=watch.say,
+            look=watch.look,
+            num_ended=lambda: patiently(lambda: summarise(study, sweep).ended, say=watch.say),
         )
         watch.look(at_once=True)
     print_study(study, sweep)
@@ -148,7 +153,7 @@ class _Watch:
         self._told |= {trial.number for trial in new}
         for trial in new:
             self.say(_trial_line(trial, self._sweep))
-        standing = _standing(summarise(self._study, self._sweep), self._sweep)
+        standing = _standing(patiently(lambda: summarise(self._study, self._sweep), say=self.say), self._sweep)
         if self._live is not None:
             self._live.update(_running_table(trials, standing, self._sweep, self._folder), refresh=True)
         elif new and not at_once:
@@ -179,10 +184,11 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
     import time
 
     from tclx.sweep.cluster import is_going_on
+    from tclx.sweep.storage import patiently
 
     try:
         with _Watch(study, sweep, folder) as watch:
-            while is_going_on(sweep, folder, study):
+            while patiently(lambda: is_going_on(sweep, folder, study), say=watch.say):
                 watch.look()
                 time.sleep(LOOK_SECONDS)
             watch.look(at_once=True)

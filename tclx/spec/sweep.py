@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -254,6 +254,7 @@ class SweepSpec(Section):
     @field_validator("storage", mode="after")
     @classmethod
     def _without_password(cls, storage: str | None) -> str | None:
-        if storage is not None and urlsplit(storage).password is not None:
+        parts = urlsplit(storage or "")
+        if parts.password is not None or "password" in parse_qs(parts.query):
             raise ValueError("a password never stands in a spec: take it out of the URL; PGPASSWORD or ~/.pgpass has it")
         return storage

@@ -71,7 +71,7 @@ def is_alive(folder: StudyFolder, claim: Claim) -> bool:
 
 def _lock_is_free(file: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look at once must not take each other for the worker
     except BlockingIOError:
         return False
     return True

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 import warnings
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal import JournalFileBackend
 
 from tclx.errors import MachineError
 from tclx.runs import machine_error
-
-LOCK_SECONDS = 10
-"""A lock that is held longer is a dead process's; a write takes milliseconds."""
 
 PATIENCE_SECONDS = 180.0
 """A database is restarted, and a disk cleaned up, within minutes."""
@@ -27,14 +25,20 @@ PATIENCE_SECONDS = 180.0
 Answer = TypeVar("Answer")
 
 
+class StorageAway(MachineError):
+    """The storage cannot be opened now."""
+
+
 class HealingJournalFile(JournalFileBackend):
     """Optuna's journal, whose last line may be torn: what was never complete is cut off before the next line is written.
 
-    The stock file appends to a torn line, and from then on nobody can read the study.
+    The stock file appends to a torn line, and from then on nobody can read the study. Its lock is a file: a dead writer's
+    holds the next one up, and who is merely paused is overtaken and then writes as if it still held it. This one is the
+    kernel's, which lasts exactly as long as its holder.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=LOCK_SECONDS))
+        super().__init__(str(path))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Whole lines or nothing.
@@ -43,20 +47,21 @@ class HealingJournalFile(JournalFileBackend):
             OSError: the disk is full, for instance; the journal is what it was.
         """
         data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with get_lock_file(self._lock), Path(self._file_path).open("r+b") as file:
+        with Path(self._file_path).open("a+b", buffering=0) as file:  # unbuffered: closing must not write what did not fit
+            fcntl.flock(file, fcntl.LOCK_EX)
             end = _end_of_lines(file)
-            file.truncate(end)
-            file.seek(end)
+            if end < file.seek(0, os.SEEK_END):
+                file.truncate(end)
             try:
-                file.write(data)
-                file.flush()
+                while data:
+                    data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.ftruncate(file.fileno(), end)
+                file.truncate(end)
                 raise
 
 
-def _end_of_lines(file: BinaryIO) -> int:
+def _end_of_lines(file: FileIO) -> int:
     """The offset behind the last complete line."""
     end = file.seek(0, os.SEEK_END)
     while end:
@@ -77,19 +82,20 @@ def open_storage(url: str | None, journal: Path) -> BaseStorage:
         journal: that file's place.
 
     Raises:
-        MachineError: the database cannot be reached, its driver is missing, or the file cannot be written.
+        StorageAway: the database cannot be reached, or the file cannot be written.
+        MachineError: the database's driver is missing.
     """
     if url is None:
         try:
             return JournalStorage(HealingJournalFile(journal))
         except OSError as error:
-            raise machine_error(error, f"could not open {journal}") from error
+            raise StorageAway(str(machine_error(error, f"could not open {journal}"))) from error
     try:
         return RDBStorage(_with_driver(url))
     except ImportError as error:
         raise MachineError(f"storage: the database's driver is missing ({error}): pip install 'tclx[postgres]'") from error
     except Exception as error:  # every driver has its own; none of them is a bug of ours before the first query
-        raise MachineError(f"storage: cannot open {url}: {_first_line(error)}") from error
+        raise StorageAway(f"storage: cannot open {url}: {_first_line(error)}") from error
 
 
 def _with_driver(url: str) -> str:
@@ -127,7 +133,7 @@ def _is_outage(error: Exception) -> bool:
     """Whether the storage is away, rather than asked for something wrong."""
     from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-    if isinstance(error, optuna.exceptions.StorageInternalError | OSError | DBAPIError | InvalidRequestError):
+    if isinstance(error, StorageAway | optuna.exceptions.StorageInternalError | OSError | DBAPIError | InvalidRequestError):
         return True
     # Optuna's RDB storage trips over its own clean-up when a connection is lost inside a transaction.
     return isinstance(error, UnboundLocalError) and isinstance(error.__context__, DBAPIError)

@@ -49,7 +49,7 @@ from tclx.spec.sweep import (
 from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
 from tclx.sweep.load import Sweep, point_values
-from tclx.sweep.storage import open_storage, patiently, quieten
+from tclx.sweep.storage import open_storage, quieten
 
 SWEEPS = "sweeps"
 """Beside the runs: a folder a study."""
@@ -199,11 +199,9 @@ def open_study(folder: StudyFolder, sweep: Sweep, *, seed: int = 0) -> optuna.St
         MachineError: the storage cannot be reached.
     """
     quieten()
-    storage = patiently(lambda: open_storage(sweep.spec.storage, folder.journal))
-    return patiently(
-        lambda: optuna.load_study(
-            study_name=sweep.spec.name, storage=storage, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep)
-        )
+    storage = open_storage(sweep.spec.storage, folder.journal)
+    return optuna.load_study(
+        study_name=sweep.spec.name, storage=storage, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep)
     )
 
 

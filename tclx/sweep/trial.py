@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, count
 from typing import NamedTuple
 
 import optuna
@@ -80,7 +81,9 @@ def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
 
 
 def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
-    drawn = patiently(lambda: space.draw(trial, worker.sweep.spec))
+    # Again with what the storage has: a database that failed may have kept a draw, and would keep it against a second one.
+    fresh = chain([trial], (Trial(worker.study, trial._trial_id) for _ in count()))
+    drawn = patiently(lambda: space.draw(next(fresh), worker.sweep.spec))
     try:
         runs = worker.sweep.planned(drawn)
     except InputError as error:

@@ -36,9 +36,6 @@ from tclx.worker import INTERRUPTED_AND_SAVED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
-UNCLAIMED_SECONDS = 30.0
-"""A running trial that nobody claims is a worker's who died between asking and claiming."""
-
 MOST_FAILURES = 5
 """So many failed trials and not a single good one: it is not the parameters."""
 
@@ -72,9 +69,8 @@ def work(folder: StudyFolder) -> int:
     name = claims.new_worker()
     with _stop_request() as stop, claims.living(folder, name):
         # Its own seed: workers, and a worker that was started again, must not draw the same trials.
-        study = open_study(
-            folder, sweep, seed=int.from_bytes(os.urandom(4)) if sweep.spec.num_workers > 1 else _num_trials(folder)
-        )
+        seed = int.from_bytes(os.urandom(4)) if sweep.spec.num_workers > 1 else _num_trials(folder)
+        study = patiently(lambda: open_study(folder, sweep, seed=seed), say=say)
         worker = Worker(study, sweep, folder, say, stop.__bool__)
         while not stop:
             found = _next(worker, name)
@@ -107,32 +103,33 @@ def _share_cores(sweep: Sweep) -> None:
 def _next(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
     """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do."""
     with worker.folder.lock():
-        trials = patiently(lambda: counted(worker.study))
-        orphan = next(_orphans(trials[TrialState.RUNNING], worker.folder), None)
-        if orphan is not None:
-            trial_id = orphan._trial_id
-            claim = claims.take(worker.folder, orphan.number, name, step=_saved_step(orphan, worker.folder))
-            return patiently(lambda: Trial(worker.study, trial_id)), claim
-        begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-        if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
-            return None
-        if _time_is_up(worker):
-            say("max_hours have passed: no further trial begins")
-            return None
-        if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
-            raise MachineError(_all_failed(trials[TrialState.FAIL]))
-        trial = patiently(worker.study.ask)
-        return trial, claims.take(worker.folder, trial.number, name, step=0)
+        # All of it anew when the storage fails: a trial may have begun there without an answer, and is an orphan then.
+        return patiently(lambda: _choose(worker, name), say=say)
+
+
+def _choose(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
+    trials = counted(worker.study)
+    orphan = next(_orphans(trials[TrialState.RUNNING], worker.folder), None)
+    if orphan is not None:
+        trial = Trial(worker.study, orphan._trial_id)
+        return trial, claims.take(worker.folder, orphan.number, name, step=_saved_step(orphan, worker.folder))
+    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+    if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
+        return None
+    if _time_is_up(worker):
+        say("max_hours have passed: no further trial begins")
+        return None
+    if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
+        raise MachineError(_all_failed(trials[TrialState.FAIL]))
+    trial = worker.study.ask()
+    return trial, claims.take(worker.folder, trial.number, name, step=0)
 
 
 def _orphans(running: list[FrozenTrial], folder: StudyFolder) -> Iterator[FrozenTrial]:
+    """Trials whose worker is gone, or that nobody claims: they are begun and claimed under the study's lock, which we hold."""
     for trial in running:
         claim = claims.read_claim(folder, trial.number)
-        if (claim is not None and not claims.is_alive(folder, claim)) or (
-            claim is None
-            and trial.datetime_start is not None
-            and time.time() - trial.datetime_start.timestamp() > UNCLAIMED_SECONDS
-        ):
+        if claim is None or not claims.is_alive(folder, claim):
             yield trial
 
 

@@ -436,12 +436,17 @@ def install_packages(packages: dict[str, str]) -> None:
     missing = sorted({package for program, package in packages.items() if not shutil.which(program, path=PATH)})
     if not missing:
         return
+    apt_install(missing, services=SERVICES)
+
+
+def apt_install(packages: Sequence[str], *, services: Sequence[str]) -> None:
+    """Install Debian packages without these services of theirs; NotPossible if apt cannot."""
     if not shutil.which("apt-get"):
-        raise NotPossible(f"{', '.join(missing)} are not installed, and there is no apt-get.")
-    print(f"Installing {', '.join(missing)}.", flush=True)
+        raise NotPossible(f"{', '.join(packages)} not installed, and there is no apt-get.")
+    print(f"Installing {', '.join(packages)}.", flush=True)
     options = ["-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Options::=--force-confold"]
-    install = ["apt-get", *options, "install", "--yes", "--no-install-recommends", *missing]
-    with no_services():
+    install = ["apt-get", *options, "install", "--yes", "--no-install-recommends", *packages]
+    with no_services(services):
         # The lists may be missing or old, so a failure is tried once more with new ones.
         done = quietly(install)
         if done.returncode != 0:
@@ -449,7 +454,7 @@ def install_packages(packages: dict[str, str]) -> None:
             done = quietly(install)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise NotPossible(f"apt-get cannot install {', '.join(missing)}: {last}")
+        raise NotPossible(f"apt-get cannot install {', '.join(packages)}: {last}")
 
 
 def quietly(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -458,9 +463,9 @@ def quietly(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def no_services(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
+def no_services(services: Sequence[str], policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
     """Debian starts and enables the services of what it installs: prevent the one, undo the other."""
-    before = [service for service in SERVICES if has_service(service)]
+    before = [service for service in services if has_service(service)]
     ours = not policy.exists()  # a container has one already
     if ours:
         policy.write_text("#!/bin/sh\nexit 101\n")
@@ -470,7 +475,7 @@ def no_services(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
     finally:
         if ours:
             policy.unlink()
-        new = [service for service in SERVICES if has_service(service) and service not in before]
+        new = [service for service in services if has_service(service) and service not in before]
         if new and shutil.which("systemctl"):
             quietly(["systemctl", "disable", *new])
 
