@@ -37,10 +37,13 @@ class WandbSpec(Section):
     """A text beside the run."""
     job_type: ShortText | None = None
     """What kind of run it is; null says `train`, or `finetune` where `init` names a trained model."""
+    rows: Literal["live", "saved"] = "live"
+    """`live`: rows go out as they are written, and those that a resumed run writes again keep their first values there. `saved`:
+    only up to the newest checkpoint, so that W&B never shows what a resume takes back."""
     checkpoints: Literal["none", "best", "all"] = "none"
     """Which checkpoints become artifacts: none, the best at the end, or every one as it is saved."""
     init_timeout_seconds: Seconds = 30
-    """How long to wait for W&B's first answer. Training does not wait with it."""
+    """How long W&B may take to answer before it is said that it does not; training does not wait with it."""
     finish_timeout_seconds: Seconds = 60
     """How long a finished run waits for its last rows to arrive; what has not, `tclx sync` uploads."""
 

@@ -4,10 +4,11 @@ metrics.jsonl is the truth and W&B a copy of it. A process of its own (`tclx.tra
 training step writes its row into the file and is done: it never imports wandb, holds no connection and cannot be hit by what
 becomes of one. At the end the training process waits for the last rows, for `finish_timeout_seconds` and no longer.
 
-**Which rows.** Those up to the newest checkpoint, in the file's order: a resumed run takes back every later one. So what W&B has
-is always the beginning of what metrics.jsonl will hold, row n of the file is W&B's step n, and the number of rows the server
-says it has is the whole state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for
-that number and sends what follows. Rows after the last checkpoint (of a run that failed) stay in the file alone.
+**Which rows, and how often.** Row n of metrics.jsonl is W&B's step n. So the number of rows that the server has is the whole
+state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for it and sends what follows. Every
+row arrives once and in order, whatever was killed. A resumed run writes the rows after its checkpoint again, at the same steps
+and with the same values but for `speed/` (on a GPU but for the last bits): with `rows: live` W&B keeps those it has and goes on
+after them; with `rows: saved` it is never sent a row that can be taken back, and is the beginning of metrics.jsonl at any time.
 
 `wandb.json` in the run folder says which W&B run is meant and what is known to have arrived.
 """
@@ -68,7 +69,7 @@ class Due(NamedTuple):
     """What a run folder holds for W&B."""
 
     rows: list[Row]
-    """No resume takes them back."""
+    """The beginning of metrics.jsonl, or all of it."""
     summary: dict[str, Any]
     checkpoints: dict[str, tuple[str, ...]]
     """Folder name -> aliases."""
@@ -111,18 +112,19 @@ def write_sent(folder: RunFolder, sent: Sent) -> None:
 def due(folder: RunFolder, spec: WandbSpec) -> Due:
     """Everything that W&B should have by now."""
     events = folder.read_events()
-    return Due(settled_rows(folder, events), summary_of(folder), _checkpoints(folder, spec, events))
+    rows = read(folder.metrics) if folder.metrics.exists() else []
+    if spec.rows == "saved":
+        rows = saved_rows(rows, events)
+    return Due(rows, summary_of(folder), _checkpoints(folder, spec, events))
 
 
-def settled_rows(folder: RunFolder, events: list[dict[str, Any]]) -> list[Row]:
+def saved_rows(rows: list[Row], events: list[dict[str, Any]]) -> list[Row]:
     """The rows up to the step of the newest checkpoint, which no resume takes back."""
     step = 0
     for event in events:
         if event["event"] in ("saved", "resumed"):
             step = event["step"]
-    rows = read(folder.metrics) if folder.metrics.exists() else []
-    settled = next((number for number, row in enumerate(rows) if row["step"] > step), len(rows))
-    return rows[:settled]
+    return rows[: next((number for number, row in enumerate(rows) if row["step"] > step), len(rows))]
 
 
 def summary_of(folder: RunFolder) -> dict[str, Any]:
@@ -264,7 +266,7 @@ class _Upload:
         except subprocess.TimeoutExpired:
             self._ended = True
             self._process.kill()
-            degraded(self._folder, f"W&B had not taken everything after {seconds:g} s", self._say)
+            degraded(self._folder, f"not everything was taken within {seconds:g} s", self._say)
         self._listener.join(1.0)
 
 
@@ -276,7 +278,7 @@ def _tell(process: subprocess.Popen[str], word: str) -> None:
 
 def degraded(folder: RunFolder, reason: str, say: Say) -> None:
     """The one sentence of every failure, on the console and in events.jsonl."""
-    say(f"W&B: {reason}; training goes on, metrics.jsonl has every row, `tclx sync {folder.path}` uploads them")
+    say(f"W&B: {reason}; metrics.jsonl has every row and training is not touched: `tclx sync {folder.path}` uploads them")
     with suppress(MachineError):  # the disk may be what is wrong; the console has it
         folder.add_event("wandb_degraded", reason=reason)
 

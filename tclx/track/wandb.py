@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -53,6 +54,8 @@ RETRY_SECONDS = (5.0, 300.0)
 
 ARRIVAL_SECONDS = 10.0
 """How long the server may take to show rows that it has acknowledged."""
+
+_AGAIN = "`tclx sync --again` uploads the whole run as a new one"
 
 _ENDINGS: tuple[Ending, ...] = ("finished", "interrupted", "failed")
 
@@ -208,6 +211,12 @@ class Copy:
         self._finish_seconds, self._watched_process = finish_seconds, watched_process
         self._run: Any = None
         self._num_logged = 0
+        self._expected = 0
+        """Rows that the next look at the server should find."""
+        self._next_look = 0.0
+        self._api: Any = None
+        self._last_step: int | None = None
+        """Of training, in the server's last row before this process began."""
         self._artifacts: dict[str, Any] = {}
 
     def advance(self, wanted: Due) -> None:
@@ -221,6 +230,7 @@ class Copy:
         with self._starting_anew_on_errors():
             self._log(wanted.rows)
             self._log_checkpoints(wanted)
+            self._look_whether_rows_arrive()
 
     def complete(self, wanted: Due, ending: Ending) -> None:
         """Send the rest, close the run, and ask the server what it has.
@@ -236,9 +246,8 @@ class Copy:
                 artifact.wait(timeout=math.ceil(self._finish_seconds))
             if ending == "interrupted":
                 self._run.mark_preempting()
-            path = f"{self._run.entity}/{self._run.project}/{self._run.id}"
             self._run.finish(exit_code=0 if ending == "finished" else 1)
-            num_rows = self._num_arrived(path, len(wanted.rows))
+            num_rows = self._num_arrived(len(wanted.rows))
         self._run = None
         names = tuple(dict.fromkeys((*self.sent.artifacts, *self._artifacts)))
         self.sent = replace(self.sent, num_rows=num_rows, summary=digest(wanted.summary), artifacts=names)
@@ -293,6 +302,7 @@ class Copy:
                 self._run.define_metric(axis)
             self._run.define_metric("*", step_metric="trainer/step")
         self._num_logged = self._run.starting_step
+        self._last_step = self._run.summary.get("trainer/step") if self._num_logged else None
         if self._num_logged < self.sent.num_rows:
             raise Missing(f"the server shows {self._num_logged} rows and had {self.sent.num_rows}: was something deleted there?")
         if self.sent.url is None and mode == "online":
@@ -300,6 +310,18 @@ class Copy:
             write_sent(self._folder, self.sent)
 
     def _log(self, rows: list[Row]) -> None:
+        """Log the rows that the server does not have yet; none while a resumed run writes again what it has.
+
+        Raises:
+            Missing: the server's rows are not the beginning of these.
+        """
+        if self._last_step is not None and len(rows) >= self._num_logged:
+            here, self._last_step, there = rows[self._num_logged - 1]["step"], None, self._last_step
+            if here != there:
+                raise Missing(
+                    f"row {self._num_logged} is of step {there} there and of step {here} here (was tracking.log_every_steps "
+                    f"changed, or a checkpoint lost?); {_AGAIN}"
+                )
         for row in rows[self._num_logged :]:
             self._run.log(as_logged(row, global_batch_size=self._plan.global_batch_size))
             self._num_logged += 1
@@ -314,17 +336,39 @@ class Copy:
             artifact.add_dir(str(self._folder.checkpoints / name), skip_cache=True)
             self._artifacts[name] = self._run.log_artifact(artifact, aliases=list(aliases))
 
-    def _num_arrived(self, path: str, num_rows: int) -> int:
-        """How many rows the server shows, once that is all of them or it has had time enough."""
+    def _look_whether_rows_arrive(self) -> None:
+        """Ask the server now and then: the client goes on without a word when it cannot upload.
+
+        Raises:
+            Unusable: what was logged at the last look has not arrived at this one.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        expected, self._expected = self._expected, self._num_logged
+        self._next_look = time.monotonic() + self.wandb.init_timeout_seconds + TRANSMIT_SECONDS
+        if expected > self.sent.num_rows:
+            shown = self._num_shown()
+            self.sent = replace(self.sent, num_rows=max(shown, self.sent.num_rows))
+            write_sent(self._folder, self.sent)
+            if shown < expected:
+                raise Unusable(f"{expected - shown} rows do not arrive")
+
+    def _num_shown(self) -> int:
+        """How many rows the server has."""
         import wandb
 
-        api = wandb.Api(timeout=math.ceil(ARRIVAL_SECONDS))
+        if self._api is None:
+            self._api = wandb.Api(timeout=self.wandb.init_timeout_seconds)
+        run = self._api.run(f"{self.sent.entity}/{self.sent.project}/{self.sent.wandb_id}")
+        num_rows: int = run.lastHistoryStep + 1
+        return num_rows
+
+    def _num_arrived(self, num_rows: int) -> int:
+        """How many rows the server has, once that is all of them or it has had time enough."""
         deadline = time.monotonic() + ARRIVAL_SECONDS
-        while True:
-            shown: int = api.run(path).lastHistoryStep + 1
-            if shown >= num_rows or time.monotonic() > deadline:
-                return shown
+        while (shown := self._num_shown()) < num_rows and time.monotonic() < deadline:
             time.sleep(1.0)
+        return shown
 
     @contextmanager
     def _starting_anew_on_errors(self) -> Iterator[None]:
@@ -339,7 +383,7 @@ class Copy:
         except TclxError:
             raise
         except Exception as error:  # its service may die at any moment, and then any call raises anything
-            self._run, self._artifacts = None, {}
+            self._run, self._artifacts, self._expected = None, {}, 0
             with suppress(Exception):  # raises too, where the service is dead, and has done its work by then
                 wandb.teardown()
             raise _explained(error) from error
@@ -367,13 +411,17 @@ def _explained(error: Exception) -> Unusable:
     """A client's error in one line, and whether trying again makes sense."""
     import wandb
 
-    text = " ".join(str(error).split())[:300]
+    text = re.sub(r"^Failed to get resume status for run \S+: ", "", " ".join(str(error).split()))[:300]
     if isinstance(error, TimeoutError):
-        return Unusable("W&B did not take the rest in time")
-    if isinstance(error, wandb.errors.AuthenticationError | wandb.errors.UsageError):
+        return Unusable("what was left was not taken in time")
+    refused = re.search(r"\b(error|HTTP) (401|403|404|409)\b", text)
+    if isinstance(error, wandb.errors.AuthenticationError | wandb.errors.UsageError) or (refused and refused[2] == "401"):
         return Refused(f"{text} (set WANDB_API_KEY or log in with `wandb login`)")
+    if refused:
+        return Refused(f"{text} (look at tracking.wandb.entity and project)")
     return Unusable(text or type(error).__name__)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Everything has been said and written; the client's own clean-up would wait for a server that does not answer.
+    os._exit(main(sys.argv[1:]))
