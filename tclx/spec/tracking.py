@@ -38,8 +38,8 @@ class WandbSpec(Section):
     job_type: ShortText | None = None
     """What kind of run it is; null says `train`, or `finetune` where `init` names a trained model."""
     rows: Literal["live", "saved"] = "live"
-    """`live`: rows go out as they are written, and those that a resumed run writes again keep their first values there. `saved`:
-    only up to the newest checkpoint, so that W&B never shows what a resume takes back."""
+    """`live`: rows go out as they are written; those that a resumed run writes again keep their first values there. `saved`:
+    rows go out up to the newest checkpoint, so that W&B never shows what a resume takes back."""
     checkpoints: Literal["none", "best", "all"] = "none"
     """Which checkpoints become artifacts: none, the best at the end, or every one as it is saved."""
     init_timeout_seconds: Seconds = 30

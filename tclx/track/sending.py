@@ -1,14 +1,14 @@
 """How do a run's numbers get from its folder to W&B without training noticing? The side that trains, and `tclx sync`.
 
-metrics.jsonl is the truth and W&B a copy of it. A process of its own (`tclx.track.wandb`) reads the run folder and uploads, so a
-training step writes its row into the file and is done: it never imports wandb, holds no connection and cannot be hit by what
-becomes of one. At the end the training process waits for the last rows, for `finish_timeout_seconds` and no longer.
+metrics.jsonl is the truth and W&B a copy of it. A process of its own (`tclx.track.wandb`) reads the run folder and uploads, so
+training writes its row into the file and is done: it never imports wandb, holds no connection and cannot be hit by what becomes
+of one. At the end it waits for the last rows to arrive, for `finish_timeout_seconds` and no longer.
 
 **Which rows, and how often.** Row n of metrics.jsonl is W&B's step n. So the number of rows that the server has is the whole
-state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for it and sends what follows. Every
-row arrives once and in order, whatever was killed. A resumed run writes the rows after its checkpoint again, at the same steps
-and with the same values but for `speed/` (on a GPU but for the last bits): with `rows: live` W&B keeps those it has and goes on
-after them; with `rows: saved` it is never sent a row that can be taken back, and is the beginning of metrics.jsonl at any time.
+state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for it and sends what follows, and
+every row arrives once and in order. A resumed run writes the rows after its checkpoint again, at the same steps and with the
+same values but for `speed/` (on a GPU but for the last bits): with `rows: live` W&B keeps those it has and goes on after them;
+with `rows: saved` it is never sent a row that can be taken back, and is the beginning of metrics.jsonl at any time.
 
 `wandb.json` in the run folder says which W&B run is meant and what is known to have arrived.
 """
@@ -23,7 +23,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed
 from tclx.runs import RunFolder
 from tclx.spec.tracking import WandbSpec
-from tclx.track.jsonl import Row, read
+from tclx.track.jsonl import Row
 
 Mode = Literal["online", "offline", "disabled"]
 Say = Callable[[str], None]
@@ -42,6 +41,9 @@ Ending = Literal["finished", "interrupted", "failed"]
 
 INTERRUPTED_SECONDS = 5.0
 """How long a run that was asked to stop waits for W&B: whoever asked will not wait long."""
+
+_SAID = (0, RunFailed.exit_code, MachineError.exit_code)
+"""Exit codes with which the uploading process has said what is the matter, if anything is."""
 
 _KEPT = ("API_KEY", "BASE_URL", "ENTITY", "CONFIG_DIR", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE")
 """Variables `WANDB_*` that the uploading process keeps: who and where. The others may speak of another run."""
@@ -61,18 +63,56 @@ class Sent:
     """Digest of the summary it has."""
     artifacts: tuple[str, ...] = ()
     """Names of the checkpoint folders it has."""
-    trouble: str | None = None
-    """Why the last upload ended early."""
 
 
 class Due(NamedTuple):
-    """What a run folder holds for W&B."""
+    """What W&B should have by now."""
 
-    rows: list[Row]
-    """The beginning of metrics.jsonl, or all of it."""
+    up_to_step: int | None
+    """Rows of later steps are not sent yet; None sends all there are."""
     summary: dict[str, Any]
     checkpoints: dict[str, tuple[str, ...]]
     """Folder name -> aliases."""
+
+
+class RowReader:
+    """The rows of a metrics file one after another, as it grows; only the one at hand is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+        self.num_read = 0
+        """Rows that were handed out or skipped."""
+
+    def skip(self, num_rows: int) -> Row | None:
+        """Go on after the file's first so many rows; returns the last of them, or None while there are not so many."""
+        last, offset, number = b"", 0, 0
+        for number, line in enumerate(self._lines(0), 1):
+            last, offset = line, offset + len(line)
+            if number == num_rows:
+                break
+        if number < num_rows:
+            return None
+        self._offset, self.num_read = offset, num_rows
+        row: Row = json.loads(last)
+        return row
+
+    def rows(self, up_to_step: int | None) -> Iterator[Row]:
+        """The following rows, up to the first of a later step or the end of what is there."""
+        for line in self._lines(self._offset):
+            row: Row = json.loads(line)
+            if up_to_step is not None and row["step"] > up_to_step:
+                return
+            self._offset, self.num_read = self._offset + len(line), self.num_read + 1
+            yield row
+
+    def _lines(self, offset: int) -> Iterator[bytes]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if line.endswith(b"\n"):  # the last one may be half written
+                    yield line
 
 
 # ------------------------------------------------------------------------------------------------------------ the run folder
@@ -95,7 +135,7 @@ def read_sent(folder: RunFolder) -> Sent | None:
 
 
 def begin_sent(folder: RunFolder, spec: WandbSpec) -> Sent:
-    """The W&B run of this folder, named once: after the run, with a few random letters, since `--again` is another run there."""
+    """The W&B run of this folder, named once: after the run, and a few random letters, since `--again` is another run there."""
     if (sent := read_sent(folder)) is not None:
         return sent
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.run_id)[-57:].lstrip("-.")
@@ -112,19 +152,19 @@ def write_sent(folder: RunFolder, sent: Sent) -> None:
 def due(folder: RunFolder, spec: WandbSpec) -> Due:
     """Everything that W&B should have by now."""
     events = folder.read_events()
-    rows = read(folder.metrics) if folder.metrics.exists() else []
-    if spec.rows == "saved":
-        rows = saved_rows(rows, events)
-    return Due(rows, summary_of(folder), _checkpoints(folder, spec, events))
+    up_to_step = saved_step(events) if spec.rows == "saved" else None
+    return Due(up_to_step, summary_of(folder), _checkpoints(folder, spec, events))
 
 
-def saved_rows(rows: list[Row], events: list[dict[str, Any]]) -> list[Row]:
-    """The rows up to the step of the newest checkpoint, which no resume takes back."""
-    step = 0
-    for event in events:
-        if event["event"] in ("saved", "resumed"):
-            step = event["step"]
-    return rows[: next((number for number, row in enumerate(rows) if row["step"] > step), len(rows))]
+def saved_step(events: list[dict[str, Any]]) -> int:
+    """The step of the newest checkpoint: no resume takes back its rows and those before."""
+    steps = [event["step"] for event in events if event["event"] in ("saved", "resumed")]
+    return steps[-1] if steps else 0
+
+
+def num_due(folder: RunFolder, wanted: Due) -> int:
+    """How many rows W&B should have."""
+    return sum(1 for _ in RowReader(folder.metrics).rows(wanted.up_to_step))
 
 
 def summary_of(folder: RunFolder) -> dict[str, Any]:
@@ -157,9 +197,10 @@ def _checkpoints(folder: RunFolder, spec: WandbSpec, events: list[dict[str, Any]
 def missing(folder: RunFolder, spec: WandbSpec) -> str | None:
     """What W&B is not known to have yet, in words; None when it has everything."""
     wanted, sent = due(folder, spec), read_sent(folder) or Sent("", spec.project)
+    num_rows = num_due(folder, wanted)
     artifacts = [name for name in wanted.checkpoints if name not in sent.artifacts]
     lacks = {
-        f"{len(wanted.rows) - sent.num_rows} of {len(wanted.rows)} rows": len(wanted.rows) > sent.num_rows,
+        f"{num_rows - sent.num_rows} of {num_rows} rows": num_rows > sent.num_rows,
         "the final figures": bool(wanted.summary) and digest(wanted.summary) != sent.summary,
         f"{len(artifacts)} checkpoints": bool(artifacts),
     }
@@ -170,7 +211,7 @@ def missing(folder: RunFolder, spec: WandbSpec) -> str | None:
 
 
 def child_environment(folder: RunFolder) -> dict[str, str]:
-    """This process's environment for the one that uploads: the same code, W&B's files in the run folder, nothing of other runs."""
+    """The environment of the process that uploads: the same code, W&B's files in the run folder, nothing of other runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "_WANDB_"))}
     kept |= {name: os.environ[name] for name in (f"WANDB_{ending}" for ending in _KEPT) if os.environ.get(name)}
     code = str(Path(tclx.__file__).parents[1])
@@ -254,8 +295,8 @@ class _Upload:
         """Pass on what it says; a thread that sleeps until there is something."""
         for line in self._process.stdout or ():
             self._say(line.rstrip("\n"))
-        if self._process.wait() not in (0, RunFailed.exit_code, MachineError.exit_code) and not self._ended:
-            degraded(self._folder, f"the uploading process ended with {self._process.returncode}", self._say)
+        if (code := self._process.wait()) not in _SAID and not self._ended:
+            degraded(self._folder, f"the uploading process ended with {code} (logs/wandb.log)", self._say)
 
     def end(self, ending: Ending, seconds: float) -> None:
         """Say that it is over, and wait so long and no longer."""
@@ -268,6 +309,8 @@ class _Upload:
             self._process.kill()
             degraded(self._folder, f"not everything was taken within {seconds:g} s", self._say)
         self._listener.join(1.0)
+        if self._process.stdout is not None and not self._listener.is_alive():
+            self._process.stdout.close()
 
 
 def _tell(process: subprocess.Popen[str], word: str) -> None:
@@ -308,4 +351,6 @@ def send_now(folder: RunFolder, mode: Mode, *, seconds: float, say: Say) -> int:
         process.wait()
     if code < 0:
         say(f"W&B: not done after {seconds:g} s; the same command goes on from there")
-    return code if code in (0, RunFailed.exit_code, MachineError.exit_code) else RunFailed.exit_code
+    elif code not in _SAID:
+        say(f"W&B: the uploading process ended with {code} (logs/wandb.log)")
+    return code if code in _SAID else RunFailed.exit_code

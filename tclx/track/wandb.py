@@ -3,19 +3,20 @@
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS follow ATTEMPT    beside a run that trains
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS once              `tclx sync`
 
-`follow` uploads rows as they become settled (see `sending`), until a word on stdin says how training ended or stdin closes
-because the training process is gone; then it has SECONDS for the rest. What people should know goes to stdout, a line each; what
-wandb prints goes to stderr, which is a file.
+`follow` uploads rows as they are written (see `sending`), until a word on stdin says how training ended or stdin closes because
+the training process is gone; then it has SECONDS for the rest. What people should know goes to stdout, a line each; what wandb
+prints goes to stderr, which is a file.
 
 Row n of metrics.jsonl is logged as W&B's step n and `step=` is never passed: W&B drops a step that is not newer than its last
 one without an error. After a new start the server says how many rows it has, and sending continues with the next. So a lost
 connection or a killed `wandb-core` is mended by starting again: nothing is doubled and nothing left out.
 
-Online, the client's transaction log is of no further use (metrics.jsonl can do all it could) and is removed once everything has
-arrived. Offline it is written afresh from metrics.jsonl whenever training ends, so that W&B's own tools can read it. `tclx sync`
-does not use it: `wandb sync` reports success on a wrong key and on a torn log, and numbers the rows of a second log anew.
+Online, the client's transaction log is of no further use (metrics.jsonl can do all it could) and is removed once all has
+arrived. Offline it is written afresh from metrics.jsonl whenever training ends, for W&B's own tools. `tclx sync` does not use
+it: `wandb sync` reports success on a wrong key and on a torn log, and numbers the rows of a second log anew.
 
-Exit codes: 0 everything has arrived, 1 something is missing, 3 W&B cannot be used from here.
+Exit codes: 0 everything has arrived, 1 something is missing, 3 W&B cannot be used from here; all of these have been said. 70 is a
+bug, with its traceback in the file.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from tclx.errors import MachineError, RunFailed, TclxError
+from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.plan import Plan
 from tclx.runs import RunFolder, Superseded
 from tclx.spec.load import load_spec_json
-from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
-from tclx.track.sending import Due, Ending, Say, begin_sent, degraded, digest, due, write_sent
+from tclx.track.sending import Due, Ending, RowReader, Say, begin_sent, degraded, digest, due, write_sent
 
 POLL_SECONDS = 2.0
 """Between two looks at the run folder."""
@@ -54,6 +55,9 @@ RETRY_SECONDS = (5.0, 300.0)
 
 ARRIVAL_SECONDS = 10.0
 """How long the server may take to show rows that it has acknowledged."""
+
+BUG = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 _AGAIN = "`tclx sync --again` uploads the whole run as a new one"
 
@@ -92,6 +96,9 @@ def main(arguments: list[str]) -> int:
         else:
             say(f"W&B: {error}")
         return error.exit_code
+    except Exception:  # a bug: training must go on, and whoever mends it wants to know
+        traceback.print_exc()
+        return BUG
 
 
 def _voice() -> Say:
@@ -204,19 +211,23 @@ class Copy:
             watched_process: whose CPU, memory and GPUs W&B records, with its children; None records none.
         """
         spec = load_spec_json(folder.spec)
-        self.wandb = spec.tracking.wandb or WandbSpec()
+        if spec.tracking.wandb is None:
+            raise InputError(Problem("tracking.wandb", "the run's spec has none"))
+        self.wandb = spec.tracking.wandb
         self.sent = begin_sent(folder, self.wandb)
         self._folder, self._spec = folder, spec
         self._plan = Plan.from_json(folder.read_json(folder.plan))
         self._finish_seconds, self._watched_process = finish_seconds, watched_process
         self._run: Any = None
-        self._num_logged = 0
+        self._reader = RowReader(folder.metrics)
+        self._num_there = 0
+        """Rows that the server had before this connection."""
+        self._last_step: int | None = None
+        """Of training, in the last of those; None once it was compared with this run's."""
         self._expected = 0
         """Rows that the next look at the server should find."""
         self._next_look = 0.0
         self._api: Any = None
-        self._last_step: int | None = None
-        """Of training, in the server's last row before this process began."""
         self._artifacts: dict[str, Any] = {}
 
     def advance(self, wanted: Due) -> None:
@@ -228,7 +239,7 @@ class Copy:
         if self._run is None:
             self._connect("online")
         with self._starting_anew_on_errors():
-            self._log(wanted.rows)
+            self._log(wanted.up_to_step)
             self._log_checkpoints(wanted)
             self._look_whether_rows_arrive()
 
@@ -247,13 +258,15 @@ class Copy:
             if ending == "interrupted":
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if ending == "finished" else 1)
-            num_rows = self._num_arrived(len(wanted.rows))
+            num_rows = self._num_arrived(self._num_logged)
         self._run = None
         names = tuple(dict.fromkeys((*self.sent.artifacts, *self._artifacts)))
         self.sent = replace(self.sent, num_rows=num_rows, summary=digest(wanted.summary), artifacts=names)
         write_sent(self._folder, self.sent)
-        if num_rows < len(wanted.rows):
-            raise Missing(f"{len(wanted.rows) - num_rows} of {len(wanted.rows)} rows have not arrived")
+        if num_rows < self._num_logged:
+            raise Missing(f"{self._num_logged - num_rows} of {self._num_logged} rows have not arrived")
+        if ending == "finished" and num_rows > self._reader.num_read:
+            raise Missing(f"{num_rows} rows are there and the run has {self._reader.num_read}; {_AGAIN}")
         self._remove("run-*", "latest-run", "debug*", "data", "cache")
 
     def write_offline(self, wanted: Due, ending: Ending) -> None:
@@ -261,7 +274,7 @@ class Copy:
         self._remove("offline-run-*")
         self._connect("offline")
         with self._starting_anew_on_errors():
-            self._log(wanted.rows)
+            self._log(wanted.up_to_step)
             self._run.summary.update(wanted.summary)
             self._run.finish(exit_code=0 if ending == "finished" else 1)
 
@@ -301,30 +314,39 @@ class Copy:
             for axis in ("trainer/step", "trainer/samples", "epoch"):
                 self._run.define_metric(axis)
             self._run.define_metric("*", step_metric="trainer/step")
-        self._num_logged = self._run.starting_step
-        self._last_step = self._run.summary.get("trainer/step") if self._num_logged else None
-        if self._num_logged < self.sent.num_rows:
-            raise Missing(f"the server shows {self._num_logged} rows and had {self.sent.num_rows}: was something deleted there?")
+        self._num_there = self._run.starting_step
+        if self._num_there < self.sent.num_rows:
+            raise Missing(
+                f"the server shows {self._num_there} rows and had {self.sent.num_rows}: was something deleted? {_AGAIN}"
+            )
+        self._last_step = self._run.summary.get("trainer/step") if self._num_there else None
+        self._reader = RowReader(self._folder.metrics)
         if self.sent.url is None and mode == "online":
             self.sent = replace(self.sent, entity=self._run.entity, url=self._run.url)
             write_sent(self._folder, self.sent)
 
-    def _log(self, rows: list[Row]) -> None:
+    def _log(self, up_to_step: int | None) -> None:
         """Log the rows that the server does not have yet; none while a resumed run writes again what it has.
 
         Raises:
-            Missing: the server's rows are not the beginning of these.
+            Missing: the server's rows are not the beginning of this run's.
         """
-        if self._last_step is not None and len(rows) >= self._num_logged:
-            here, self._last_step, there = rows[self._num_logged - 1]["step"], None, self._last_step
-            if here != there:
+        if self._last_step is not None:
+            here = self._reader.skip(self._num_there)
+            if here is None:
+                return
+            if here["step"] != self._last_step:
                 raise Missing(
-                    f"row {self._num_logged} is of step {there} there and of step {here} here (was tracking.log_every_steps "
-                    f"changed, or a checkpoint lost?); {_AGAIN}"
+                    f"row {self._num_there} is of step {self._last_step} there and of step {here['step']} here (was "
+                    f"tracking.log_every_steps changed, or a checkpoint lost?); {_AGAIN}"
                 )
-        for row in rows[self._num_logged :]:
+            self._last_step = None
+        for row in self._reader.rows(up_to_step):
             self._run.log(as_logged(row, global_batch_size=self._plan.global_batch_size))
-            self._num_logged += 1
+
+    @property
+    def _num_logged(self) -> int:
+        return max(self._num_there, self._reader.num_read)
 
     def _log_checkpoints(self, wanted: Due) -> None:
         import wandb

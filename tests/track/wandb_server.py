@@ -1,7 +1,7 @@
 """A server on loopback that speaks as much of W&B's protocol as an unmodified client needs for a run.
 
-It keeps what it is sent, answers resumes and the public API's reads, and can be told to fail. A request that it does not know is
-recorded in `unknown`, which tests expect to be empty: a client with another protocol then fails loudly. It proves that the
+It keeps what it is sent, answers resumes and the public API's reads, and can be told to fail. A request that it does not know
+is recorded in `unknown`, which tests expect to be empty: a client with another protocol then fails loudly. It proves that the
 client and this project fit together, not how wandb.ai behaves.
 """
 
@@ -64,14 +64,27 @@ class ReceivedRun:
         """As the public API sees it."""
         last = self.history[-1]["_step"] if self.history else -1
         return {
-            **{"id": self.name, "name": self.name, "displayName": self.facts.get("displayName"), "sweepName": None},
-            **{"state": "running" if self.exit_code is None else "finished" if self.exit_code == 0 else "failed"},
-            **{"config": json.dumps(self.config), "summaryMetrics": json.dumps(self.summary), "systemMetrics": "{}"},
-            **{"group": self.facts.get("groupName"), "jobType": self.facts.get("jobType"), "tags": self.facts.get("tags", [])},
-            **{"notes": "", "description": "", "commit": None, "readOnly": False, "projectId": 1},
-            **{"createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": "2026-01-01T00:00:00Z"},
-            **{"user": {"name": ENTITY, "username": ENTITY}, "historyLineCount": len(self.history)},
-            **{"historyKeys": {"lastStep": last, "sets": [], "keys": {}}},
+            "id": self.name,
+            "name": self.name,
+            "displayName": self.facts.get("displayName"),
+            "sweepName": None,
+            "state": "running" if self.exit_code is None else "finished" if self.exit_code == 0 else "failed",
+            "config": json.dumps(self.config),
+            "summaryMetrics": json.dumps(self.summary),
+            "systemMetrics": "{}",
+            "group": self.facts.get("groupName"),
+            "jobType": self.facts.get("jobType"),
+            "tags": self.facts.get("tags", []),
+            "notes": "",
+            "description": "",
+            "commit": None,
+            "readOnly": False,
+            "projectId": 1,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "heartbeatAt": "2026-01-01T00:00:00Z",
+            "user": {"name": ENTITY, "username": ENTITY},
+            "historyLineCount": len(self.history),
+            "historyKeys": {"lastStep": last, "sets": [], "keys": {}},
         }
 
     def bucket(self) -> Json:
@@ -263,12 +276,26 @@ class WandbServer:
         project = {"id": "project", "internalId": "1", "name": given["projectName"], "entity": {"name": ENTITY}}
         sequence = {"__typename": "ArtifactSequence", "name": artifact["name"], "project": project}
         facts = {
-            **{"__typename": "Artifact", "id": artifact["id"], "artifactSequence": sequence, "versionIndex": 0},
-            **{"artifactType": {"name": given["artifactTypeName"]}, "description": None, "metadata": given.get("metadata")},
-            **{"ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [], "historyStep": None, "aliases": []},
-            **{"state": artifact["state"], "size": 1, "digest": given.get("digest", ""), "commitHash": "c"},
-            **{"digestAlgorithm": "MANIFEST_MD5", "fileCount": len(artifact["files"])},
-            **{"createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z"},
+            "__typename": "Artifact",
+            "id": artifact["id"],
+            "artifactSequence": sequence,
+            "versionIndex": 0,
+            "artifactType": {"name": given["artifactTypeName"]},
+            "description": None,
+            "metadata": given.get("metadata"),
+            "ttlDurationSeconds": -2,
+            "ttlIsInherited": True,
+            "tags": [],
+            "historyStep": None,
+            "aliases": [],
+            "state": artifact["state"],
+            "size": 1,
+            "digest": given.get("digest", ""),
+            "commitHash": "c",
+            "digestAlgorithm": "MANIFEST_MD5",
+            "fileCount": len(artifact["files"]),
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": "2026-01-01T00:00:00Z",
         }
         return {"artifact": facts}
 
