@@ -32,6 +32,6 @@ slurm-up *ARGS:
 slurm-down:
     python3 tests/slurm/cluster.py down
 
-# what a cluster does to runs, for minutes on end: see tests/slurm/test_faults.py
+# what a cluster and a server do to runs, for minutes on end: see tests/slurm/test_faults.py and tests/track/test_wandb.py
 faults:
-    python3 tests/slurm/cluster.py around pytest -s -m faults tests/slurm
+    python3 tests/slurm/cluster.py around pytest -s -m faults tests/slurm tests/track

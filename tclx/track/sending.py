@@ -300,23 +300,18 @@ class _Upload:
 
     def end(self, ending: Ending, seconds: float) -> None:
         """Say that it is over, and wait so long and no longer."""
-        with suppress(BrokenPipeError):  # it has ended before, and said so
-            _tell(self._process, ending)
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError), self._process.stdin as stdin:  # it has ended before, and said so
+                stdin.write(f"{ending}\n")
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._ended = True
             self._process.kill()
             degraded(self._folder, f"not everything was taken within {seconds:g} s", self._say)
-        self._listener.join(1.0)
-        if self._process.stdout is not None and not self._listener.is_alive():
+        self._listener.join()
+        if self._process.stdout is not None:
             self._process.stdout.close()
-
-
-def _tell(process: subprocess.Popen[str], word: str) -> None:
-    if process.stdin is not None:
-        process.stdin.write(word + "\n")
-        process.stdin.close()
 
 
 def degraded(folder: RunFolder, reason: str, say: Say) -> None:
@@ -341,14 +336,14 @@ def send_now(folder: RunFolder, mode: Mode, *, seconds: float, say: Say) -> int:
         raise MachineError(f"the upload of {folder.path} could not be started: {error}") from error
     timer = threading.Timer(seconds + 5, process.kill)  # its own bounds come first
     timer.start()
-    try:
-        for line in process.stdout or ():
-            say(line.rstrip("\n"))
-        code = process.wait()
-    finally:
-        timer.cancel()
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            for line in process.stdout or ():
+                say(line.rstrip("\n"))
+            code = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
     if code < 0:
         say(f"W&B: not done after {seconds:g} s; the same command goes on from there")
     elif code not in _SAID:

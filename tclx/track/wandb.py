@@ -15,8 +15,8 @@ Online, the client's transaction log is of no further use (metrics.jsonl can do 
 arrived. Offline it is written afresh from metrics.jsonl whenever training ends, for W&B's own tools. `tclx sync` does not use
 it: `wandb sync` reports success on a wrong key and on a torn log, and numbers the rows of a second log anew.
 
-Exit codes: 0 everything has arrived, 1 something is missing, 3 W&B cannot be used from here; all of these have been said. 70 is a
-bug, with its traceback in the file.
+Exit codes: 0 everything has arrived, 1 something is missing, 3 W&B cannot be used from here, all of which have been said. 70 is
+a bug, with its traceback in the file.
 """
 
 from __future__ import annotations
