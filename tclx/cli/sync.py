@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say
 from tclx.errors import InputError, Problem, RunFailed
 from tclx.runs import RunFolder
-from tclx.spec.tracking import WandbSpec
+
+if TYPE_CHECKING:
+    from tclx.spec.tracking import WandbSpec
 
 EXAMPLE = "Example:  tclx sync tcl-4m"
 FRESH_HEARTBEAT_SECONDS = 60.0
