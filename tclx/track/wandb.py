@@ -267,7 +267,7 @@ class Copy:
             raise Missing(f"{self._num_logged - num_rows} of {self._num_logged} rows have not arrived")
         if ending == "finished" and num_rows > self._reader.num_read:
             raise Missing(f"{num_rows} rows are there and the run has {self._reader.num_read}; {_AGAIN}")
-        self._remove("run-*", "latest-run", "debug*", "data", "cache")
+        self._remove("latest-run", "debug*", "run-*", "data", "cache")
 
     def write_offline(self, wanted: Due, ending: Ending) -> None:
         """Write a transaction log of the whole run into the run folder, in place of an earlier one."""
