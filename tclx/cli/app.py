@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tclx import __version__
-from tclx.cli import cancel, data, doctor, evaluate, logs, plan, results, resume, run, schema, status, sync, weights
+from tclx.cli import cancel, dashboard, data, doctor, evaluate, logs, plan, results, resume, run, schema, status, sync, weights
 from tclx.cli.console import print_error
 from tclx.errors import TclxError
 
@@ -56,6 +56,7 @@ app.command(epilog=cancel.EXAMPLE)(cancel.cancel)
 app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=results.EXAMPLE)(results.results)
+app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 app.command(epilog=sync.EXAMPLE)(sync.sync)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(data.app, name="data")

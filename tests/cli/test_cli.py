@@ -19,7 +19,7 @@ from tests.launch.toy import SPEC, write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = [
-    ["run"], ["plan"], ["eval"], ["results"], ["schema"], ["doctor"], ["sync"],
+    ["run"], ["plan"], ["eval"], ["results"], ["schema"], ["doctor"], ["sync"], ["dashboard"],
     ["data", "write"], ["data", "check"], ["weights", "import"], ["weights", "export"],
 ]  # fmt: skip
 

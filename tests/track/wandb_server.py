@@ -104,6 +104,8 @@ class WandbServer:
         """A status code, SILENCE or DROP, for every request from now on that `fault_matches`."""
         self.fault_matches = "."
         self.api_key = API_KEY
+        self.views: dict[str, Json] = {}
+        """Workspaces by their name."""
         self._artifacts: dict[str, Json] = {}
         self._client_ids: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -198,6 +200,8 @@ class WandbServer:
             "CommitArtifact": self._commit,
             "ClientIDMapping": lambda v: {"clientIDMapping": {"serverID": self._client_ids[v["clientID"]]}},
             "ArtifactByID": self._artifact,
+            "View": self._view,
+            "UpsertView2": self._upsert_view,
         }
         if operation not in known:
             self.unknown.append(operation)
@@ -298,6 +302,21 @@ class WandbServer:
             "updatedAt": "2026-01-01T00:00:00Z",
         }
         return {"artifact": facts}
+
+    # ------------------------------------------------------------------------------------------------------- workspaces
+
+    def _view(self, variables: Json) -> Json:
+        view = self.views.get(variables["viewName"])
+        return {"project": {"allViews": {"edges": [{"node": view}] if view is not None else []}}}
+
+    def _upsert_view(self, variables: Json) -> Json:
+        name = variables["name"]
+        is_new = name not in self.views
+        if is_new != (not variables.get("id")):
+            raise ValueError("a view that is there is changed by its id, and a new one has none")
+        view = {"id": f"id-of-{name}", "name": name, "displayName": variables["displayName"], "spec": variables["spec"]}
+        self.views[name] = view
+        return {"upsertView": {"view": view, "inserted": is_new}}
 
 
 def _key_of(headers: Any) -> str:
