@@ -77,7 +77,7 @@ def measure(place: Path, server: WandbServer, turns: int, steps_per_turn: int) -
     for process in upload:
         process.send_signal(signal.SIGCONT)
     worker.wait()
-    rows = [row for row in read(folder.metrics) if row["step"] % STEPS_PER_ROW == 0][first_row:]
+    rows = read(folder.metrics)[first_row:]
     per_turn = steps_per_turn // STEPS_PER_ROW
     step_times = [
         statistics.mean(16 / row["speed/images_per_second"] for row in rows[turn * per_turn : (turn + 1) * per_turn])

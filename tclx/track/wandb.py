@@ -231,7 +231,7 @@ class Copy:
         self._artifacts: dict[str, Any] = {}
 
     def advance(self, wanted: Due) -> None:
-        """Log what has become settled since, connecting first where there is no connection.
+        """Log what has been written since, connecting first where there is no connection.
 
         Raises:
             Unusable: it does not work; the next call starts anew.
@@ -315,7 +315,7 @@ class Copy:
                 self._run.define_metric(axis)
             self._run.define_metric("*", step_metric="trainer/step")
         self._num_there = self._run.starting_step
-        if self._num_there < self.sent.num_rows:
+        if mode == "online" and self._num_there < self.sent.num_rows:
             raise Missing(
                 f"the server shows {self._num_there} rows and had {self.sent.num_rows}: was something deleted? {_AGAIN}"
             )
@@ -402,9 +402,9 @@ class Copy:
 
         try:
             yield
-        except TclxError:
-            raise
         except Exception as error:  # its service may die at any moment, and then any call raises anything
+            if isinstance(error, TclxError) and not isinstance(error, Unusable):
+                raise
             self._run, self._artifacts, self._expected = None, {}, 0
             with suppress(Exception):  # raises too, where the service is dead, and has done its work by then
                 wandb.teardown()
@@ -432,6 +432,9 @@ def as_logged(row: Row, *, global_batch_size: int) -> dict[str, Any]:
 def _explained(error: Exception) -> Unusable:
     """A client's error in one line, and whether trying again makes sense."""
     import wandb
+
+    if isinstance(error, Unusable):
+        return error
 
     text = re.sub(r"^Failed to get resume status for run \S+: ", "", " ".join(str(error).split()))[:300]
     if isinstance(error, TimeoutError):
