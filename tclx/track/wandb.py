@@ -84,6 +84,8 @@ def main(arguments: list[str]) -> int:
     path, mode, seconds, how = Path(arguments[0]), arguments[1], float(arguments[2]), arguments[3]
     folder = RunFolder(path, attempt_name=(arguments[4] or None) if how == "follow" else None)
     say = _voice()
+    if how == "follow":
+        os.nice(10)  # where cores are short, training has them
     try:
         if mode == "offline":
             return _keep_offline(folder, seconds, say)
