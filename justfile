@@ -39,6 +39,6 @@ postgres-up *ARGS:
 postgres-down:
     python3 -m tests.postgres down
 
-# what clusters, databases and disks do to runs and sweeps, for minutes on end
+# what clusters, databases, disks and servers do to runs and sweeps, for minutes on end
 faults:
-    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -s -m faults tests/slurm tests/sweep
+    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -s -m faults tests/slurm tests/sweep tests/track

@@ -8,6 +8,7 @@
     RUN/job.json           whom it was handed to        RUN/attempt.json      the one process group that may write here
     RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
     RUN/cancel.json        somebody wants it to stop    RUN/errors/           rank<r>.json: why a process gave up
+    RUN/wandb.json         its run on W&B               RUN/wandb/            what W&B's own client writes
 
 Files are replaced by rename, so a reader sees the old or the new one, never half.
 
@@ -229,6 +230,11 @@ class RunFolder:
     def cancel(self) -> Path:
         return self.path / "cancel.json"
 
+    @property
+    def wandb(self) -> Path:
+        """Its run on W&B, and what is known to have arrived there; absent without W&B."""
+        return self.path / "wandb.json"
+
     def log(self, rank: int) -> Path:
         """What one process printed, over all attempts."""
         return self.path / "logs" / f"rank{rank}.log"
@@ -308,12 +314,24 @@ class RunFolder:
         except OSError as error:
             raise machine_error(error, f"could not write {self.events}") from error
 
+    def read_events(self) -> list[dict[str, Any]]:
+        """Every event so far; a line that a killed process left half written is skipped."""
+        events = []
+        for line in self.events.read_bytes().splitlines() if self.events.exists() else ():
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return events
+
     @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Hold the run for as long as it trains; yields False when another process on this machine holds it."""
+    def lock(self, name: str = "run.lock") -> Iterator[bool]:
+        """Hold the run for as long as it trains; yields False when another process on this machine holds it.
+
+        Args:
+            name: another file stands for another right: wandb.lock for uploading its rows.
+        """
         import fcntl
 
-        with (self.path / "run.lock").open("a") as file:
+        with (self.path / name).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

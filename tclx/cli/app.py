@@ -8,7 +8,24 @@ import typer
 from typer.core import TyperGroup
 
 from tclx import __version__
-from tclx.cli import cancel, data, doctor, evaluate, logs, plan, report, results, resume, run, schema, status, sweep, weights
+from tclx.cli import (
+    cancel,
+    dashboard,
+    data,
+    doctor,
+    evaluate,
+    logs,
+    plan,
+    report,
+    results,
+    resume,
+    run,
+    schema,
+    status,
+    sweep,
+    sync,
+    weights,
+)
 from tclx.cli.console import print_error
 from tclx.errors import TclxError
 
@@ -58,6 +75,8 @@ app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=results.EXAMPLE)(results.results)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
+app.command(epilog=sync.EXAMPLE)(sync.sync)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

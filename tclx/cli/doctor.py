@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ _COLOURS = {"ok": "32", "info": "36", "warning": "33", "problem": "1;31"}
 
 
 def doctor(
+    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="An experiment: what W&B will do for its runs.")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     deep: Annotated[bool, typer.Option("--deep", help="Import torch, too, in a process of its own, and try the GPU.")] = False,
     as_json: AsJson = False,
@@ -28,8 +30,10 @@ def doctor(
     Nothing is changed and nothing submitted. The exit code is 3 when something stands in the way of runs.
     """
     from tclx.launch.doctor import examine
+    from tclx.spec.load import load_experiments
 
-    checks = examine(runs_dir=runs_dir, deep=deep)
+    specs = [experiment.spec for experiment in load_experiments(spec)] if spec is not None else []
+    checks = examine(runs_dir=runs_dir, deep=deep, specs=specs)
     if as_json:
         print_json([check._asdict() for check in checks])
     else:

@@ -6,6 +6,7 @@ is in `doctor_slurm`.
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import json
 import netrc
@@ -13,10 +14,13 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +28,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from tclx import __version__
+from tclx.spec.experiment import ExperimentSpec
+from tclx.track.sending import wandb_mode
 
 Verdict = Literal["ok", "info", "warning", "problem"]
 
@@ -33,6 +39,9 @@ FREE_DISK_GIB = 10.0
 
 DEEP_SECONDS = 180
 """torch alone takes seconds to import from a network file system that has not seen it today."""
+
+HOST_SECONDS = 4.0
+"""How long a server may take to accept a connection."""
 
 NETWORK_FILE_SYSTEMS = (
     "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse.", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "orangefs", "panfs",
@@ -67,12 +76,13 @@ class Mount(NamedTuple):
         return any(self.kind == name or (name.endswith(".") and self.kind.startswith(name)) for name in NETWORK_FILE_SYSTEMS)
 
 
-def examine(*, runs_dir: Path, deep: bool = False) -> list[Check]:
+def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpec] = ()) -> list[Check]:
     """Look at everything that a run needs.
 
     Args:
         runs_dir: where runs are kept; it need not exist yet.
         deep: also import torch, in a process of its own, and ask it for its GPUs.
+        specs: runs that are meant to start from here: what W&B will do for them.
     """
     from tclx.launch import doctor_slurm
 
@@ -84,7 +94,7 @@ def examine(*, runs_dir: Path, deep: bool = False) -> list[Check]:
         *check_machine(),
         *check_runs_dir(runs_dir, mount),
         *doctor_slurm.check_slurm(mount),
-        *check_wandb(os.environ),
+        *check_wandb_for(specs, os.environ),
         *check_hub(os.environ),
     ]
 
@@ -339,25 +349,109 @@ def try_folder(folder: Path) -> str | None:
 # -------------------------------------------------------------------------------------------------------- services elsewhere
 
 
-def check_wandb(environment: Mapping[str, str]) -> Iterator[Check]:
-    """Whether W&B would know us. The key itself is never shown."""
-    host = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+def check_wandb_for(specs: Sequence[ExperimentSpec], environment: Mapping[str, str]) -> Iterator[Check]:
+    """What W&B will do, whether it would know us, and whether it can be reached where anybody means to use it."""
+    yield from foretell_wandb(specs, environment)
+    needed = any(wandb_mode(spec.tracking.wandb, environment) == "online" for spec in specs)
+    login = find_wandb_login(environment)
+    yield check_wandb(login, needed=needed)
+    if needed or login.there:
+        yield check_wandb_host(environment, needed=needed)
+
+
+class Login(NamedTuple):
+    """Whether W&B would know us. The key itself is never kept."""
+
+    there: bool
+    found: str
+    advice: str | None = None
+
+
+def find_wandb_login(environment: Mapping[str, str]) -> Login:
+    """Look where the client looks."""
+    host = urlsplit(wandb_url(environment)).hostname or "api.wandb.ai"
     if environment.get("WANDB_API_KEY"):
-        yield Check("wandb", "info", f"WANDB_API_KEY is set, for {host}; jobs inherit it")
-        return
+        return Login(True, f"WANDB_API_KEY is set, for {host}; jobs inherit it")
     path = Path(environment.get("NETRC") or Path.home() / ".netrc")
     if not path.exists():
-        yield Check("wandb", "info", f"neither WANDB_API_KEY nor {path}: not logged in")
-        return
+        return Login(False, f"neither WANDB_API_KEY nor {path}: not logged in")
     try:
         known = netrc.netrc(str(path)).authenticators(host) is not None
     except netrc.NetrcParseError as error:  # its message may quote a password
-        yield Check("wandb", "info", f"{path} cannot be read: line {error.lineno} is wrong", "mend it or set WANDB_API_KEY")
-        return
+        return Login(False, f"{path} cannot be read: line {error.lineno} is wrong", "mend it or set WANDB_API_KEY")
     except (OSError, UnicodeDecodeError) as error:
-        yield Check("wandb", "info", f"{path} cannot be read ({type(error).__name__})", "make it readable or set WANDB_API_KEY")
-        return
-    yield Check("wandb", "info", f"{path} {'has a login' if known else 'has no login'} for {host}")
+        return Login(False, f"{path} cannot be read ({type(error).__name__})", "make it readable or set WANDB_API_KEY")
+    return Login(known, f"{path} {'has a login' if known else 'has no login'} for {host}")
+
+
+def check_wandb(login: Login, *, needed: bool) -> Check:
+    """A missing login matters to runs that mean to use it."""
+    lacks = needed and not login.there
+    advice = login.advice or ("set WANDB_API_KEY or use `wandb login`; without it tclx sync uploads later" if lacks else None)
+    return Check("wandb", "warning" if lacks else "info", login.found, advice)
+
+
+def wandb_url(environment: Mapping[str, str]) -> str:
+    """The server that the client would talk to: WANDB_BASE_URL, or what `wandb login --host` has written down."""
+    if named := environment.get("WANDB_BASE_URL"):
+        return named
+    folder = environment.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    settings = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, UnicodeDecodeError):  # the client says what is wrong with it
+        settings.read(Path(folder) / "settings", encoding="utf-8")
+    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
+
+
+def check_wandb_host(environment: Mapping[str, str], *, needed: bool) -> Check:
+    """Whether W&B's server can be reached from here, within a few seconds; nothing is sent."""
+    url = wandb_url(environment)
+    proxies = {name.lower(): value for name, value in environment.items() if name.lower().endswith("_proxy")}
+    proxy = proxies.get(f"{urlsplit(url).scheme}_proxy") or proxies.get("all_proxy")
+    goal = urlsplit(proxy if proxy and "//" in proxy else url)
+    port = goal.port or (443 if goal.scheme == "https" else 80)
+    host = goal.hostname or ""
+    through = f" (a proxy for {urlsplit(url).hostname})" if goal.geturl() != url else ""
+    if (trouble := try_host(host, port)) is None:
+        return Check("wandb server", "ok", f"{host}:{port}{through} can be reached from this machine")
+    advice = "runs are not touched by it; set tracking.wandb.mode: offline and use tclx sync where there is a network"
+    found = f"{host}:{port}{through} {trouble} from this machine"
+    return Check("wandb server", "warning" if needed else "info", found, advice if needed else None)
+
+
+def try_host(host: str, port: int) -> str | None:
+    """Connect and hang up; returns what does not work, or None. Finding the address may take longer than anybody waits."""
+    outcome = [f"does not answer within {HOST_SECONDS:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=HOST_SECONDS).close()
+            outcome.clear()
+        except TimeoutError:
+            pass
+        except OSError as error:
+            outcome[0] = f"cannot be reached ({error.strerror or error})"
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(HOST_SECONDS)
+    return outcome[0] if outcome else None
+
+
+def foretell_wandb(specs: Sequence[ExperimentSpec], environment: Mapping[str, str]) -> Iterator[Check]:
+    """What W&B will do for these runs."""
+    for wandb in dict.fromkeys(spec.tracking.wandb for spec in specs):
+        mode = wandb_mode(wandb, environment)
+        said = f" (WANDB_MODE={environment['WANDB_MODE']})" if wandb is not None and mode != wandb.mode else ""
+        if wandb is None:
+            found = "tracking.wandb is null: numbers go into metrics.jsonl alone"
+        elif mode == "disabled":
+            found = f"disabled{said}: numbers go into metrics.jsonl alone"
+        elif mode == "offline":
+            found = f"offline{said}: nothing is sent; tclx sync uploads to project {wandb.project}"
+        else:
+            waits = f"a finished run waits at most {wandb.finish_timeout_seconds} s for it"
+            found = f"online: project {wandb.project}{f' of {wandb.entity}' if wandb.entity else ''}; {waits}"
+        yield Check("wandb for runs", "info", found)
 
 
 def check_hub(environment: Mapping[str, str]) -> Iterator[Check]:

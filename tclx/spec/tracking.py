@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
-from tclx.spec.base import Count, Section
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tclx.spec.base import Count, Section, text_like
+
+WandbName = Annotated[
+    str,
+    text_like(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "letters, digits and `._-`, at most 128, the first a letter or digit"),
+]
+"""What W&B takes for a project or an entity in an address."""
+
+ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+"""W&B refuses longer tags and cuts longer groups."""
+
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+
+
+class WandbSpec(Section):
+    """Weights & Biases, as a copy of metrics.jsonl; the login comes from WANDB_API_KEY or netrc, never from a spec."""
+
+    project: WandbName = "tclx"
+    """The project its runs appear in."""
+    entity: WandbName | None = None
+    """The user or team that owns the project; null takes WANDB_ENTITY or the login's own."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """`offline` writes into the run folder for `tclx sync`; `disabled` does nothing. WANDB_MODE, where it is set, wins."""
+    group: ShortText | None = None
+    """What runs are gathered under; null takes the experiment's name, so variants and seeds share it."""
+    tags: tuple[ShortText, ...] = ()
+    """Words to filter runs by."""
+    notes: str | None = None
+    """A text beside the run."""
+    job_type: ShortText | None = None
+    """What kind of run it is; null says `train`, or `finetune` where `init` names a trained model."""
+    rows: Literal["live", "saved"] = "live"
+    """`live`: rows go out as they are written; those that a resumed run writes again keep their first values there. `saved`:
+    rows go out up to the newest checkpoint, so that W&B never shows what a resume takes back."""
+    checkpoints: Literal["none", "best", "all"] = "none"
+    """Which checkpoints become artifacts: none, the best at the end, or every one as it is saved."""
+    init_timeout_seconds: Seconds = 30
+    """How long W&B may take to answer before it is said that it does not; training does not wait with it."""
+    finish_timeout_seconds: Seconds = 60
+    """How long a finished run waits for its last rows to arrive; what has not, `tclx sync` uploads."""
 
 
 class TrackingSpec(Section):
-    """How often numbers are recorded."""
+    """How often numbers are recorded, and where they go besides metrics.jsonl."""
 
     log_every_steps: Count = 10
     """Optimizer steps between two rows of metrics.jsonl."""
     term_gradient_norms_every_steps: Count | None = None
     """Steps between two measurements of every term's own gradient norm; each costs one more backward pass per term."""
+    wandb: WandbSpec | None = None
+    """Weights & Biases; null leaves it out, and wandb is never imported."""

@@ -38,6 +38,7 @@ from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.track.console import Watcher, watch
 from tclx.track.jsonl import MetricsFile, Row
+from tclx.track.sending import sending
 from tclx.train import checkpoint, environment
 from tclx.train.checkpoint import Progress
 from tclx.train.heartbeat import heartbeat
@@ -163,8 +164,9 @@ def _train(
             _tally(progress),
         )  # fmt: skip
         _catch_up(session, progress.step)
-        _run_steps(session, progress.step)
-        _finish(session)
+        with sending(folder, spec.tracking.wandb if distributed.is_main() else None, say=watcher.say):
+            _run_steps(session, progress.step)
+            _finish(session)
 
 
 def _beating(folder: RunFolder) -> AbstractContextManager[None]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from typer.testing import CliRunner
 from tclx.cli.app import app
 from tclx.launch import doctor, doctor_slurm
 from tclx.launch.doctor import Mount
+from tclx.spec.load import load_experiments
+from tests.launch.toy import write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -306,8 +310,10 @@ SECRET = "0123456789abcdef"
 
 
 def wandb(**environment: str) -> str:
-    (check,) = doctor.check_wandb(environment)
+    login = doctor.find_wandb_login(environment)
+    check = doctor.check_wandb(login, needed=False)
     assert check.verdict == "info"
+    assert doctor.check_wandb(login, needed=True).verdict == ("info" if login.there else "warning")
     assert SECRET not in str(check)
     return check.found
 
@@ -323,6 +329,46 @@ def test_a_login_to_wandb_is_found_and_never_shown(tmp_path: Path) -> None:
     assert "cannot be read: line 2" in wandb(NETRC=str(path))
     path.write_bytes(b"\xff\xfe")
     assert "cannot be read" in wandb(NETRC=str(path))
+
+
+def test_the_server_is_the_one_that_the_client_would_ask(tmp_path: Path) -> None:
+    config = {"WANDB_CONFIG_DIR": str(tmp_path)}
+    assert doctor.wandb_url(config) == "https://api.wandb.ai"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab.org\n")
+    assert doctor.wandb_url(config) == "https://wandb.lab.org"
+    assert doctor.wandb_url({**config, "WANDB_BASE_URL": "http://other"}) == "http://other"
+
+
+def test_a_server_is_reached_or_not_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "HOST_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        url = f"http://127.0.0.1:{there.getsockname()[1]}"
+        check = doctor.check_wandb_host({"WANDB_BASE_URL": url}, needed=True)
+        assert (check.verdict, check.advice) == ("ok", None)
+        check = doctor.check_wandb_host({"WANDB_BASE_URL": "https://wandb.lab.org", "https_proxy": url}, needed=True)
+        assert check.verdict == "ok"
+        assert "a proxy for wandb.lab.org" in check.found
+    check = doctor.check_wandb_host({"WANDB_BASE_URL": url}, needed=True)
+    assert check.verdict == "warning"
+    assert "mode: offline" in str(check.advice)
+    check = doctor.check_wandb_host({"WANDB_BASE_URL": url}, needed=False)
+    assert check.verdict == "info"
+
+    monkeypatch.setattr(socket, "create_connection", lambda *address, timeout: time.sleep(60))  # a name that nobody resolves
+    before = time.monotonic()
+    assert "does not answer" in str(doctor.try_host("nowhere", 443))
+    assert time.monotonic() - before < 5
+
+
+def test_what_wandb_will_do_is_said_before(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, tracking={"wandb": {"project": "p", "entity": "lab", "finish_timeout_seconds": 7}})
+    specs = [experiment.spec for experiment in load_experiments(path)]
+    (check,) = doctor.foretell_wandb(specs, {})
+    assert check.found == "online: project p of lab; a finished run waits at most 7 s for it"
+    (check,) = doctor.foretell_wandb(specs, {"WANDB_MODE": "offline"})
+    assert check.found.startswith("offline (WANDB_MODE=offline)")
+    (check,) = doctor.foretell_wandb([experiment.spec for experiment in load_experiments(write_spec(tmp_path, "none"))], {})
+    assert "tracking.wandb is null" in check.found
 
 
 def test_the_hub_is_offline_when_it_says_so(tmp_path: Path) -> None:

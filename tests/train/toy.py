@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +87,13 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tclx.train.loop", "tests.train.toy"])
 
 
-def start(folder: RunFolder, *, num_processes: int | None = None) -> list[BaseProcess]:
-    """Start the processes of a prepared run, by default as many as its plan says; stderr goes to `stderr<rank>.txt`."""
+def start(
+    folder: RunFolder, *, num_processes: int | None = None, environment: Mapping[str, str] | None = None
+) -> list[BaseProcess]:
+    """Start the processes of a prepared run, by default as many as its plan says; stderr goes to `stderr<rank>.txt`.
+
+    They have the environment of the first test that started any, and what `environment` adds to it.
+    """
     world_size = num_processes or Plan.from_json(folder.read_json(folder.plan)).world_size
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -96,8 +101,8 @@ def start(folder: RunFolder, *, num_processes: int | None = None) -> list[BasePr
     processes = []
     for rank in range(world_size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in names.items()}
-        processes.append(_SERVER.Process(target=_work, args=(folder.path, environment)))
+        own = {**(environment or {}), **{name: str(value) for name, value in names.items()}}
+        processes.append(_SERVER.Process(target=_work, args=(folder.path, own)))
     for process in processes:
         process.start()
     return processes
@@ -152,9 +157,9 @@ def wait_until(condition: Callable[[], bool], processes: Sequence[BaseProcess]) 
         time.sleep(0.0002)
 
 
-def run(folder: RunFolder) -> RunFolder:
+def run(folder: RunFolder, *, environment: Mapping[str, str] | None = None) -> RunFolder:
     """Run to the end; fails with what was printed when it does not finish."""
-    codes = wait(start(folder))
+    codes = wait(start(folder, environment=environment))
     if any(codes):
         printed = "".join(path.read_text() for path in sorted(folder.path.glob("stderr*.txt")))
         raise AssertionError(f"exit codes {codes}:\n{printed}")

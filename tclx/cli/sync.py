@@ -1,0 +1,103 @@
+"""`tclx sync`: bring W&B up to date with run folders."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say
+from tclx.errors import InputError, Problem, RunFailed
+from tclx.runs import RunFolder
+
+if TYPE_CHECKING:
+    from tclx.spec.tracking import WandbSpec
+
+EXAMPLE = "Example:  tclx sync tcl-4m"
+FRESH_HEARTBEAT_SECONDS = 60.0
+
+
+def sync(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUNS...]", help="Run folders, run ids or experiment names; all by default.")
+    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    again: Annotated[bool, typer.Option("--again", help="Upload the whole run as a new one, also when W&B has it.")] = False,
+    timeout: Annotated[int, typer.Option("--timeout", min=10, metavar="SECONDS", help="Per run.")] = 600,
+    as_json: AsJson = False,
+) -> None:
+    """Upload to W&B what it does not have yet: offline runs, and what was left when W&B could not be reached.
+
+    Needs a login (WANDB_API_KEY or `wandb login`) and sight of the run folders, no GPU. What arrived is asked for, and the
+    next call goes on from there. Exit code 1: something is still missing; 3: W&B cannot be used from here.
+    """
+    from tclx.eval.results import find_runs
+
+    folders = [RunFolder(path) for path in find_runs(runs or [], runs_dir=runs_dir)]
+    wanted = [(folder, spec) for folder in folders if (spec := _spec(folder)) is not None]
+    if runs and not wanted:
+        message = f"none of the {len(folders)} runs was started with W&B"
+        raise InputError(Problem("tracking.wandb", message, "set tracking.wandb in the spec, not to null or mode: disabled"))
+    outcomes = [_sync(folder, spec, again=again, timeout=timeout) for folder, spec in wanted]
+    if as_json:
+        print_json(outcomes)
+    else:
+        for outcome in outcomes:
+            print(f"{outcome['run_id']}  {outcome['num_rows']} rows  {outcome['url'] or '-'}  {outcome['outcome']}")
+        if not outcomes:
+            say("nothing to upload: no run here was started with W&B")
+    if code := max((outcome["exit_code"] for outcome in outcomes), default=0):
+        raise typer.Exit(code)
+
+
+def _spec(folder: RunFolder) -> WandbSpec | None:
+    """What the run's spec says of W&B, where it wants it."""
+    from tclx.spec.load import load_spec_json
+
+    spec = load_spec_json(folder.spec).tracking.wandb
+    return spec if spec is not None and spec.mode != "disabled" else None
+
+
+def _sync(folder: RunFolder, spec: WandbSpec, *, again: bool, timeout: int) -> dict[str, Any]:
+    from tclx.track.sending import due, missing, num_due, read_sent, send_now
+
+    code = 0
+    if _uploads_itself(folder, spec):
+        outcome = "is training and uploads itself"
+    elif not num_due(folder, due(folder, spec)):
+        outcome = "has nothing to upload yet"
+    elif not again and missing(folder, spec) is None:
+        outcome = "was complete"
+    else:
+        if again:
+            folder.wandb.unlink(missing_ok=True)
+        say(f"{folder.run_id}: uploading {missing(folder, spec)}")
+        code = send_now(folder, "online", seconds=timeout, say=lambda line: say(f"{folder.run_id}: {line}"))
+        lacking = missing(folder, spec)
+        outcome = "complete" if code == 0 and lacking is None else f"lacks {lacking or 'what was written meanwhile'}"
+        code = code or (RunFailed.exit_code if lacking and not _trains(folder) else 0)
+    sent = read_sent(folder)
+    facts = {"num_rows": sent.num_rows if sent else 0, "url": sent.url if sent else None}
+    return {"run_id": folder.run_id, "folder": str(Path(folder.path)), **facts, "outcome": outcome, "exit_code": code}
+
+
+def _uploads_itself(folder: RunFolder, spec: WandbSpec) -> bool:
+    """Whether its own process does: two at once would upload every row twice."""
+    with folder.lock("wandb.lock") as free:
+        if not free:
+            return True
+    state = folder.read_state()
+    elsewhere = state is not None and state.host != os.uname().nodename  # whose locks may not be seen here
+    return spec.mode == "online" and elsewhere and _trains(folder)
+
+
+def _trains(folder: RunFolder) -> bool:
+    try:
+        age = time.time() - folder.heartbeat.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    state = folder.read_state()
+    return state is not None and state.status == "running" and age < FRESH_HEARTBEAT_SECONDS

@@ -1,0 +1,337 @@
+"""Promises about W&B, kept with its unmodified client and a server on loopback: every row once and in order, whatever is
+killed; and whatever happens to W&B, training ends as it would without, in the time it was given, and says what is the matter.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tclx.errors import Interrupted
+from tclx.runs import RunFolder
+from tclx.track.jsonl import MetricsFile, read
+from tclx.track.sending import Say, read_sent, send_now, sending
+from tclx.track.wandb import as_logged
+from tests.track.wandb_file import read_history
+from tests.track.wandb_server import API_KEY, DROP, SILENCE, ReceivedRun, WandbServer, wait_for
+from tests.train.toy import kill, outcome, prepare, run, start, toy_spec, wait_until
+
+BATCH = 8
+TIME_BASED = "speed/"
+SHORT = {"init_timeout_seconds": 1, "finish_timeout_seconds": 4}
+FINISH_SECONDS = 4.0
+RARE = pytest.mark.faults
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+        assert server.unknown == []
+
+
+def prepared(path: Path, **wandb: Any) -> RunFolder:
+    """A run folder whose runs go to W&B."""
+    return prepare(path / "toy-s3-1a2b3c4d", toy_spec(**{"tracking.wandb": {"project": "tests", **wandb}}))
+
+
+def same(value: Any) -> Any:
+    """One number whether it went through an integer or not."""
+    return float(value) if isinstance(value, int | float) else value
+
+
+def expected(folder: RunFolder, *, speeds: bool = True) -> list[dict[str, Any]]:
+    rows = [as_logged(row, global_batch_size=BATCH) for row in read(folder.metrics)]
+    return [{name: same(value) for name, value in row.items() if speeds or not name.startswith(TIME_BASED)} for row in rows]
+
+
+def received(run: ReceivedRun, *, speeds: bool = True) -> list[dict[str, Any]]:
+    assert run.num_overwritten == 0
+    assert run.steps == list(range(len(run.steps)))
+    return [{name: same(value) for name, value in row.items() if speeds or not name.startswith(TIME_BASED)} for row in run.rows]
+
+
+def events(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    return [event for event in folder.read_events() if event["event"] == name]
+
+
+def assert_no_secret(folder: RunFolder, *texts: str, key: str = API_KEY) -> None:
+    for path in folder.path.rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
+    assert all(key not in text for text in texts)
+
+
+def write_rows(folder: RunFolder, first: int, last: int) -> None:
+    """What training does to the run folder: rows, and a checkpoint of the last one."""
+    for step in range(first, last + 1):
+        MetricsFile(folder.metrics).append({"step": step, "epoch": step / 8, "loss/total": 1.0 / step})
+    folder.add_event("saved", step=last, checkpoint=f"step-{last:08d}")
+
+
+def upload(folder: RunFolder, body: Callable[[], None], *, say: Say = lambda line: None) -> float:
+    """A training run that does nothing but `body`; returns the seconds that its end took."""
+    spec = toy_spec(**{"tracking.wandb": folder.read_json(folder.spec)["tracking"]["wandb"]}).tracking.wandb
+    with sending(folder, spec, say=say):
+        body()
+        ended_at = time.monotonic()
+    return time.monotonic() - ended_at
+
+
+def children(name: str) -> list[psutil.Process]:
+    """The uploading process (`tclx.track.wandb`) or its service (`wandb-core`)."""
+    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
+
+
+# -------------------------------------------------------------------------------------------------------------- what arrives
+
+
+def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(tmp_path: Path, server: WandbServer) -> None:
+    folder = run(prepared(tmp_path, checkpoints="best", tags=["a", "b"], notes="a note"), environment=server.environment)
+    there = server.only_run
+    assert received(there) == expected(folder)
+    assert there.config["model"]["value"]["queue_size"] == 24
+    assert there.config["plan"]["value"]["global_batch_size"] == BATCH
+    best = folder.read_json(folder.best)
+    final = folder.read_json(folder.evaluation / "test.json")["metrics"]
+    assert {name: there.summary[name] for name in final} == pytest.approx(final)
+    assert there.summary["best/step"] == best["step"]
+    assert there.summary[f"best/{best['metric']}"] == pytest.approx(best["value"])
+    facts = {"groupName": "toy", "jobType": "train", "displayName": folder.run_id, "tags": ["a", "b"], "notes": "a note"}
+    assert there.facts == facts
+    assert (there.project, there.exit_code) == ("tests", 0)
+    (artifact,) = there.artifacts
+    assert artifact["state"] == "COMMITTED"
+    assert {"best", f"step-{best['step']:08d}"} <= set(artifact["aliases"])
+    assert "model.safetensors" in artifact["files"]
+    (complete,) = events(folder, "wandb_complete")
+    assert complete["rows"] == len(there.rows)
+    assert not events(folder, "wandb_degraded")
+    assert_no_secret(folder)
+
+
+@pytest.mark.parametrize("rows", ["live", "saved"])
+def test_after_sigkill_and_resume_every_row_is_there_once_and_in_order(tmp_path: Path, server: WandbServer, rows: str) -> None:
+    folder = prepared(tmp_path, rows=rows)
+    processes = start(folder, environment=server.environment)
+    wait_until(lambda: folder.metrics.exists() and '"step": 8,' in folder.metrics.read_text(), processes)
+    kill(processes)
+    wait_for(lambda: bool(events(folder, "wandb_complete")))  # what was written goes out although its writer is dead
+    written = max(row["step"] for row in read(folder.metrics))
+    saved = events(folder, "saved")[-1]["step"]
+    assert server.only_run.rows[-1]["trainer/step"] == (written if rows == "live" else min(written, 6 if saved < 9 else 8))
+    assert server.only_run.exit_code == 1
+    run(folder, environment=server.environment)
+    assert received(server.only_run, speeds=rows == "saved") == expected(folder, speeds=rows == "saved")
+    assert server.only_run.exit_code == 0
+
+
+def test_killing_the_uploading_process_doubles_nothing(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path)
+    said: list[str] = []
+
+    def body() -> None:
+        write_rows(folder, 1, 50)
+        wait_for(lambda: "file_stream" in server.requests)
+        (process,) = children("tclx.track.wandb")
+        process.kill()
+        process.wait()
+
+    upload(folder, body, say=said.append)
+    (line,) = said
+    assert "the uploading process ended with -9" in line
+    upload(folder, lambda: write_rows(folder, 51, 60))
+    assert received(server.only_run) == expected(folder)
+
+
+def test_killing_the_service_doubles_nothing_and_loses_nothing(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path)
+    said: list[str] = []
+
+    def body() -> None:
+        write_rows(folder, 1, 50)
+        wait_for(lambda: "file_stream" in server.requests)
+        for service in children("wandb-core"):
+            service.kill()
+        write_rows(folder, 51, 60)
+        wait_for(lambda: len(said) > 0)
+
+    assert upload(folder, body, say=said.append) < 20
+    assert "Connection" in said[0]
+    assert received(server.only_run) == expected(folder)
+    assert events(folder, "wandb_complete")
+
+
+def test_rows_of_another_schedule_are_refused_and_again_uploads_afresh(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path)
+    upload(folder, lambda: write_rows(folder, 1, 5))
+    folder.metrics.unlink()
+    write_rows(folder, 3, 9)
+    said: list[str] = []
+    assert send_now(folder, "online", seconds=20, say=said.append) == 1
+    assert "row 5 is of step 5 there and of step 7 here" in said[0]
+    assert "tclx sync --again" in said[0]
+    folder.wandb.unlink()
+    assert send_now(folder, "online", seconds=20, say=said.append) == 0
+    assert received(list(server.runs.values())[1]) == expected(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------------- offline
+
+
+def test_offline_the_file_has_every_row_once_after_a_sigkill_and_sync_makes_the_server_equal(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    folder = prepared(tmp_path, mode="offline")
+    processes = start(folder, environment=server.environment)
+    wait_until(lambda: folder.metrics.exists() and '"step": 8,' in folder.metrics.read_text(), processes)
+    kill(processes)
+    run(folder, environment=server.environment)
+    (file,) = folder.path.glob("wandb/offline-run-*/*.wandb")
+    written = [{name: same(value) for name, value in row.items()} for row in read_history(file)]
+    assert written == expected(folder)
+    assert server.requests == []
+
+    assert send_now(folder, "online", seconds=20, say=pytest.fail) == 0
+    assert received(server.only_run) == expected(folder)
+    sent = read_sent(folder)
+    assert sent is not None
+    assert sent.num_rows == len(written)
+
+
+def test_an_upload_that_breaks_off_is_taken_up_where_it_stopped(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path, **SHORT)
+    write_rows(folder, 1, 40)
+    server.fault, server.fault_matches = DROP, "UpsertBucket"
+    said: list[str] = []
+    assert send_now(folder, "online", seconds=20, say=said.append) == 3
+    assert len(said) == 1
+    server.fault = None
+    assert send_now(folder, "online", seconds=20, say=said.append) == 0
+    write_rows(folder, 41, 50)
+    assert send_now(folder, "online", seconds=20, say=said.append) == 0
+    assert received(server.only_run) == expected(folder)
+
+
+# -------------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_dead_server_changes_nothing_of_a_run(tmp_path: Path, server: WandbServer) -> None:
+    """Row 17 of the fault table with real training: the same weights, rows and figures as a run without W&B."""
+    server.fault = 500
+    folder = run(prepared(tmp_path / "with", **SHORT), environment=server.environment)
+    without = run(prepare(tmp_path / "without", toy_spec()))
+    there, here = outcome(folder), outcome(without)
+    assert (there.rows, there.best, there.evaluation) == (here.rows, here.best, here.evaluation)
+    weights = [name for name in here.checksums if name.endswith("model.safetensors")]
+    assert [there.checksums[name] for name in weights] == [here.checksums[name] for name in weights]
+    assert events(folder, "wandb_degraded")
+    assert "tclx sync" in (folder.path / "stderr0.txt").read_text()
+    state = folder.read_state()
+    assert state is not None
+    assert state.status == "finished"
+
+
+# The whole matrix runs with `just faults`; what is left out here ends in the same way.
+@pytest.mark.parametrize("fault", [429, SILENCE, pytest.param(DROP, marks=RARE), pytest.param("nobody", marks=RARE)])
+def test_a_server_that_does_not_answer_at_the_start(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, fault: int | str
+) -> None:
+    folder = prepared(tmp_path, **SHORT)
+    server.fault = fault
+    if fault == "nobody":
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said: list[str] = []
+    assert upload(folder, lambda: write_rows(folder, 1, 20), say=said.append) < FINISH_SECONDS + 1
+    assert f"tclx sync {folder.path}" in said[-1]
+    assert events(folder, "wandb_degraded")
+    assert len(read(folder.metrics)) == 20
+    assert_no_secret(folder, *said)
+
+
+@pytest.mark.parametrize("key", ["f" * 40, pytest.param("too-short", marks=RARE), pytest.param(None, marks=RARE)])
+def test_a_wrong_key_is_said_once_and_shown_nowhere(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    folder = prepared(tmp_path)
+    if key is None:
+        monkeypatch.delenv("WANDB_API_KEY")
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    else:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    said: list[str] = []
+
+    def body() -> None:
+        write_rows(folder, 1, 20)
+        wait_for(lambda: len(said) > 0)  # while it trains, not only at its end
+
+    assert upload(folder, body, say=said.append) < 2
+    (line,) = said
+    assert "wandb login" in line
+    assert len(events(folder, "wandb_degraded")) == 1
+    assert_no_secret(folder, *said, key=key or API_KEY)
+    assert send_now(folder, "online", seconds=20, say=said.append) == 3
+
+
+@pytest.mark.parametrize("fault", [401, DROP, *(pytest.param(fault, marks=RARE) for fault in (429, 500, SILENCE))])
+def test_a_server_that_is_lost_in_the_middle(tmp_path: Path, server: WandbServer, fault: int | str) -> None:
+    folder = prepared(tmp_path, **SHORT)
+    said: list[str] = []
+    longest = 0.0
+
+    def body() -> None:
+        nonlocal longest
+        write_rows(folder, 1, 10)
+        wait_for(lambda: "file_stream" in server.requests)
+        server.fault = fault
+        for step in range(11, 31):
+            before = time.monotonic()
+            write_rows(folder, step, step)
+            longest = max(longest, time.monotonic() - before)
+
+    assert upload(folder, body, say=said.append) < FINISH_SECONDS + 1
+    assert longest < 0.5
+    assert "tclx sync" in said[-1]
+    assert events(folder, "wandb_degraded")
+    server.fault = None
+    assert send_now(folder, "online", seconds=20, say=said.append) == 0
+    assert received(server.only_run) == expected(folder)
+
+
+def test_a_run_that_is_asked_to_stop_does_not_wait_long(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path, init_timeout_seconds=30, finish_timeout_seconds=60)
+    server.fault = SILENCE
+
+    def body() -> None:
+        write_rows(folder, 1, 5)
+        raise Interrupted("SIGTERM")
+
+    before = time.monotonic()
+    with pytest.raises(Interrupted):
+        upload(folder, body)
+    assert time.monotonic() - before < 7
+
+
+def test_signals_to_the_whole_job_do_not_end_the_upload(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path)
+
+    def body() -> None:
+        write_rows(folder, 1, 10)
+        wait_for(lambda: "file_stream" in server.requests)
+        (process,) = children("tclx.track.wandb")
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            process.send_signal(number)
+        write_rows(folder, 11, 20)
+
+    upload(folder, body)
+    assert received(server.only_run) == expected(folder)
