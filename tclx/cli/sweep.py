@@ -46,7 +46,7 @@ SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file."
 StudyName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")]
 
 
-@app.command(epilog=EXAMPLE)
+@app.command(epilog=EXAMPLE.replace("sweep ", "sweep run ", 1))
 def run(
     sweep: SweepFile,
     overrides: Overrides = None,

@@ -82,6 +82,16 @@ def test_a_mistake_stands_at_its_line(tmp_path: Path) -> None:
     assert (where.path, where.line) == (path, line)
 
 
+def test_trials_are_one_group_on_wandb(tmp_path: Path) -> None:
+    named = {"log_every_steps": 1, "wandb": {"project": "p", "mode": "offline"}}
+    sweep = load(tmp_path, experiment={"tracking": named})
+    (run,) = sweep.planned({"optim.learning_rate": 1e-3})
+    assert run.spec.tracking.wandb is not None
+    assert run.spec.tracking.wandb.group == "toy-sweep"
+    plain = load(tmp_path).planned({"optim.learning_rate": 1e-3})[0]
+    assert plain.plan.run_id == run.plan.run_id
+
+
 def test_an_experiment_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = write_sweep(tmp_path)
     path.write_text(path.read_text().replace("toy.yaml", "tou.yaml"))
