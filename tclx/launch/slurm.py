@@ -264,6 +264,31 @@ def _parse_sacct(line: str) -> JobState | None:
     return JobState(job_id, word, ended, "" if nodes == "None assigned" else nodes, name)
 
 
+def sbatch_once(script: str, name: str, *, keeps_open: Sequence[int], say: Callable[[str], None]) -> str:
+    """Submit, and after a silence look whether SLURM has the job before trying again; returns its id.
+
+    Args:
+        script: of the job.
+        name: that it carries, which no other has.
+        keeps_open: file descriptors that sbatch inherits.
+        say: told of every silence.
+
+    Raises:
+        SlurmRefused: SLURM refuses.
+        SlurmSilent: nobody knows; `find_by_name` may find it later.
+    """
+    unsure = False
+
+    def attempt() -> str:
+        nonlocal unsure
+        if unsure and (found := find_by_name(name)) is not None:
+            return found
+        unsure = True
+        return sbatch(script, keeps_open=keeps_open)
+
+    return patiently(attempt, say=say)
+
+
 def find_by_name(name: str) -> str | None:
     """The id of the job (of the whole array) that carries a name of ours, which no two submissions share.
 

@@ -80,7 +80,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
     if "%" in str(runs_dir.resolve()):
         message = f"{runs_dir.resolve()} has a % in it, which sbatch reads as a pattern"
         raise InputError(Problem("--runs-dir", message, "keep runs in another folder"))
-    with _submitting(runs_dir) as lock:
+    with submitting(runs_dir) as lock:
         _find_lost_jobs(runs, runs_dir)
         statuses = _current(runs, runs_dir)
         outcomes = {run.plan.run_id: _left_alone(run, statuses, runs_dir, again=again) for run in runs}
@@ -100,7 +100,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
 
 
 @contextmanager
-def _submitting(runs_dir: Path) -> Iterator[int]:
+def submitting(runs_dir: Path) -> Iterator[int]:
     """One submission at a time: two at once would both find a run not submitted yet. Yields the lock's file descriptor.
 
     sbatch inherits it: where the submitting process is killed, the next one waits until SLURM has answered the orphan, and then
@@ -282,17 +282,8 @@ def _sbatch_once(
         InputError: SLURM refuses; the records are what they were.
         SlurmSilent: nobody knows; the records stay, and the next submission looks for the job by its name.
     """
-    unsure = False
-
-    def attempt() -> str:
-        nonlocal unsure
-        if unsure and (found := slurm.find_by_name(name)) is not None:
-            return found
-        unsure = True
-        return slurm.sbatch(script, keeps_open=[lock])
-
     try:
-        return slurm.patiently(attempt, say=say)
+        return slurm.sbatch_once(script, name, keeps_open=[lock], say=say)
     except slurm.SlurmRefused as error:
         for folder, job in zip(folders, before, strict=True):
             hand_over(folder, job) if job is not None else folder.job.unlink()

@@ -19,7 +19,7 @@ from tclx.launch import slurm
 from tclx.launch.prepare import Say, new_submission
 from tclx.launch.script import batch_script, job_name
 from tclx.launch.snapshot import snapshot_code
-from tclx.launch.submit import refusal
+from tclx.launch.submit import refusal, submitting
 from tclx.runs import write_atomically
 from tclx.spec.launch import SlurmLaunch
 from tclx.sweep import claims
@@ -50,36 +50,41 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, *, say: Say) -> str | None
         MachineError: SLURM does not answer, or is not here.
     """
     launch = check_launch(sweep)
-    at_work = living_jobs(folder)
-    missing = min(sweep.spec.num_workers, _most_useful(sweep, folder)) - len(at_work)
-    if missing <= 0:
-        say(
-            f"{len(at_work)} workers are on their way already ({', '.join(at_work) or 'none is needed'}); nothing was submitted"
-        )
-        return None
-    test = batch_script(
+    with submitting(folder.runs_dir) as lock:
+        at_work = living_jobs(folder)
+        missing = min(sweep.spec.num_workers, _most_useful(sweep, folder)) - len(at_work)
+        if missing <= 0:
+            jobs = ", ".join(at_work) or "none is needed"
+            say(f"{len(at_work)} workers are on their way already ({jobs}); nothing was submitted")
+            return None
+        try:
+            _test(sweep, folder, launch, missing, say=say)
+            job_id = _submit(sweep, folder, launch, missing, lock=lock, say=say)
+        except slurm.SlurmRefused as error:
+            raise InputError(refusal(error)) from error
+    say(f"submitted {missing} workers as job {job_id}; tclx sweep status {sweep.spec.name} shows the study")
+    return job_id
+
+
+def _test(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, say: Say) -> None:
+    """Ask SLURM whether it would take the workers, without submitting them."""
+    script = batch_script(
         launch,
         name=job_name(sweep.spec.name, "test"),
         folder=folder.path,
         code=None,
-        num_runs=missing,
+        num_runs=num_workers,
         module=_MODULE,
         one_task=True,
     )
-    try:
-        slurm.patiently(lambda: slurm.sbatch(test, test_only=True), say=lambda line: None)
-        job_id = _submit(sweep, folder, launch, missing, say=say)
-    except slurm.SlurmRefused as error:
-        raise InputError(refusal(error)) from error
-    say(f"submitted {missing} workers as job {job_id}; tclx sweep status {sweep.spec.name} shows the study")
-    return job_id
+    slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=say)
 
 
 _MODULE = "tclx.sweep.task"
 _STUDY = "study.json"
 
 
-def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, say: Say) -> str:
+def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, lock: int, say: Say) -> str:
     submission = new_submission(folder.runs_dir)
     name = job_name(sweep.spec.name, submission.name)
     script = batch_script(
@@ -95,16 +100,7 @@ def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers:
     (submission / "job.sbatch").write_text(script, encoding="utf-8")
     with folder.jobs.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"name": name, "num_workers": num_workers, "submission": str(submission)}) + "\n")
-    unsure = False
-
-    def attempt() -> str:
-        nonlocal unsure
-        if unsure and (found := slurm.find_by_name(name)) is not None:
-            return found
-        unsure = True
-        return slurm.sbatch(script)
-
-    return slurm.patiently(attempt, say=say)
+    return slurm.sbatch_once(script, name, keeps_open=[lock], say=say)
 
 
 def _most_useful(sweep: Sweep, folder: StudyFolder) -> int:
