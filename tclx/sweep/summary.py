@@ -157,10 +157,10 @@ def progress_of(trial: FrozenTrial, folder: StudyFolder) -> tuple[int, int]:
 
 
 def short_key(key: str, sweep: Sweep) -> str:
-    """The shortest ending of a key that no other key of the sweep has."""
+    """The shortest ending of a key that no other key of the sweep has; of long ones two words, as `cma.weight`."""
     keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
     parts = key.split(".")
-    for count in range(1, len(parts)):
+    for count in range(min(2, len(parts) - 1), len(parts)):
         ending = ".".join(parts[-count:])
         if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
             return ending
