@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -81,9 +80,7 @@ def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
 
 
 def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
-    # Again with what the storage has: a database that failed may have kept a draw, and would keep it against a second one.
-    fresh = chain([trial], (Trial(worker.study, trial._trial_id) for _ in count()))
-    drawn = patiently(lambda: space.draw(next(fresh), worker.sweep.spec))
+    drawn = _draw(trial, worker)
     try:
         runs = worker.sweep.planned(drawn)
     except InputError as error:
@@ -92,6 +89,19 @@ def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
     patiently(lambda: trial.set_user_attr("values", values))
     patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in runs]))
     return runs
+
+
+def _draw(trial: Trial, worker: Worker) -> dict[str, Any]:
+    """The trial's parameters. After a failure from what the storage has: it may have kept a draw, against a second one."""
+    tried = False
+
+    def draw() -> dict[str, Any]:
+        nonlocal tried
+        source = Trial(worker.study, trial._trial_id) if tried else trial
+        tried = True
+        return space.draw(source, worker.sweep.spec)
+
+    return patiently(draw)
 
 
 def _train_all(trial: Trial, runs: list[PlannedRun], claim: Claim, worker: Worker) -> list[RunFolder]:
