@@ -378,6 +378,7 @@ FULL = [
     "init={checkpoint: /x, experiment: null}",
     "optim.clip_gradient_norm=1",
     "compat=official",
+    "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"

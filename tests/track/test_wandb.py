@@ -24,7 +24,7 @@ from tests.track.wandb_server import API_KEY, DROP, SILENCE, ReceivedRun, WandbS
 from tests.train.toy import kill, outcome, prepare, run, start, toy_spec, wait_until
 
 BATCH = 8
-TIME_BASED = "speed/"
+TIME_BASED = ("speed/", "memory/")
 SHORT = {"init_timeout_seconds": 1, "finish_timeout_seconds": 4}
 FINISH_SECONDS = 4.0
 RARE = pytest.mark.faults
@@ -90,7 +90,8 @@ def upload(folder: RunFolder, body: Callable[[], None], *, say: Say = lambda lin
 
 def children(name: str) -> list[psutil.Process]:
     """The uploading process (`tclx.track.wandb`) or its service (`wandb-core`)."""
-    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
+    alive = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if name in " ".join(child.cmdline())]
 
 
 # -------------------------------------------------------------------------------------------------------------- what arrives
@@ -145,7 +146,7 @@ def test_killing_the_uploading_process_doubles_nothing(tmp_path: Path, server: W
         wait_for(lambda: "file_stream" in server.requests)
         (process,) = children("tclx.track.wandb")
         process.kill()
-        process.wait()
+        wait_for(lambda: not children("tclx.track.wandb"))  # psutil's own wait() would take its exit code from its parent
 
     upload(folder, body, say=said.append)
     (line,) = said
