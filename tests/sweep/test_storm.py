@@ -176,6 +176,11 @@ def storm(folder: StudyFolder, module: str, *, num_trials: int, kills: int, paus
     assert taken_over
 
 
+@pytest.mark.parametrize(
+    "storage",
+    ["journal", pytest.param("sqlite", marks=pytest.mark.faults), pytest.param("postgresql", marks=pytest.mark.faults)],
+    indirect=True,
+)
 def test_killed_workers_lose_and_repeat_nothing(storage: str | None, tmp_path: Path) -> None:
     folder = new_study(tmp_path, num_trials=8, storage=storage)
     storm(folder, LIGHT, num_trials=8, kills=3, pause=0.1)
