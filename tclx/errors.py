@@ -6,6 +6,7 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,13 @@ class Problem(NamedTuple):
         place = f"{self.where}: " if self.where else ""
         key = f"{self.key}: " if self.key else ""
         return f"{place}{key}{self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+def nearest_place(key: str, origins: Mapping[str, Location]) -> Location | None:
+    """Where a key was written, or the nearest section around it that was."""
+    while key and key not in origins:
+        key = key.rpartition("." if "." in key else "[")[0]
+    return origins.get(key)
 
 
 class TclxError(Exception):

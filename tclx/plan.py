@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
-from tclx.errors import InputError, Location, Problem
+from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import CONTRADICTIONS, missing_files, num_compared_pairs, patch_grid
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
+
+
+CHANGES_NO_RESULT: dict[str, Any] = {"launch": True, "tracking": True, "data": {"num_workers"}}
+"""Of a spec, as pydantic's `exclude` takes it: two specs that differ in these alone train the same."""
 
 
 class DataFacts(NamedTuple):
@@ -96,9 +100,7 @@ def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
     The digest covers what the spec says beyond the defaults, so that a new key of tclx's leaves old ids alone; without launch,
     tracking and data.num_workers, which change no result, but with the global batch size, which launch decides.
     """
-    content = spec.model_dump(
-        mode="json", exclude_defaults=True, exclude={"launch": True, "tracking": True, "data": {"num_workers"}}
-    )
+    content = spec.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
     identity = {"schema": SCHEMA_VERSION, "global_batch_size": global_batch_size, "spec": content}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
     variant = f"-{spec.variant}" if spec.variant else ""
@@ -143,16 +145,9 @@ def _spec_problems(spec: ExperimentSpec, without_data: bool) -> list[Problem]:
 
 
 def _refuse(problems: Iterable[Problem], origins: Mapping[str, Location] | None) -> None:
-    located = [problem._replace(where=_place_of(problem.key, origins or {})) for problem in problems]
+    located = [problem._replace(where=nearest_place(problem.key, origins or {})) for problem in problems]
     if located:
         raise InputError(*located)
-
-
-def _place_of(key: str, origins: Mapping[str, Location]) -> Location | None:
-    """Where a key was written, or the nearest section around it that was."""
-    while key and key not in origins:
-        key = key.rpartition(".")[0]
-    return origins.get(key)
 
 
 def _derive(spec: ExperimentSpec, facts: DataFacts) -> Plan:

@@ -319,7 +319,8 @@ class RunFolder:
         events = []
         for line in self.events.read_bytes().splitlines() if self.events.exists() else ():
             with suppress(ValueError):
-                events.append(json.loads(line))
+                event = json.loads(line)
+                events += [event] if isinstance(event, dict) and "event" in event else []
         return events
 
     @contextmanager

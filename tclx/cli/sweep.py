@@ -85,7 +85,7 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
     if sweep.base.launch.backend == "slurm":
         from tclx.sweep.cluster import submit_workers
 
-        submit_workers(sweep, folder, say=say)
+        submit_workers(sweep, folder, study, say=say)
         return _follow(sweep, folder, study) if follow else 0
     if living := living_workers(folder):
         say(f"{len(living)} workers of this study are at work already; this only watches")
@@ -188,7 +188,7 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
 
     try:
         with _Watch(study, sweep, folder) as watch:
-            while patiently(lambda: is_going_on(sweep, folder, study), say=watch.say):
+            while patiently(lambda: is_going_on(folder), say=watch.say):
                 watch.look()
                 time.sleep(LOOK_SECONDS)
             watch.look(at_once=True)

@@ -269,13 +269,13 @@ def pass_on(number: int, folder: RunFolder, pid: int, *, since: float) -> None:
 
 
 @contextmanager
-def passing_signals(receive: Callable[[int], None]) -> Iterator[None]:
+def passing_signals(receive: Callable[[int], None], signals: Sequence[signal.Signals] = PASSED_ON) -> Iterator[None]:
     """Requests to stop go to `receive` while the block runs."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         receive(number)
 
-    before = {number: signal.signal(number, handler) for number in PASSED_ON}
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
@@ -370,6 +370,11 @@ def _start_queue(submission: Path, folders: Sequence[RunFolder]) -> None:
         hand_over(folder, job_of(submission, "local", str(process.pid)))
 
 
+def say_when(line: str) -> None:
+    """A line of a log that nobody watches: with its time, to stderr."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Work off a submission that `detach` wrote; returns the worst exit code."""
     submission = Path(arguments[0])
@@ -377,11 +382,8 @@ def main(arguments: list[str]) -> int:
     folders = read_submitted(submission)
     runs = [prepared(folder, needed) for folder, needed in zip(folders, needs, strict=True)]
 
-    def say(line: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
-
     with beating(submission / "heartbeat", every_seconds=BEAT_SECONDS):
-        outcomes = launch(runs, runs_dir=folders[0].path.parent, say=say, into_logs=True, forgets_cancels=False)
+        outcomes = launch(runs, runs_dir=folders[0].path.parent, say=say_when, into_logs=True, forgets_cancels=False)
     return max((outcome.exit_code for outcome in outcomes), default=0)
 
 

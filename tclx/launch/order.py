@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tclx.data.facts import collect_facts
-from tclx.errors import InputError, Problem
+from tclx.errors import InputError, Problem, nearest_place
 from tclx.plan import DataFacts, Plan, check_spec, make_plan, run_id
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
@@ -129,10 +129,7 @@ def _besides_rows(experiment: Experiment) -> list[Problem]:
 
 def _located(problem: Problem, origins: Origins) -> Problem:
     """With the line of its key, or of the nearest section around it."""
-    key = problem.key
-    while key and key not in origins:
-        key = key.rpartition(".")[0]
-    return problem._replace(where=origins.get(key))
+    return problem._replace(where=nearest_place(problem.key, origins))
 
 
 def _choose(experiments: Sequence[Experiment], init: InitSpec, *, seed: int, asking: Experiment) -> Experiment:

@@ -131,10 +131,19 @@ def set_aside(folder: RunFolder) -> Path:
     Raises:
         MachineError: it cannot be renamed.
     """
+    return rename_aside(folder.path)
+
+
+def rename_aside(path: Path) -> Path:
+    """Give a folder the first free name `<name>.old-<n>` beside it; returns where it is.
+
+    Raises:
+        MachineError: it cannot be renamed.
+    """
     number = 1
-    while (kept := folder.path.with_name(f"{folder.run_id}.old-{number}")).exists():
+    while (kept := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
     try:
-        return folder.path.rename(kept)
+        return path.rename(kept)
     except OSError as error:
-        raise machine_error(error, f"could not set {folder.path} aside") from error
+        raise machine_error(error, f"could not set {path} aside") from error

@@ -10,7 +10,6 @@ twice at the same step; failed by itself, so leave it failed. A cancelled job is
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
@@ -189,9 +189,18 @@ def _go_on(folder: RunFolder, state: RunState, attempt: Attempt, launch: SlurmLa
     folder.add_event(why, step=step, attempt=attempt.name, reason=said)
     folder.write_state(replace(state, status="interrupted", step=step, reason=f"{said}; requeued"))
     try:
-        slurm.patiently(lambda: slurm.call(["scontrol", "requeue", attempt.job_id or ""]), say=print)
+        return requeue(attempt.job_id or "")
     except (slurm.SlurmRefused, TclxError) as error:
         return _end(folder, replace(state, status="interrupted", step=step, reason=f"{said}; could not requeue: {error}"))
+
+
+def requeue(job_id: str) -> int:
+    """Have this job start again, and wait to be ended for it; returns its exit code should nobody end it.
+
+    Raises:
+        SlurmRefused, TclxError: it cannot be.
+    """
+    slurm.patiently(lambda: slurm.call(["scontrol", "requeue", job_id]), say=print)
     time.sleep(WAIT_TO_BE_ENDED_SECONDS)
     return INTERRUPTED_AND_SAVED
 
@@ -204,19 +213,8 @@ def _saved_step(folder: RunFolder) -> int:
 
 def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
     """How often in a row the run has ended this way without getting on."""
-    if not folder.events.exists():
-        return 0
-    events = []
-    for line in folder.events.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # a torn line
-            event = json.loads(line)
-            events.append((event["event"], event["step"]))
-    count = 0
-    for event in reversed([event for event in events if event[0] in ("stopped", "killed")]):
-        if event != (why, step):
-            break
-        count += 1
-    return count
+    stops = [event for event in folder.read_events() if event["event"] in ("stopped", "killed")]
+    return sum(1 for _ in takewhile(lambda event: (event["event"], event.get("step")) == (why, step), reversed(stops)))
 
 
 def _end(folder: RunFolder, state: RunState) -> int:

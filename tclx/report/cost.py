@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tclx.eval.results import RunResult
@@ -47,7 +45,7 @@ def read_cost(run: RunResult, history: History) -> Cost:
     """What a run's events, environment and rows say."""
     folder = RunFolder(run.folder)
     environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
-    events = _events(folder)
+    events = [event for event in folder.read_events() if is_number(event.get("time"))]
     return Cost(
         wall_seconds=_wall_seconds(events, run.state.updated_at),
         num_processes=environment.get("world_size"),
@@ -58,18 +56,6 @@ def read_cost(run: RunResult, history: History) -> Cost:
         peak_memory_gib=_peak_memory(history),
         num_attempts=sum(event["event"] in _BEGINS for event in events),
     )
-
-
-def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    if not folder.events.exists():
-        return []
-    events = []
-    for line in folder.events.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):  # a torn line
-            event = json.loads(line)
-            if isinstance(event, dict) and "event" in event and is_number(event.get("time")):
-                events.append(event)
-    return events
 
 
 def _wall_seconds(events: Sequence[dict[str, Any]], last_sign: float) -> float | None:

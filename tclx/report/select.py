@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
 from tclx.eval.results import find_runs
+from tclx.plan import CHANGES_NO_RESULT
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import load_experiments, load_spec_json
 
@@ -79,4 +80,4 @@ def _of_experiment(path: Path, runs_dir: Path) -> tuple[list[Path], list[str]]:
 
 def _content(spec: ExperimentSpec) -> dict[str, Any]:
     """What a run id is made from, but for the run that it starts from, which a run folder names by its path."""
-    return spec.model_dump(exclude={"launch": True, "tracking": True, "init": True, "data": {"num_workers"}})
+    return spec.model_dump(exclude={**CHANGES_NO_RESULT, "init": True})

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import optuna
 
@@ -24,8 +25,11 @@ from tclx.runs import write_atomically
 from tclx.spec.launch import SlurmLaunch
 from tclx.sweep import claims
 from tclx.sweep.load import Sweep
-from tclx.sweep.study import StudyFolder, open_study
+from tclx.sweep.study import StudyFolder
 from tclx.sweep.summary import summarise
+
+STUDY = "study.json"
+"""In a submission's folder: which study it works on."""
 
 
 def check_launch(sweep: Sweep) -> SlurmLaunch:
@@ -42,7 +46,7 @@ def check_launch(sweep: Sweep) -> SlurmLaunch:
     return launch
 
 
-def submit_workers(sweep: Sweep, folder: StudyFolder, *, say: Say) -> str | None:
+def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, say: Say) -> str | None:
     """Submit the workers that the study lacks; returns the job's id, or None where there is nothing to submit.
 
     Raises:
@@ -52,13 +56,15 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, *, say: Say) -> str | None
     launch = check_launch(sweep)
     with submitting(folder.runs_dir) as lock:
         at_work = living_jobs(folder)
-        missing = min(sweep.spec.num_workers, _most_useful(sweep, folder)) - len(at_work)
+        summary = summarise(study, sweep)
+        missing = min(sweep.spec.num_workers, summary.num_trials - summary.ended) - len(at_work)
         if missing <= 0:
             jobs = ", ".join(at_work) or "none is needed"
             say(f"{len(at_work)} workers are on their way already ({jobs}); nothing was submitted")
             return None
         try:
-            _test(sweep, folder, launch, missing, say=say)
+            test = _script(launch, job_name(sweep.spec.name, "test"), folder.path, missing)
+            slurm.patiently(lambda: slurm.sbatch(test, test_only=True), say=say)
             job_id = _submit(sweep, folder, launch, missing, lock=lock, say=say)
         except slurm.SlurmRefused as error:
             raise InputError(refusal(error)) from error
@@ -66,47 +72,21 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, *, say: Say) -> str | None
     return job_id
 
 
-def _test(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, say: Say) -> None:
-    """Ask SLURM whether it would take the workers, without submitting them."""
-    script = batch_script(
-        launch,
-        name=job_name(sweep.spec.name, "test"),
-        folder=folder.path,
-        code=None,
-        num_runs=num_workers,
-        module=_MODULE,
-        one_task=True,
+def _script(launch: SlurmLaunch, name: str, folder: Path, num_workers: int, *, code: Path | None = None) -> str:
+    return batch_script(
+        launch, name=name, folder=folder, code=code, num_runs=num_workers, module="tclx.sweep.task", one_task=True
     )
-    slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=say)
-
-
-_MODULE = "tclx.sweep.task"
-_STUDY = "study.json"
 
 
 def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, lock: int, say: Say) -> str:
     submission = new_submission(folder.runs_dir)
     name = job_name(sweep.spec.name, submission.name)
-    script = batch_script(
-        launch,
-        name=name,
-        folder=submission,
-        code=snapshot_code(folder.runs_dir),
-        num_runs=num_workers,
-        module=_MODULE,
-        one_task=True,
-    )
-    write_atomically(submission / _STUDY, json.dumps({"study": str(folder.path), "max_restarts": launch.max_restarts}))
+    script = _script(launch, name, submission, num_workers, code=snapshot_code(folder.runs_dir))
+    write_atomically(submission / STUDY, json.dumps({"study": str(folder.path), "max_restarts": launch.max_restarts}))
     (submission / "job.sbatch").write_text(script, encoding="utf-8")
     with folder.jobs.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"name": name, "num_workers": num_workers, "submission": str(submission)}) + "\n")
     return slurm.sbatch_once(script, name, keeps_open=[lock], say=say)
-
-
-def _most_useful(sweep: Sweep, folder: StudyFolder) -> int:
-    """No more workers than trials that are left."""
-    summary = summarise(open_study(folder, sweep), sweep)
-    return max(0, summary.num_trials - summary.ended)
 
 
 def living_jobs(folder: StudyFolder) -> list[str]:
@@ -121,7 +101,7 @@ def living_jobs(folder: StudyFolder) -> list[str]:
     return [job.job_id for job in slurm.squeue_by_name(names) if job.lives]
 
 
-def is_going_on(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> bool:
+def is_going_on(folder: StudyFolder) -> bool:
     """Whether somebody works on the study, or will."""
     if claims.living_workers(folder):
         return True
@@ -137,20 +117,19 @@ def cancel_workers(folder: StudyFolder, *, say: Say) -> int:
     Raises:
         SlurmSilent, MachineError: SLURM cannot be asked.
     """
-    jobs = living_jobs(folder)
-    if jobs:
+    if jobs := living_jobs(folder):
         with suppress(slurm.SlurmRefused):  # one of them ended a moment ago
             slurm.patiently(lambda: slurm.call(["scancel", *jobs]), say=say)
         say(f"asked {len(jobs)} jobs to save and stop: {', '.join(jobs)}")
+        return len(jobs)
     asked = 0
     for worker in claims.living_workers(folder):
         pid, host = claims.process_of(folder, worker)
-        if host == socket.gethostname() and pid is not None and not jobs:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-                asked += 1
-        elif not jobs:
+        if host != socket.gethostname() or pid is None:
             raise MachineError(f"worker {worker} lives on {host}: cancel it there")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            asked += 1
     if asked:
         say(f"asked {asked} workers on this machine to save and stop")
-    return asked + len(jobs)
+    return asked

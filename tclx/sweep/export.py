@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from ruamel.yaml import YAML
 
 from tclx.errors import InputError, Problem
@@ -32,15 +33,13 @@ def experiment_of(study: optuna.Study, sweep: Sweep, *, number: int | None = Non
     values = space.values_of(trial.params, sweep.spec)
     tree = space.with_values(sweep.base.model_dump(mode="json", exclude_defaults=True), values)
     tree.pop("variant", None)
-    tree["name"] = (
-        f"{sweep.spec.name}-best"[:NAME_LENGTH] if number is None else f"{sweep.spec.name}-trial{number}"[:NAME_LENGTH]
-    )
+    which = "best" if number is None else f"trial{number}"
+    tree["name"] = f"{sweep.spec.name}-{which}"[:NAME_LENGTH]
     if sweep.spec.seeds:
         tree.pop("seed", None)
         tree["seeds"] = list(sweep.spec.seeds)
-    reached = ", ".join(f"{one.metric} {value:.6g}" for one, value in zip(sweep.spec.objective, trial.values, strict=True))
     lines = [
-        f"Trial {trial.number} of the sweep {sweep.spec.name}: {reached}.",
+        f"Trial {trial.number} of the sweep {sweep.spec.name}: {_reached(trial, sweep)}.",
         *_compared(study, sweep),
         f"Runs: {', '.join(trial.user_attrs.get('runs', []))}",
         "What it changes in the experiment:",
@@ -49,7 +48,7 @@ def experiment_of(study: optuna.Study, sweep: Sweep, *, number: int | None = Non
     return "".join(f"# {line}\n" for line in lines) + _yaml(tree)
 
 
-def _choose(study: optuna.Study, sweep: Sweep, number: int | None) -> Any:
+def _choose(study: optuna.Study, sweep: Sweep, number: int | None) -> FrozenTrial:
     complete = counted_complete(study)
     if number is not None:
         found = [trial for trial in complete if trial.number == number]
@@ -71,8 +70,11 @@ def _compared(study: optuna.Study, sweep: Sweep) -> list[str]:
     baseline = next((trial for trial in counted_complete(study) if trial.number == 0), None)
     if baseline is None:
         return ["Trial 0, the experiment itself, is not complete."]
-    reached = ", ".join(f"{one.metric} {value:.6g}" for one, value in zip(sweep.spec.objective, baseline.values, strict=True))
-    return [f"Trial 0, the experiment itself: {reached}."]
+    return [f"Trial 0, the experiment itself: {_reached(baseline, sweep)}."]
+
+
+def _reached(trial: FrozenTrial, sweep: Sweep) -> str:
+    return ", ".join(f"{one.metric} {value:.6g}" for one, value in zip(sweep.spec.objective, trial.values, strict=True))
 
 
 def _yaml(tree: dict[str, Any]) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tclx.data.facts import collect_facts
-from tclx.errors import InputError, Location, Problem
+from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.plan import DataFacts, make_plan, run_id
 from tclx.spec.experiment import ExperimentSpec, InitSpec
@@ -75,13 +76,17 @@ class Sweep:
             spec = ExperimentSpec.model_validate_json(json.dumps({**tree, "seed": seed}))
         except ValidationError as error:
             raise InputError(*problems_of(error, _as_node({**tree, "seed": seed}))) from error
-        facts = self.facts if spec.data == self.base.data else collect_facts(spec.data)
+        facts = self.facts if spec.data == self.base.data else _facts(spec.data)
         spec = spec.model_copy(update={"tracking": self._tracking(spec.tracking)})
         plan = make_plan(spec, facts)
         if self.needs is not None:  # as the run's own planning does: the weights' run id stands for them
             identity = spec.model_copy(update={"init": InitSpec(experiment=self.needs)})
             plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
         return PlannedRun(spec, plan, None, asked_for=True)
+
+
+_facts = cache(collect_facts)
+"""Of data that a trial changes: counted once a process, for all seeds and trials."""
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, backend: str | None = None) -> Sweep:
@@ -101,7 +106,9 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     base = _base(spec, origins, runs_dir, backend)
     sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data))
     if problems := list(dict.fromkeys(_problems(sweep))):
-        raise InputError(*(problem._replace(where=problem.where or _place(problem.key, origins)) for problem in problems))
+        raise InputError(
+            *(problem._replace(where=problem.where or nearest_place(problem.key, origins)) for problem in problems)
+        )
     return sweep
 
 
@@ -254,8 +261,7 @@ def _outside(sweep: Sweep) -> Iterator[Problem]:
 
 def point_values(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as values: its switches say `on` or `off`."""
-    words: dict[str, Any] = {space.ON: {}, space.OFF: None}
-    return {key: words.get(value, value) if isinstance(value, str) else value for key, value in point.items()}
+    return {key: space.SWITCHED.get(value, value) if isinstance(value, str) else value for key, value in point.items()}
 
 
 def _impossible(sweep: Sweep) -> Iterator[Problem]:
@@ -269,13 +275,6 @@ def _impossible(sweep: Sweep) -> Iterator[Problem]:
             shown = "off" if value is None else "on" if value == {} else json.dumps(value)
             for problem in error.problems:
                 yield Problem(f"space.{key}", f"with {shown}, {problem.key}: {problem.message}", problem.hint)
-
-
-def _place(key: str, origins: Mapping[str, Location]) -> Location | None:
-    """Where a key of the sweep was written, or the nearest section around it."""
-    while key and key not in origins:
-        key = key.rpartition(".")[0] if "." in key else key.rpartition("[")[0]
-    return origins.get(key)
 
 
 def _as_node(tree: Any) -> Node:

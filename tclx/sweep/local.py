@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tclx.errors import Interrupted, RunFailed
 from tclx.launch.ending import last_lines
-from tclx.launch.local import POLL_SECONDS, passing_signals, worker_environment
+from tclx.launch.local import POLL_SECONDS, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
 from tclx.sweep.study import StudyFolder
 from tclx.worker import INTERRUPTED_AND_SAVED
@@ -136,12 +136,8 @@ def _in_background(module: str, folder: StudyFolder, log: Path) -> subprocess.Po
 def main(arguments: list[str]) -> int:
     """Run the workers of a study that `tclx sweep --detach` has prepared."""
     folder = StudyFolder(Path(arguments[0]))
-
-    def say(line: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
-
-    say(f"pool {os.getpid()}")
-    return run_workers(folder, folder.read_sweep().spec.num_workers, say=say)
+    say_when(f"pool {os.getpid()}")
+    return run_workers(folder, folder.read_sweep().spec.num_workers, say=say_when)
 
 
 if __name__ == "__main__":

@@ -55,24 +55,24 @@ def figure(folder: RunFolder, objective: ObjectiveSpec) -> float:
     Raises:
         KeyError: the run does not have this metric.
     """
-    if objective.metric == GPU_HOURS:
-        return gpu_hours(read(folder.metrics), Plan.from_json(folder.read_json(folder.plan)))
-    values = list(curve(folder, objective.metric).values())
-    if not values:
-        raise KeyError(objective.metric)
     if not is_evaluated(objective.metric):
-        return values[-1]
-    return max(values) if objective.direction == "maximize" else min(values)
+        return last_figure(folder, objective.metric)
+    best = max if objective.direction == "maximize" else min
+    return best(_values(folder, objective.metric))
 
 
 def last_figure(folder: RunFolder, metric: str) -> float:
     """As `figure`, for a constraint: the last evaluation."""
+    return _values(folder, metric)[-1]
+
+
+def _values(folder: RunFolder, metric: str) -> list[float]:
     if metric == GPU_HOURS:
-        return gpu_hours(read(folder.metrics), Plan.from_json(folder.read_json(folder.plan)))
+        return [gpu_hours(read(folder.metrics), Plan.from_json(folder.read_json(folder.plan)))]
     values = list(curve(folder, metric).values())
     if not values:
         raise KeyError(metric)
-    return values[-1]
+    return values
 
 
 def gpu_hours(rows: Iterable[Row], plan: Plan) -> float:

@@ -18,6 +18,8 @@ from tclx.spec.fields import ROOT, Place
 from tclx.spec.sweep import ParameterSpec, Scalar, SimplexSpec, SweepSpec
 
 ON, OFF = "on", "off"
+SWITCHED: dict[str, Any] = {ON: {}, OFF: None}
+"""What a switch puts into the experiment."""
 
 _LEAST_SHARE = 1e-6
 """Keeps the logarithm of a share's draw finite."""
@@ -66,7 +68,7 @@ def draw(trial: BaseTrial, sweep: SweepSpec) -> dict[str, Any]:
     """The parameters of one trial; those that it has already are not drawn again."""
     drawn: dict[str, Any] = {}
     for parameter in parameters(sweep):
-        if not _is_off(parameter.key, drawn, itself=False):
+        if not _is_off(parameter.key, drawn):
             drawn[parameter.name] = _suggest(trial, parameter)
     return drawn
 
@@ -82,9 +84,9 @@ def _suggest(trial: BaseTrial, parameter: Parameter) -> Any:
     raise TypeError(parameter.distribution)
 
 
-def _is_off(key: str, drawn: Mapping[str, Any], *, itself: bool) -> bool:
+def _is_off(key: str, drawn: Mapping[str, Any]) -> bool:
     """Whether a section around the key is switched off."""
-    around = key if itself else key.rpartition(".")[0]
+    around = key.rpartition(".")[0]
     while around:
         if drawn.get(around) == OFF:
             return True
@@ -99,12 +101,7 @@ def values_of(drawn: Mapping[str, Any], sweep: SweepSpec) -> dict[str, Scalar | 
         if parameter.name not in drawn or parameter.name != parameter.key:
             continue
         value = drawn[parameter.name]
-        if not parameter.is_switch:
-            values[parameter.key] = value
-        elif value == OFF:
-            values[parameter.key] = None
-        else:
-            values[parameter.key] = {}
+        values[parameter.key] = SWITCHED[value] if parameter.is_switch else value
     for simplex in sweep.simplex:
         values |= _shared_out(simplex, drawn)
     return values
@@ -166,7 +163,7 @@ def parameters_at(tree: Tree, sweep: SweepSpec) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for parameter in parameters(sweep):
-        if parameter.name != parameter.key or _is_off(parameter.key, found, itself=False):
+        if parameter.name != parameter.key or _is_off(parameter.key, found):
             continue
         found[parameter.name] = _parameter_at(tree, parameter)
     for simplex in sweep.simplex:
@@ -205,7 +202,7 @@ def _parameter_at(tree: Tree, parameter: Parameter) -> Any:
 
 def _shares_at(tree: Tree, simplex: SimplexSpec, switches: Mapping[str, Any]) -> dict[str, float]:
     """The draws from which the experiment's own weights follow; any common factor of the exponentials would do."""
-    on = [key for key in simplex.keys if not _is_off(key, switches, itself=False)]
+    on = [key for key in simplex.keys if not _is_off(key, switches)]
     weights = {}
     for key in on:
         try:

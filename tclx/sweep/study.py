@@ -4,7 +4,9 @@
     RUNS/sweeps/NAME/journal.log     Optuna's journal, unless the study is in a database
     RUNS/sweeps/NAME/lock            held while the next trial is chosen
     RUNS/sweeps/NAME/trials/         who works on which trial
-    RUNS/sweeps/NAME/workers/        a file a worker: held and touched while it lives; beside it what it printed
+    RUNS/sweeps/NAME/workers/        a file a worker: held and touched while it lives
+    RUNS/sweeps/NAME/logs/           what local workers printed; pool.log, what a detached sweep did
+    RUNS/sweeps/NAME/jobs.jsonl      what was submitted to SLURM
     RUNS/sweeps/NAME/started.json    when `tclx sweep` was last called
 
 Trials are ordinary runs in RUNS.
@@ -28,7 +30,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import InputError, Problem
-from tclx.plan import DataFacts
+from tclx.launch.prepare import rename_aside
+from tclx.plan import CHANGES_NO_RESULT, DataFacts
+from tclx.report.difference import differences
 from tclx.runs import machine_error, write_atomically
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
@@ -274,26 +278,15 @@ def counted(study: optuna.Study) -> dict[TrialState, list[FrozenTrial]]:
 def _identity(sweep: Sweep) -> dict[str, Any]:
     """What decides a trial's value: with another of these, old and new trials would not be comparable."""
     spec = sweep.spec.model_dump(mode="json", include={"space", "simplex", "objective", "constraints", "seeds"})
-    base = sweep.base.model_dump(
-        mode="json", exclude_defaults=True, exclude={"launch": True, "tracking": True, "data": {"num_workers"}}
-    )
+    base = sweep.base.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
     return {**spec, "experiment": base, "needs": sweep.needs}
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], folder: StudyFolder) -> list[Problem]:
-    old, new = dict(_flat(before)), dict(_flat(now))
-    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], folder: StudyFolder) -> Iterator[Problem]:
     advice = "give the sweep another name, or --again to begin anew (the old study is kept), or --accept-changes to mix them"
-    head = Problem("name", f"the study in {folder.path} is made of something else", advice)
-    return [head, *(Problem(key, f"was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}") for key in changed)]
-
-
-def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for name, value in tree.items():
-            yield from _flat(value, f"{key}.{name}" if key else name)
-    elif tree is not None:
-        yield key, tree
+    yield Problem("name", f"the study in {folder.path} is made of something else", advice)
+    for key, (old, new) in differences([before, now]):
+        yield Problem(key, f"was {old}, is {new}")
 
 
 # ------------------------------------------------------------------------------------------------------- found and set aside
@@ -324,8 +317,6 @@ def find_study(named: str, runs_dir: Path) -> StudyFolder:
 
 def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
     """Keep an old study under another name, in its folder and in a database."""
-    number = next(number for number in count(1) if not folder.path.with_name(f"{folder.path.name}.old-{number}").exists())
-    kept = folder.path.with_name(f"{folder.path.name}.old-{number}")
     if sweep.spec.storage is not None:
         storage = open_storage(sweep.spec.storage, folder.journal)
         names = optuna.get_all_study_names(storage)
@@ -333,5 +324,4 @@ def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
             free = next(f"{sweep.spec.name}.old-{n}" for n in count(1) if f"{sweep.spec.name}.old-{n}" not in names)
             optuna.copy_study(from_study_name=sweep.spec.name, from_storage=storage, to_storage=storage, to_study_name=free)
             optuna.delete_study(study_name=sweep.spec.name, storage=storage)
-    folder.path.rename(kept)
-    return kept
+    return rename_aside(folder.path)

@@ -39,7 +39,6 @@ def summarise(study: optuna.Study, sweep: Sweep) -> Summary:
     """Count the study's trials."""
     trials = counted(study)
     complete = trials[TrialState.COMPLETE]
-    everything = study.get_trials(deepcopy=False)
     return Summary(
         sweep.spec.num_trials,
         len(complete),
@@ -48,7 +47,7 @@ def summarise(study: optuna.Study, sweep: Sweep) -> Summary:
         len(trials[TrialState.FAIL]),
         len(trials[TrialState.WAITING]),
         best_trials(study, complete),
-        next((trial for trial in everything if trial.number == 0), None),
+        next((trial for some in trials.values() for trial in some if trial.number == 0), None),
         _eta(trials, sweep),
     )
 
@@ -103,7 +102,7 @@ def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep) -> float | N
 
 def counted_complete(study: optuna.Study) -> list[FrozenTrial]:
     """The complete trials, by number."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    return counted(study)[TrialState.COMPLETE]
 
 
 def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:

@@ -10,12 +10,12 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from tclx.errors import RunFailed, TclxError
 from tclx.launch import slurm
-from tclx.launch.task import SIGNALLED, STILL_OURS, WAIT_TO_BE_ENDED_SECONDS, job_id_of, state_of_job
+from tclx.launch.task import SIGNALLED, STILL_OURS, job_id_of, requeue, state_of_job
+from tclx.sweep.cluster import STUDY
 from tclx.sweep.study import StudyFolder
 from tclx.worker import INTERRUPTED_AND_SAVED
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if (len(arguments), *arguments[:1]) not in ((2, "rank"), (3, "after")):
         print("usage: python -m tclx.sweep.task rank|after SUBMISSION [CODE]", file=sys.stderr)
         return 2
-    submission = json.loads((Path(arguments[1]) / "study.json").read_text(encoding="utf-8"))
+    submission = json.loads((Path(arguments[1]) / STUDY).read_text(encoding="utf-8"))
     folder = StudyFolder(Path(submission["study"]))
     if arguments[0] == "rank":
         from tclx.sweep import worker
@@ -54,12 +54,10 @@ def look_after(exit_code: int, *, max_restarts: int) -> int:
         print(f"restarted {restart} times, and launch.max_restarts is {max_restarts}; tclx sweep submits anew", file=sys.stderr)
         return RunFailed.exit_code
     try:
-        slurm.patiently(lambda: slurm.call(["scontrol", "requeue", job_id]), say=print)
+        return requeue(job_id)
     except (slurm.SlurmRefused, TclxError) as error:
         print(f"could not requeue: {error}", file=sys.stderr)
         return RunFailed.exit_code
-    time.sleep(WAIT_TO_BE_ENDED_SECONDS)
-    return INTERRUPTED_AND_SAVED
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
         if claim.deaths >= MOST_DEATHS:
             raise _Failed(f"its worker died {claim.deaths + 1} times at the same step")
         runs = _planned(trial, worker)
-        return _tell(trial, _train_all(trial, runs, claim, worker), runs, worker)
+        return _tell(trial, _train_all(trial, runs, claim, worker), worker)
     except _Pruned as pruned:
         return _end(trial, TrialState.PRUNED, str(pruned), worker)
     except _Failed as failed:
@@ -243,7 +243,7 @@ def _environment(slot: Slot) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {}
 
 
-def _tell(trial: Trial, finished: list[RunFolder], runs: list[PlannedRun], worker: Worker) -> TrialState:
+def _tell(trial: Trial, finished: list[RunFolder], worker: Worker) -> TrialState:
     """The mean over the seeds of every objective, and how far every constraint is from being broken."""
     sweep = worker.sweep.spec
     try:

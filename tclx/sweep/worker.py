@@ -15,16 +15,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tclx.errors import MachineError, TclxError
-from tclx.launch.local import worker_environment
+from tclx.launch.local import passing_signals, say_when, worker_environment
 from tclx.runs import RunFolder
 from tclx.sweep import claims, process
 from tclx.sweep.claims import Claim
@@ -48,13 +46,8 @@ def main(arguments: list[str]) -> int:
     try:
         return work(StudyFolder(Path(arguments[0])))
     except TclxError as error:
-        say(f"error: {error}")
+        say_when(f"error: {error}")
         return error.exit_code
-
-
-def say(line: str) -> None:
-    """For whoever reads the worker's log."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
 def work(folder: StudyFolder) -> int:
@@ -67,17 +60,18 @@ def work(folder: StudyFolder) -> int:
     _share_cores(sweep)
     process.start_server()
     name = claims.new_worker()
-    with _stop_request() as stop, claims.living(folder, name):
+    asked: list[int] = []  # the signals that told this worker to stop
+    with passing_signals(asked.append, STOPPING), claims.living(folder, name):
         # Its own seed: workers, and a worker that was started again, must not draw the same trials.
         seed = int.from_bytes(os.urandom(4)) if sweep.spec.num_workers > 1 else _num_trials(folder)
-        study = patiently(lambda: open_study(folder, sweep, seed=seed), say=say)
-        worker = Worker(study, sweep, folder, say, stop.__bool__)
-        while not stop:
+        study = patiently(lambda: open_study(folder, sweep, seed=seed), say=say_when)
+        worker = Worker(study, sweep, folder, say_when, lambda: bool(asked))
+        while not asked:
             found = _next(worker, name)
             if found is None:
                 return 0
             trial, claim = found
-            say(f"trial {trial.number}: {'taken over' if claim.starts > 1 else 'begins'}")
+            say_when(f"trial {trial.number}: {'taken over' if claim.starts > 1 else 'begins'}")
             try:
                 run_trial(trial, claim, worker)
             except Stopped:
@@ -104,7 +98,7 @@ def _next(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
     """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do."""
     with worker.folder.lock():
         # All of it anew when the storage fails: a trial may have begun there without an answer, and is an orphan then.
-        return patiently(lambda: _choose(worker, name), say=say)
+        return patiently(lambda: _choose(worker, name), say=say_when)
 
 
 def _choose(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
@@ -117,7 +111,7 @@ def _choose(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
     if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
         return None
     if _time_is_up(worker):
-        say("max_hours have passed: no further trial begins")
+        say_when("max_hours have passed: no further trial begins")
         return None
     if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
         raise MachineError(_all_failed(trials[TrialState.FAIL]))
@@ -151,30 +145,6 @@ def _time_is_up(worker: Worker) -> bool:
 def _all_failed(failed: list[FrozenTrial]) -> str:
     last = failed[-1].user_attrs.get("reason", "no reason is known")
     return f"the first {len(failed)} trials have failed, so the sweep stops; the last one: {last}"
-
-
-class _StopRequest:
-    """Whether somebody asked this worker to stop."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self, number: int, frame: object) -> None:
-        self._asked = True
-
-    def __bool__(self) -> bool:
-        return self._asked
-
-
-@contextmanager
-def _stop_request() -> Iterator[_StopRequest]:
-    request = _StopRequest()
-    before = {number: signal.signal(number, request.ask) for number in STOPPING}
-    try:
-        yield request
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 if __name__ == "__main__":
