@@ -19,16 +19,13 @@ import os
 import pwd
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.slurm.cluster import ClusterError, NotPossible, apt_install, write_private
+from tests.slurm.cluster import ClusterError, NotPossible, apt_install, as_command, run_around, say_started, write_private
 
 DEFAULT_HOME = "/var/lib/tclx-postgres"
 PORT = 17020  # below Linux's ephemeral range, which begins at 32768
@@ -200,27 +197,17 @@ def own_server() -> Iterator[Server]:
 
 def start(server: Server, *, if_possible: bool) -> bool:
     """Whether this call started the server; says what it did."""
-    before = time.monotonic()
-    try:
-        started = server.up()
-    except NotPossible as error:
-        if not if_possible:
-            raise
-        print(f"No PostgreSQL here: {error}", flush=True)
-        return False
-    took = f"is up after {time.monotonic() - before:.0f} s" if started else "is running already"
-    print(f'PostgreSQL {took}: {server.url()}, export PGPASSWORD="$(cat {server.home}/password)"', flush=True)
-    return started
+    return say_started(
+        "PostgreSQL",
+        server.up,
+        lambda: f'{server.url()}, export PGPASSWORD="$(cat {server.home}/password)"',
+        if_possible=if_possible,
+    )
 
 
 def around(server: Server, command: list[str]) -> int:
     """Run a command with the server up where that is possible; returns the command's exit code."""
-    started = not server.is_up() and start(server, if_possible=True)
-    try:
-        return subprocess.run(command).returncode
-    finally:
-        if started:
-            server.down()
+    return run_around(command, start=lambda: not server.is_up() and start(server, if_possible=True), stop=server.down)
 
 
 def main() -> int:
@@ -249,10 +236,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # A terminal that closes or a runner that gives up must still let `around` stop what it started.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        sys.exit(main())
-    except ClusterError as error:
-        sys.exit(str(error))
+    as_command(main)

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 DEFAULT_HOME = "/var/lib/tclx-slurm"
 NODES = ("n1", "n2", "n3", "n4")
@@ -484,29 +485,50 @@ def has_service(name: str) -> bool:
     return Path(f"/lib/systemd/system/{name}.service").exists()
 
 
-def start(cluster: Cluster, *, accounting: bool, if_possible: bool) -> bool:
+def start(cluster: Cluster, *, accounting: bool = True, if_possible: bool) -> bool:
     """Whether this call started the cluster; says what it did."""
+    return say_started(
+        "The SLURM cluster",
+        lambda: cluster.up(accounting=accounting),
+        lambda: f"export SLURM_CONF={cluster.environment['SLURM_CONF']}",
+        if_possible=if_possible,
+    )
+
+
+def say_started(what: str, up: Callable[[], bool], how_to_use: Callable[[], str], *, if_possible: bool) -> bool:
+    """Start a service of the tests, and say so; whether this call did it."""
     before = time.monotonic()
     try:
-        started = cluster.up(accounting=accounting)
+        started = up()
     except NotPossible as error:
         if not if_possible:
             raise
-        print(f"No SLURM cluster here: {error}", flush=True)
+        print(f"{what} is not to be had here: {error}", flush=True)
         return False
     took = f"is up after {time.monotonic() - before:.0f} s" if started else "is running already"
-    print(f"The SLURM cluster {took}: export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
+    print(f"{what} {took}: {how_to_use()}", flush=True)
     return started
 
 
-def around(cluster: Cluster, command: list[str]) -> int:
-    """Run a command with the cluster up where that is possible; returns the command's exit code."""
-    started = not cluster.is_up() and start(cluster, accounting=True, if_possible=True)
+def run_around(command: list[str], *, start: Callable[[], bool], stop: Callable[[], object]) -> int:
+    """Run a command with a service up where that is possible; returns the command's exit code.
+
+    Args:
+        command: its words.
+        start: whether it started the service, which then is stopped again.
+        stop: stops it.
+    """
+    started = start()
     try:
         return subprocess.run(command).returncode
     finally:
         if started:
-            cluster.down()
+            stop()
+
+
+def around(cluster: Cluster, command: list[str]) -> int:
+    """Run a command with the cluster up where that is possible; returns the command's exit code."""
+    return run_around(command, start=lambda: not cluster.is_up() and start(cluster, if_possible=True), stop=cluster.down)
 
 
 def status(cluster: Cluster) -> int:
@@ -542,11 +564,15 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    # A terminal that closes or a runner that gives up must still let `around` stop what it started.
+def as_command(main: Callable[[], int]) -> NoReturn:
+    """A terminal that closes or a runner that gives up must still let `around` stop what it started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main())
     except ClusterError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    as_command(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tclx.errors import InputError
+from tclx.errors import InputError, MachineError
 from tclx.sweep import claims
 from tclx.sweep.export import experiment_of
 from tclx.sweep.load import Sweep
@@ -24,6 +26,8 @@ from tclx.sweep.study import (
     set_aside,
 )
 from tclx.sweep.summary import best_trials, counted_complete, summarise
+from tclx.sweep.trial import Worker
+from tclx.sweep.worker import MOST_FAILURES, _next
 from tests.sweep.toy import load
 
 SAMPLERS: list[dict[str, Any]] = [
@@ -207,3 +211,33 @@ def test_deaths_are_counted_only_where_a_trial_does_not_get_on(tmp_path: Path) -
         if released:
             claims.release(folder, 0)
     assert deaths == [0, 1, 2, 0, 0]
+
+
+def _worker(tmp_path: Path, **changes: Any) -> Worker:
+    sweep, _ = _create(tmp_path, num_trials=50, **changes)
+    folder = _folder(tmp_path)
+    folder.note_start()
+    return Worker(open_study(folder, sweep), sweep, folder, print, lambda: False)
+
+
+def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(tmp_path: Path) -> None:
+    worker = _worker(tmp_path)
+    for number in range(MOST_FAILURES):
+        found = _next(worker, "somebody@here")
+        assert found is not None
+        found[0].set_user_attr("reason", f"reason {number}")
+        worker.study.tell(found[0], state=TrialState.FAIL)
+    with pytest.raises(MachineError, match=f"the first {MOST_FAILURES} trials have failed.*reason {MOST_FAILURES - 1}"):
+        _next(worker, "somebody@here")
+
+
+def test_no_trial_begins_when_the_time_is_up_but_a_begun_one_goes_on(tmp_path: Path) -> None:
+    worker = _worker(tmp_path, max_hours=1.0)
+    begun = _next(worker, "gone@here")
+    assert begun is not None
+    worker.folder.started.write_text(json.dumps({"time": time.time() - 3700}))
+    taken_over = _next(worker, "next@here")
+    assert taken_over is not None
+    assert (taken_over[0].number, taken_over[1].starts) == (begun[0].number, 2)
+    worker.study.tell(taken_over[0], 1.0)
+    assert _next(worker, "next@here") is None
