@@ -7,8 +7,8 @@ of one. At the end it waits for the last rows to arrive, for `finish_timeout_sec
 **Which rows, and how often.** Row n of metrics.jsonl is W&B's step n. So the number of rows that the server has is the whole
 state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for it and sends what follows, and
 every row arrives once and in order. A resumed run writes the rows after its checkpoint again, at the same steps and with the
-same values but for `speed/` and `memory/` (on a GPU the last bits, too): with `rows: live` W&B keeps those it has and goes on after them;
-with `rows: saved` it is never sent a row that can be taken back, and is the beginning of metrics.jsonl at any time.
+same values but for `speed/` and `memory/` (on a GPU the last bits, too): with `rows: live` W&B keeps those it has and goes on
+after them; with `rows: saved` it is never sent a row that can be taken back, and is the beginning of metrics.jsonl at any time.
 
 `wandb.json` in the run folder says which W&B run is meant and what is known to have arrived.
 """
