@@ -205,9 +205,14 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
-    def examples(self, split: str) -> Path:
-        """Some queries of a split and what was found, with pictures; beside the figures, which are read often."""
-        return self.evaluation / "examples" / f"{split}.json"
+    def examples(self, split: str, *, step: int | None = None) -> Path:
+        """What people look at of an evaluation, with pictures; beside the figures, which are read often.
+
+        Args:
+            split: that was evaluated.
+            step: after which training went on; None for the final evaluation.
+        """
+        return self.evaluation / "examples" / (f"{split}.json" if step is None else f"{split}-{step:08d}.json")
 
     @property
     def tokenizer(self) -> Path:

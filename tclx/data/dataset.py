@@ -421,9 +421,10 @@ class EvaluationSet:
         num_workers = min(self._data.num_workers, len(parts) // 4)
         return _stream(_loader(_PictureDataset(self), parts, num_workers=num_workers, pin_memory=False))
 
-    def encode_captions(self, tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
-        """Ids [T, L] int64 and mask [T, L] bool of all captions, padded to the longest."""
-        encoded = tokenizer.encode(self.captions, max_tokens=self._data.max_caption_tokens)
+    def encode_captions(self, tokenizer: CaptionTokenizer, numbers: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Ids [T, L] int64 and mask [T, L] bool of captions by number (all of them by default), padded to the longest."""
+        captions = self.captions if numbers is None else [self.captions[number] for number in numbers]
+        encoded = tokenizer.encode(captions, max_tokens=self._data.max_caption_tokens)
         return torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.attention_mask)
 
 

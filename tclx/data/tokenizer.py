@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,15 @@ class EncodedCaptions(NamedTuple):
     """[B, L]"""
     attention_mask: NDArray[np.bool_]
     """[B, L] False at padding."""
+
+
+class Word(NamedTuple):
+    """A word of a caption."""
+
+    text: str
+    """As the caption spells it."""
+    places: tuple[int, ...]
+    """Of its tokens in the sequence, in which [CLS] has place 0."""
 
 
 class CaptionTokenizer:
@@ -77,6 +87,17 @@ class CaptionTokenizer:
             input_ids[number, : len(row)] = row
             attention_mask[number, : len(row)] = True
         return EncodedCaptions(input_ids, attention_mask)
+
+    def words(self, caption: str, *, max_tokens: int) -> list[Word]:
+        """The words of a cleaned caption and where `encode` puts their tokens; what it cuts off is left out."""
+        encoding = self._backend.encode(caption, add_special_tokens=False)
+        tokens = zip(encoding.word_ids, encoding.offsets, range(1, max_tokens), strict=False)
+        words = []
+        for number, group in groupby(tokens, key=lambda token: token[0]):
+            _, spans, places = zip(*group, strict=True)
+            if number is not None:
+                words.append(Word(caption[spans[0][0] : spans[-1][1]].strip(), places))
+        return words
 
     def decode(self, input_ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

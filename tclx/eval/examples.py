@@ -1,7 +1,7 @@
-"""What does a model find? A few queries with their best answers and small pictures, for people to look at.
+"""What does a model find, and where does it look? A few queries with their best answers and small pictures, for people.
 
 The queries stand at equal distances through the split, so nobody picked them, and runs on the same data show the same ones.
-Pictures are kept as small JPEG files inside the JSON: a report then needs neither the data nor torch.
+Pictures are kept as small JPEG files inside the JSON: a report, or an upload, then needs neither the data nor torch.
 """
 
 from __future__ import annotations
@@ -10,20 +10,58 @@ import base64
 from typing import Any
 
 import cv2
+import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor
 
 from tclx.data.dataset import EvaluationSet
 from tclx.data.images import Picture
+from tclx.data.tokenizer import CaptionTokenizer
+from tclx.eval.attention import AttentionMaps, attention_maps
 from tclx.eval.metrics import rank_of_best_relevant
 from tclx.eval.retrieval import Evaluation, Retrieval, Shortlist, reranked_scores
+from tclx.model.tcl import TCL
+from tclx.spec.experiment import ExperimentSpec
 
 NUM_CAPTION_QUERIES, NUM_PICTURE_QUERIES = 8, 4
 NUM_RESULTS = 5
+NUM_EXPLAINED = 3
+"""Captions whose words are followed into the picture: the first of those that ask."""
+MOST_WORDS = 12
 LARGEST_SIDE = 112
 """Pixels of a kept picture: legible on a phone, about 4 kB each."""
 JPEG_QUALITY = 85
+
+
+def examples_of(evaluation: Evaluation, model: TCL, spec: ExperimentSpec, *, tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    """What people look at of an evaluation: queries and what they find, how similar pairs are, what words look at.
+
+    Args:
+        evaluation: of this model on one split of this spec.
+
+    Returns:
+        JSON. What `choose_examples` returns, and
+
+        - `similarity`: `edges`, [bins + 1] cosine similarities, and how many pairs of captions and pictures lie between two of
+          them, `matched` and `unmatched`, [bins] each.
+        - `attention`: for a few captions their number `caption`, `text`, `image`, ITM `score` (null without a matching head)
+          and `words`: each a `word` and its `picture`, base64 of a JPEG, warmest where the word looks most
+          (`tclx.eval.attention`). Empty without a fusion encoder.
+
+    Raises:
+        RunFailed: a picture cannot be read.
+    """
+    counts = evaluation.found.similarity_counts.tolist()
+    edges = torch.linspace(-1, 1, len(counts[0]) + 1).tolist()
+    examples = choose_examples(evaluation)
+    captions = [query["caption"] for query in examples["text_to_image"][:NUM_EXPLAINED]]
+    maps = attention_maps(model, spec, evaluation.source, captions, tokenizer=tokenizer)
+    return {
+        **examples,
+        "similarity": {"edges": [round(edge, 4) for edge in edges], "matched": counts[0], "unmatched": counts[1]},
+        "attention": [_explained(evaluation.source, found) for found in maps],
+    }
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, Any]:
@@ -46,7 +84,7 @@ def choose_examples(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "text_to_image": captions,
         "image_to_text": pictures,
-        "pictures": {str(number): _jpeg(source.image(number)) for number in sorted(shown)},
+        "pictures": {str(number): _jpeg(_small(source.image(number))) for number in sorted(shown)},
     }
 
 
@@ -96,8 +134,32 @@ def _answers(found: Retrieval, direction: str, row: int, right: Tensor) -> tuple
     ]
 
 
-def _jpeg(picture: Picture) -> str:
-    """Base64 of a JPEG of [S, S, 3] uint8 RGB; larger pictures are made smaller."""
+def _explained(source: EvaluationSet, found: AttentionMaps) -> dict[str, Any]:
+    image = int(source.image_of_caption[found.caption])
+    picture = _small(source.image(image))
+    said = [word for word in found.words if any(letter.isalnum() for letter in word.text)]
+    words = [{"word": word.text, "picture": _jpeg(_warmed(picture, word.map))} for word in said[:MOST_WORDS]]
+    text = source.captions[found.caption]
+    return {"caption": found.caption, "text": text, "image": image, "score": found.score, "words": words}
+
+
+def _warmed(picture: Picture, attention: Tensor) -> Picture:
+    """A picture under the colours of a map [rows, columns], scaled to its largest value; the bare picture where that is 0."""
+    scaled = attention / attention.max().clamp(min=torch.finfo(attention.dtype).tiny)
+    warmth = cv2.resize(scaled.numpy(), picture.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    colours = cv2.applyColorMap((255 * warmth).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share = 0.7 * warmth[..., None]
+    mixed: Picture = ((1 - share) * picture + share * colours).astype(np.uint8)
+    return mixed
+
+
+def _small(picture: Picture) -> Picture:
+    """[S, S, 3] uint8 RGB, at most `LARGEST_SIDE` wide."""
     side = min(LARGEST_SIDE, picture.shape[0])
-    small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    small: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return small
+
+
+def _jpeg(small: Picture) -> str:
+    """Base64 of a JPEG of [S, S, 3] uint8 RGB."""
     return base64.b64encode(simplejpeg.encode_jpeg(small, quality=JPEG_QUALITY, colorsubsampling="444")).decode()

@@ -36,6 +36,8 @@ from tclx.spec.experiment import ExperimentSpec
 
 UNSCORED = -100.0
 """The score of keys that are not among a query's candidates, as in the official score matrices."""
+SIMILARITY_BINS = 100
+"""Of the histograms of cosine similarities; each is 0.02 wide."""
 PAIRS_PER_PICTURE_OF_A_BATCH = 4
 """A pair costs the fusion encoder about a quarter of what a picture costs the image encoder."""
 
@@ -89,6 +91,8 @@ class Retrieval(NamedTuple):
     """[Q] numbers of the pictures that ask: those with a caption"""
     image_of_caption: Tensor
     """[T] int64"""
+    similarity_counts: Tensor
+    """[2, SIMILARITY_BINS] int64: matched pairs, then unmatched ones, by their cosine similarity from -1 to 1"""
 
 
 class Evaluation(NamedTuple):
@@ -167,7 +171,7 @@ def retrieve(
             Problem("evaluation.retrieval", "this model has no common space to find candidates in", "switch on objectives.cma")
         )
     device = next(model.parameters()).device
-    with _evaluating(model), _autocast(device, precision):
+    with evaluating(model), autocast(device, precision):
         texts = _encode_captions(model, captions, batch_size=batch_size, device=device)
         embeddings = _encode_pictures(model, pictures, num_images=num_images, device=device)
         _require_finite(texts.embedding, "embedding of a caption")
@@ -177,7 +181,8 @@ def retrieve(
         asking = numbers[torch.isin(numbers, image_of_caption)]
         image_to_text = _shortlist(embeddings[asking], texts.embedding, asking, image_of_caption, top_k)
         text_to_image = _shortlist(texts.embedding, embeddings, image_of_caption, numbers, top_k)
-        found = Retrieval(image_to_text, text_to_image, None, None, asking, image_of_caption)
+        counts = _similarity_counts(texts.embedding, embeddings, image_of_caption)
+        found = Retrieval(image_to_text, text_to_image, None, None, asking, image_of_caption, counts)
         if model.itm_head is None:
             return found
         pair_ids = _candidate_pairs(found)
@@ -289,6 +294,23 @@ def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_k
     )
 
 
+def _similarity_counts(captions: Tensor, images: Tensor, image_of_caption: Tensor) -> Tensor:
+    """[2, bins] how similar pairs that belong together are, and all others; each process counts its part of the captions."""
+    counts = torch.zeros(2, SIMILARITY_BINS, dtype=torch.int64)
+    mine = _my_part(torch.arange(len(captions), device=captions.device))
+    for part in chunks(len(mine), DEFAULT_CHUNK):
+        rows = mine[part]
+        with torch.autocast(captions.device.type, enabled=False):
+            similarity = (captions[rows] @ images.T).clamp(-1, 1)  # rounding may leave the range, where nothing is counted
+        matched = _histogram(similarity.gather(1, image_of_caption[rows, None]))
+        counts += torch.stack([matched, _histogram(similarity) - matched])
+    return torch.stack(distributed.all_gather_object(counts)).sum(dim=0)
+
+
+def _histogram(similarity: Tensor) -> Tensor:
+    return torch.histc(similarity, bins=SIMILARITY_BINS, min=-1, max=1).long().cpu()
+
+
 def _candidate_pairs(found: Retrieval) -> Tensor:
     """[P] every pair that either side asked for, once, in the order of pictures."""
     num_captions = found.image_of_caption.shape[0]
@@ -354,7 +376,7 @@ def _require_finite(values: Tensor, what: str) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; every module's own mode and the random state are put back, since training must not notice an evaluation."""
     modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng(devices=[]):
@@ -366,7 +388,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision in ("bf16", "fp16"))
 

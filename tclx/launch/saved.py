@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Problem
-from tclx.eval.examples import choose_examples
+from tclx.eval.examples import examples_of
 from tclx.eval.retrieval import evaluate_retrieval
 from tclx.launch.order import without_first_weights
 from tclx.model.tcl import TCL
@@ -100,7 +100,7 @@ def evaluate_saved(
     }
     if saved.run is not None and spec_path is None and which == "best" and target.resolve() == saved.run.path.resolve():
         saved.run.write_json(saved.run.evaluation / f"{split}.json", evaluation)
-        saved.run.write_json(saved.run.examples(split), choose_examples(found))
+        saved.run.write_json(saved.run.examples(split), examples_of(found, model, spec, tokenizer=tokenizer))
     return evaluation
 
 

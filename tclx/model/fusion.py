@@ -69,10 +69,19 @@ class CrossAttention(nn.Module):
         """[B, N, image width] -> what `forward` attends to."""
         return KeysValues(self._split(self.key(image_tokens)), self._split(self.value(image_tokens)))
 
-    def forward(self, states: Tensor, pictures: KeysValues) -> Tensor:
-        """States [R, L, D] and the keys and values of R pictures -> [R, L, D]."""
-        dropout = self.attention_dropout if self.training else 0.0
-        heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *pictures, dropout_p=dropout)
+    def weights(self, states: Tensor, pictures: KeysValues) -> Tensor:
+        """What a text token looks at: states [R, L, D], the keys of R pictures -> [R, heads, L, N], each row sums to 1."""
+        queries = self._split(self.query(states))
+        scores: Tensor = queries @ pictures.keys.transpose(2, 3) / queries.shape[-1] ** 0.5
+        return scores.softmax(dim=-1)
+
+    def forward(self, states: Tensor, pictures: KeysValues, weights: Tensor | None = None) -> Tensor:
+        """States [R, L, D] and the keys and values of R pictures -> [R, L, D]; `weights` stand in for what it would look at."""
+        if weights is None:
+            dropout = self.attention_dropout if self.training else 0.0
+            heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *pictures, dropout_p=dropout)
+        else:
+            heads = weights @ pictures.values
         mixed = self.dropout(self.dense(heads.transpose(1, 2).flatten(2)))
         normalised: Tensor = self.norm(mixed + states)
         return normalised
@@ -101,7 +110,15 @@ class FusionLayer(nn.Module):
         """States [R, L, D], mask [R, 1, 1, L], the picture of each by row -> [R, L, D]."""
         read = self.attention(states, mask)[0]
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
-        seen = self.cross_attention(read, pictures.of_rows(rows))
+        return self._feed_forward(self.cross_attention(read, pictures.of_rows(rows)))
+
+    def explained(self, states: Tensor, mask: Tensor, pictures: KeysValues) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the cross-attention weights [R, heads, L, N] as a leaf that gradients can be asked of."""
+        read = self.attention(states, mask)[0]
+        weights = self.cross_attention.weights(read, pictures).detach().requires_grad_()
+        return self._feed_forward(self.cross_attention(read, pictures, weights)), weights
+
+    def _feed_forward(self, seen: Tensor) -> Tensor:
         fused: Tensor = self.output(self.intermediate(seen), seen)
         return fused
 
@@ -141,6 +158,30 @@ class FusionEncoder(nn.Module):
         for layer, pictures in zip(self.layers, keys_values, strict=True):
             states = run_layer(layer, states, mask, pictures, image_rows, recompute=self.activation_checkpointing)
         return states
+
+    def explained(
+        self, text_states: Tensor, attention_mask: Tensor, keys_values: Sequence[KeysValues], *, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward` where R = B, and what one layer's text tokens look at.
+
+        Args:
+            layer: the number of that layer, from 0.
+
+        Returns:
+            The fused states [R, L, D], and the layer's cross-attention weights [R, heads, L, N]: a leaf of the graph, so that
+            the gradient of anything made of the states says how much each of them mattered.
+        """
+        mask, states = padding_mask(attention_mask), text_states
+        weights: Tensor | None = None
+        layers = cast("Iterable[FusionLayer]", self.layers)
+        for number, (one, pictures) in enumerate(zip(layers, keys_values, strict=True)):
+            if number == layer:
+                states, weights = one.explained(states, mask, pictures)
+            else:
+                states = one(states, mask, pictures, None)
+        if weights is None:
+            raise ValueError(f"the fusion encoder has {len(self.layers)} layers, none of them number {layer}")
+        return states, weights
 
 
 class MaskedLanguageModelHead(nn.Module):

@@ -1,4 +1,4 @@
-"""What does the process do that brings W&B in line with a run folder? The only file that imports wandb.
+"""What does the process do that brings W&B in line with a run folder? It and `media`, which it uses, alone import wandb.
 
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS follow ATTEMPT    beside a run that trains
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS once              `tclx sync`
@@ -254,7 +254,7 @@ class Copy:
         """
         self.advance(wanted)
         with self._starting_anew_on_errors():
-            self._run.summary.update(wanted.summary)
+            self._summarise(wanted)
             for artifact in self._artifacts.values():
                 artifact.wait(timeout=math.ceil(self._finish_seconds))
             if ending == "interrupted":
@@ -277,7 +277,7 @@ class Copy:
         self._connect("offline")
         with self._starting_anew_on_errors():
             self._log(wanted.up_to_step)
-            self._run.summary.update(wanted.summary)
+            self._summarise(wanted)
             self._run.finish(exit_code=0 if ending == "finished" else 1)
 
     def _connect(self, mode: str) -> None:
@@ -343,8 +343,16 @@ class Copy:
                     f"tracking.log_every_steps changed, or a checkpoint lost?); {_AGAIN}"
                 )
             self._last_step = None
+        from tclx.track.media import media_of_row
+
         for row in self._reader.rows(up_to_step):
-            self._run.log(as_logged(row, global_batch_size=self._plan.global_batch_size))
+            logged = as_logged(row, global_batch_size=self._plan.global_batch_size)
+            self._run.log(logged | media_of_row(self._folder, row))
+
+    def _summarise(self, wanted: Due) -> None:
+        from tclx.track.media import final_media
+
+        self._run.summary.update(wanted.summary | final_media(self._folder))
 
     @property
     def _num_logged(self) -> int:

@@ -27,7 +27,7 @@ from tclx.data.batch import Batch
 from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
-from tclx.eval.examples import choose_examples
+from tclx.eval.examples import examples_of
 from tclx.eval.retrieval import Evaluation, evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
@@ -510,7 +510,9 @@ def _evaluate(session: Session, step: int) -> None:
     split = session.spec.evaluation.during_training
     if split is None:
         raise RuntimeError("an evaluation is due and no split is named")
-    figures = _retrieval(session, split).figures
+    evaluation = _retrieval(session, split)
+    figures = evaluation.figures
+    _write_examples(session, session.folder.examples(split, step=step), evaluation)  # before the row that leads to them
     _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
     metric = _best_metric(session.spec)
     if session.best is None or figures[metric] > session.best.value:
@@ -529,6 +531,15 @@ def _retrieval(session: Session, split: Split) -> Evaluation:
     distributed.copy_from_main(session.model.online.buffers())
     session.watcher.say(f"evaluating retrieval on {split}")
     return evaluate_retrieval(session.model, session.spec, split, tokenizer=session.tokenizer, device=session.device)
+
+
+def _write_examples(session: Session, path: Path, evaluation: Evaluation) -> None:
+    def write() -> None:
+        session.folder.check_attempt()
+        found = examples_of(evaluation, session.model, session.spec, tokenizer=session.tokenizer)
+        session.folder.write_json(path, found)
+
+    distributed.on_main(write)
 
 
 def _best_metric(spec: ExperimentSpec) -> str:
@@ -573,7 +584,7 @@ def _finish(session: Session) -> None:
         step = checkpoint.step_of(chosen) if chosen is not None else 0
         name = chosen.name if chosen is not None else None
         record = {"split": split, "step": step, "checkpoint": name, "metrics": evaluation.figures}
-        distributed.on_main(lambda: folder.write_json(folder.examples(split), choose_examples(evaluation)))
+        _write_examples(session, folder.examples(split), evaluation)
         distributed.on_main(lambda: folder.write_json(folder.evaluation / f"{split}.json", record))
         session.watcher.row({"step": total_steps, **evaluation.figures})
     distributed.on_main(lambda: folder.add_event("finished", step=total_steps))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tclx.data.scenes import Scenes
 from tclx.data.tokenizer import BERT_SPECIAL_TOKENS, CaptionTokenizer, build_tokenizer, train_wordpiece
@@ -130,3 +131,21 @@ def test_transformers_reads_what_was_saved(tmp_path: Path) -> None:
     pretrained = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ids = pretrained("a red dog", add_special_tokens=False)["input_ids"]
     assert [tokenizer.cls_id, *ids] == tokenizer.encode(["a red dog"], max_tokens=9).input_ids[0].tolist()
+
+
+def test_words_are_spelled_as_in_the_caption_and_know_their_places(folder: Path) -> None:
+    tokenizer = CaptionTokenizer.load(folder)
+    assert tokenizer.words("a Dog, playing", max_tokens=9) == [("a", (1,)), ("Dog", (2,)), (",", (3,)), ("playing", (4, 5))]
+    assert tokenizer.words("a Dog, playing", max_tokens=5)[-1] == ("play", (4,))
+    assert tokenizer.words("a Dog, playing", max_tokens=3) == [("a", (1,)), ("Dog", (2,))]
+    assert tokenizer.words("", max_tokens=3) == []
+
+
+def test_words_of_a_byte_level_tokenizer_have_no_blanks_around_them(tmp_path: Path) -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokens = ["<s>", "<pad>", "<unk>", "</s>", "<mask>", *sorted(alphabet), "Ġd", "Ġdo", "Ġdog"]
+    merges = [("Ġ", "d"), ("Ġd", "o"), ("Ġdo", "g")]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert CaptionTokenizer.load(tmp_path).words("a dog", max_tokens=9) == [("a", (1,)), ("dog", (2,))]

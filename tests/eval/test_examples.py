@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
 
+from tclx.data.batch import normalise
 from tclx.data.dataset import training_captions
-from tclx.data.tokenizer import build_tokenizer
+from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.eval import examples
-from tclx.eval.examples import NUM_RESULTS, choose_examples
+from tclx.eval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
 from tclx.eval.retrieval import Evaluation, evaluate_retrieval, reranked_scores
 from tclx.model.tcl import TCL
+from tclx.spec.experiment import ExperimentSpec
 from tests.train.toy import toy_spec
+
+
+class Evaluated(NamedTuple):
+    model: TCL
+    spec: ExperimentSpec
+    tokenizer: CaptionTokenizer
+    evaluation: Evaluation
+
+    def examples(self) -> dict[str, Any]:
+        return examples_of(self.evaluation, self.model, self.spec, tokenizer=self.tokenizer)
+
 
 KEYS = {"text_to_image": "image", "image_to_text": "caption"}
 
 
-def evaluation(**changes: Any) -> Evaluation:
+def evaluated(**changes: Any) -> Evaluated:
     spec = toy_spec(**{"evaluation.retrieval": {"top_k": 6, "batch_size": 4}, **changes})
     tokenizer = build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
     torch.manual_seed(0)
@@ -29,12 +42,18 @@ def evaluation(**changes: Any) -> Evaluation:
     with torch.no_grad():  # spread the scores
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    return evaluate_retrieval(model, spec, "test", tokenizer=tokenizer, device=torch.device("cpu"))
+    found = evaluate_retrieval(model, spec, "test", tokenizer=tokenizer, device=torch.device("cpu"))
+    return Evaluated(model, spec, tokenizer, found)
 
 
 @pytest.fixture(scope="module")
-def reranked() -> Evaluation:
-    return evaluation()
+def whole() -> Evaluated:
+    return evaluated()
+
+
+@pytest.fixture(scope="module")
+def reranked(whole: Evaluated) -> Evaluation:
+    return whole.evaluation
 
 
 def expected(found: Evaluation, direction: str, row: int, right: list[int]) -> tuple[int, list[int]]:
@@ -68,7 +87,7 @@ def test_order_and_rank_are_those_that_the_figures_count(
 
 
 def test_without_a_matching_head_the_similarity_decides() -> None:
-    found = evaluation(**{"objectives.itm": None})
+    found = evaluated(**{"objectives.itm": None}).evaluation
     for direction in KEYS:
         for query in choose_examples(found)[direction]:
             similarities = [result["similarity"] for result in query["results"]]
@@ -94,3 +113,49 @@ def test_queries_stand_at_equal_distances_and_never_twice() -> None:
     assert examples._spaced(100, 4) == [12, 37, 62, 87]
     assert examples._spaced(3, 8) == [0, 1, 2]
     assert examples._spaced(0, 8) == []
+
+
+def test_every_pair_is_counted_once_by_its_similarity(whole: Evaluated) -> None:
+    kept = whole.examples()["similarity"]
+    source, model = whole.evaluation.source, whole.model.eval()
+    with torch.no_grad():
+        (images,) = source.image_batches(batch_size=source.num_images)
+        pictures = model.online.encode_image(normalise(images, whole.spec.data.normalization)).embedding
+        captions = model.online.encode_text(*source.encode_captions(whole.tokenizer)).embedding
+    belongs = torch.from_numpy(source.image_of_caption)[:, None] == torch.arange(source.num_images)
+    similarity = captions @ pictures.T
+    for kind, chosen in (("matched", similarity[belongs]), ("unmatched", similarity[~belongs])):
+        counts, _ = np.histogram(chosen.numpy(), bins=kept["edges"])
+        assert np.abs(np.subtract(counts, kept[kind])).sum() <= 4  # a value on an edge may fall on either side
+        assert sum(kept[kind]) == chosen.numel()
+    assert (kept["edges"][0], kept["edges"][-1], len(kept["edges"])) == (-1, 1, 101)
+
+
+def test_every_word_of_a_few_captions_has_its_picture(whole: Evaluated) -> None:
+    kept = whole.examples()
+    assert [explained["caption"] for explained in kept["attention"]] == [
+        query["caption"] for query in kept["text_to_image"][:NUM_EXPLAINED]
+    ]
+    for explained in kept["attention"]:
+        assert explained["image"] == whole.evaluation.source.image_of_caption[explained["caption"]]
+        words = [word["word"] for word in explained["words"]]
+        assert words, "a caption has words"
+        assert words == explained["text"].split()[: len(words)]  # the rest is cut off
+        original = whole.evaluation.source.image(explained["image"])
+        for word in explained["words"]:
+            assert simplejpeg.decode_jpeg(base64.b64decode(word["picture"])).shape == original.shape
+
+
+def test_without_a_fusion_encoder_there_is_nothing_to_look_through() -> None:
+    found = evaluated(**{"objectives.itm": None, "objectives.mlm": None})
+    assert found.examples()["attention"] == []
+
+
+def test_a_warm_place_is_where_the_map_says() -> None:
+    bare = np.full((32, 32, 3), 100, np.uint8)
+    attention = torch.zeros(4, 4)
+    attention[1, 2] = 0.003
+    changed = np.abs(examples._warmed(bare, attention).astype(int) - bare).sum(axis=2)
+    assert changed[8:16, 16:24].mean() > 100
+    assert changed[24:, :8].max() < 10
+    assert (examples._warmed(bare, torch.zeros(4, 4)) == bare).all()

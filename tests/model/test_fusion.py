@@ -88,3 +88,18 @@ def test_the_mlm_decoder_is_the_word_embeddings() -> None:
     assert [name for name in online.state_dict() if "word_embeddings" in name or "decoder" in name] == [
         "text_encoder.embeddings.word_embeddings.weight"
     ]
+
+
+def test_explained_is_the_same_pass_with_weights_that_sum_to_one(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, pictures = pairs
+    fusion = model().online.fusion_encoder.eval()
+    keys_values = fusion.keys_values(pictures)
+    for layer in range(2):
+        fused, weights = fusion.explained(states, mask, keys_values, layer=layer)
+        torch.testing.assert_close(fused, fusion(states, mask, keys_values))
+        torch.testing.assert_close(weights.sum(dim=3), torch.ones(4, 3, 6))
+        (influence,) = torch.autograd.grad(fused[:, 0].square().sum(), weights)
+        assert influence.shape == (4, 3, 6, 17)
+        assert influence.abs().sum() > 0
+    with pytest.raises(ValueError, match="has 2 layers, none of them number 2"):
+        fusion.explained(states, mask, keys_values, layer=2)

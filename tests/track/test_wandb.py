@@ -4,6 +4,7 @@ killed; and whatever happens to W&B, training ends as it would without, in the t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from tests.train.toy import kill, outcome, prepare, run, start, toy_spec, wait_u
 
 BATCH = 8
 TIME_BASED = ("speed/", "memory/")
+MEDIA = ("similarity/", "examples/", "attention/")
 SHORT = {"init_timeout_seconds": 1, "finish_timeout_seconds": 4}
 FINISH_SECONDS = 4.0
 RARE = pytest.mark.faults
@@ -52,14 +54,19 @@ def same(value: Any) -> Any:
 
 
 def expected(folder: RunFolder, *, speeds: bool = True) -> list[dict[str, Any]]:
-    rows = [as_logged(row, global_batch_size=BATCH) for row in read(folder.metrics)]
-    return [{name: same(value) for name, value in row.items() if speeds or not name.startswith(TIME_BASED)} for row in rows]
+    return [plain(as_logged(row, global_batch_size=BATCH), speeds=speeds) for row in read(folder.metrics)]
 
 
 def received(run: ReceivedRun, *, speeds: bool = True) -> list[dict[str, Any]]:
     assert run.num_overwritten == 0
     assert run.steps == list(range(len(run.steps)))
-    return [{name: same(value) for name, value in row.items() if speeds or not name.startswith(TIME_BASED)} for row in run.rows]
+    return [plain(row, speeds=speeds) for row in run.rows]
+
+
+def plain(row: dict[str, Any], *, speeds: bool = True) -> dict[str, Any]:
+    """The numbers of a row."""
+    left_out = MEDIA if speeds else MEDIA + TIME_BASED
+    return {name: same(value) for name, value in row.items() if not name.startswith(left_out)}
 
 
 def events(folder: RunFolder, name: str) -> list[dict[str, Any]]:
@@ -111,7 +118,7 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     facts = {"groupName": "toy", "jobType": "train", "displayName": folder.run_id, "tags": ["a", "b"], "notes": "a note"}
     assert there.facts == facts
     assert (there.project, there.exit_code) == ("tests", 0)
-    (artifact,) = there.artifacts
+    (artifact,) = there.artifacts_of("model")
     assert artifact["state"] == "COMMITTED"
     assert {"best", f"step-{best['step']:08d}"} <= set(artifact["aliases"])
     assert "model.safetensors" in artifact["files"]
@@ -119,6 +126,27 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     assert complete["rows"] == len(there.rows)
     assert not events(folder, "wandb_degraded")
     assert_no_secret(folder)
+
+
+def test_every_evaluation_brings_its_histograms_its_examples_and_its_maps(tmp_path: Path, server: WandbServer) -> None:
+    folder = run(prepared(tmp_path), environment=server.environment)
+    there = server.only_run
+    evaluations = [row for row in there.rows if "retrieval/val/text_to_image/r1" in row]
+    assert evaluations
+    kept = folder.read_json(folder.examples("val", step=evaluations[-1]["trainer/step"]))
+    assert evaluations[-1]["similarity/val/matched"]["values"] == kept["similarity"]["matched"]
+    assert sum(evaluations[-1]["similarity/val/unmatched"]["values"]) == sum(kept["similarity"]["unmatched"])
+    for row in [*evaluations, {name.replace("/test", "/val", 1): value for name, value in there.summary.items()}]:
+        table = row["examples/val/text_to_image"]
+        assert (table["_type"], table["nrows"]) == ("table-file", len(kept["text_to_image"]))
+        assert table["path"] in there.files
+        captions = row["attention/val"]["captions"]
+        assert len(captions) == sum(1 + len(explained["words"]) for explained in kept["attention"])
+        assert set(row["attention/val"]["filenames"]) <= set(there.files)
+    columns = json.loads(there.files[evaluations[-1]["examples/val/text_to_image"]["path"]])
+    assert [line[0] for line in columns["data"]] == [query["text"] for query in kept["text_to_image"]]
+    others = [row for row in there.rows if "retrieval/val/text_to_image/r1" not in row]
+    assert not any(name.startswith(MEDIA) for row in others for name in row)
 
 
 @pytest.mark.parametrize("rows", ["live", "saved"])
@@ -199,8 +227,9 @@ def test_offline_the_file_has_every_row_once_after_a_sigkill_and_sync_makes_the_
     kill(processes)
     run(folder, environment=server.environment)
     (file,) = folder.path.glob("wandb/offline-run-*/*.wandb")
-    written = [{name: same(value) for name, value in row.items()} for row in read_history(file)]
-    assert written == expected(folder)
+    written = read_history(file)
+    assert [plain(row) for row in written] == expected(folder)
+    assert [name for row in written for name in row if name.startswith("attention/")] == ["attention/val"] * 2
     assert server.requests == []
 
     assert send_now(folder, "online", seconds=20, say=pytest.fail) == 0

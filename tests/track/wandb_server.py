@@ -60,6 +60,10 @@ class ReceivedRun:
         """W&B's own numbers of the rows."""
         return [row["_step"] for row in self.history]
 
+    def artifacts_of(self, kind: str) -> list[Json]:
+        """Of one type: checkpoints are `model`, the tables of a run `run_table`."""
+        return [artifact for artifact in self.artifacts if artifact["given"]["artifactTypeName"] == kind]
+
     def node(self) -> Json:
         """As the public API sees it."""
         last = self.history[-1]["_step"] if self.history else -1
