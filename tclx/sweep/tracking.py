@@ -123,22 +123,16 @@ def _table(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> tuple[tupl
     """A row a trial, by number."""
     aims, keys = [aim.metric for aim in sweep.spec.objective], _keys(sweep)
     best = {trial.number for trial in summarise(study, sweep).best}
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for trial in study.get_trials(deepcopy=False):
         values = values_of_trial(trial)
         runs = trial.user_attrs.get("runs", [])
         front = [trial.number, state_word(trial), trial.number in best]
         reached = trial.values or [None] * len(aims)
         back = [trial.user_attrs.get("reason"), " ".join(runs), " ".join(_urls(runs, folder))]
-        rows.append([*front, *reached, *(values.get(key) for key in keys), *back])
+        rows.append((*front, *reached, *(values.get(key) for key in keys), *back))
     columns = ("trial", "state", "best", *aims, *keys, "reason", "runs", "wandb")
-    return columns, tuple(zip(*map(_alike, zip(*rows, strict=True)), strict=True))
-
-
-def _alike(column: tuple[Any, ...]) -> list[Any]:
-    """A column whose values are all numbers, all words, or None: W&B takes no mixture."""
-    kinds = {float if type(value) is int else type(value) for value in column if value is not None}
-    return list(column) if len(kinds) < 2 else [None if value is None else metrics.as_text(value) for value in column]
+    return columns, tuple(rows)
 
 
 def _urls(runs: Iterable[str], folder: StudyFolder) -> Iterator[str]:

@@ -215,7 +215,7 @@ def missing(folder: RunFolder, spec: WandbSpec) -> str | None:
 
 
 def child_environment(folder: Path) -> dict[str, str]:
-    """The environment of the process that uploads: the same code, W&B's files in the run's or study's folder, nothing else's."""
+    """The environment of a process that uploads a folder: the same code, W&B's files inside, nothing of other runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "_WANDB_"))}
     kept |= {name: os.environ[name] for name in (f"WANDB_{ending}" for ending in _KEPT) if os.environ.get(name)}
     code = str(Path(tclx.__file__).parents[1])

@@ -35,7 +35,7 @@ class StudyDue:
     config: dict[str, Any]
     summary: dict[str, Any]
     columns: tuple[str, ...]
-    """Of the table of its trials; in each all values are of one kind, or None."""
+    """Of the table of its trials; in each all values are of one kind, or None: W&B takes no mixture."""
     rows: tuple[tuple[Any, ...], ...]
 
     def digest(self) -> str:

@@ -76,7 +76,7 @@ def _send(folder: Path, due: StudyDue, *, finish_seconds: float) -> StudySent:
     import wandb
 
     sent = begin_study_sent(folder, due)
-    run = wandb.init(
+    run: Any = wandb.init(
         mode="online",
         id=sent.wandb_id,
         resume="allow",
