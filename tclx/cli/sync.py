@@ -35,9 +35,8 @@ def sync(
 ) -> None:
     """Upload to W&B what it does not have yet: offline runs, and what was left when W&B could not be reached.
 
-    Of a sweep its trials' runs, then the study itself.
-    Needs a login (WANDB_API_KEY or `wandb login`) and sight of the run folders, no GPU. What arrived is asked for, and the
-    next call goes on from there. Exit code 1: something is still missing; 3: W&B cannot be used from here.
+    Of a sweep that is named: its trials' runs, then the study. Needs a login (WANDB_API_KEY or `wandb login`) and sight of the
+    run folders, no GPU. What arrived is asked for, and the next call goes on from there. Exit code 1: something is still missing; 3: W&B cannot be used from here.
     """
     from tclx.sweep.study import named_studies
 
@@ -67,9 +66,10 @@ def _runs(selection: list[str], studies: list[StudyFolder], runs_dir: Path, *, e
     from tclx.eval.results import find_runs
     from tclx.sweep.tracking import runs_of
 
-    found = find_runs(selection, runs_dir=runs_dir) if selection or every else []
-    mine = [] if every else [path for study in studies for path in runs_of(study)]
-    return [RunFolder(path) for path in dict.fromkeys([*found, *mine])]
+    paths = find_runs(selection, runs_dir=runs_dir) if selection or every else []
+    if not every:
+        paths += [path for study in studies for path in runs_of(study)]
+    return [RunFolder(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def _spec(folder: RunFolder) -> WandbSpec | None:
@@ -104,7 +104,11 @@ def _sync(folder: RunFolder, spec: WandbSpec, *, again: bool, timeout: int) -> d
 
 
 def _is_tracked(study: StudyFolder) -> bool:
-    spec = study.read_sweep().wandb()
+    """Whether the study wants W&B; of one that cannot be read the upload says so, and the others go on."""
+    try:
+        spec = study.read_sweep().wandb()
+    except InputError:
+        return True
     return spec is not None and spec.mode != "disabled"
 
 

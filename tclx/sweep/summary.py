@@ -6,7 +6,6 @@ import time
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.runs import RunFolder
@@ -130,6 +129,8 @@ def importances_of(study: optuna.Study, objective: int) -> dict[str, float] | No
     Returns:
         Shares by name, the largest first; None where nothing mattered.
     """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # brings scikit-learn
+
     if len({trial.values[objective] for trial in counted_complete(study)}) < 2:
         return None
     evaluator = FanovaImportanceEvaluator(seed=0)

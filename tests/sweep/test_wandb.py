@@ -147,8 +147,10 @@ def test_a_study_is_a_run_beside_its_trials_and_goes_on_as_the_same(tmp_path: Pa
     assert not (folder.path / "wandb").exists()
 
     num_requests = len(server.requests)
-    publish(study, sweep, folder, say=print, stopping=lambda: False)
-    assert len(server.requests) == num_requests  # nothing is new
+    synced = Ended("sync", "toy-sweep", "--runs-dir", folder.runs_dir, "--json")
+    outcomes = {outcome.get("run_id", "the study"): outcome["outcome"] for outcome in json.loads(synced.out)}
+    assert outcomes == dict.fromkeys([*trials, "the study"], "was complete")
+    assert len(server.requests) == num_requests
 
 
 def test_a_sweep_ends_as_it_would_without_wandb_and_sync_makes_up_for_it(
