@@ -36,7 +36,8 @@ def sync(
     """Upload to W&B what it does not have yet: offline runs, and what was left when W&B could not be reached.
 
     Of a sweep that is named: its trials' runs, then the study. Needs a login (WANDB_API_KEY or `wandb login`) and sight of the
-    run folders, no GPU. What arrived is asked for, and the next call goes on from there. Exit code 1: something is still missing; 3: W&B cannot be used from here.
+    run folders, no GPU. What arrived is asked for, and the next call goes on from there. Exit code 1: something is still
+    missing; 3: W&B cannot be used from here.
     """
     from tclx.sweep.study import named_studies
 
