@@ -80,6 +80,20 @@ def machine_error(error: OSError, what: str) -> MachineError:
 
 
 @contextmanager
+def holding(path: Path) -> Iterator[bool]:
+    """Hold a file's lock for as long as the block runs; yields False when another process on this machine holds it."""
+    import fcntl
+
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
 def beating(path: Path, *, every_seconds: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Touch a file for as long as the block runs, from a thread: its age tells whether this process lives.
 
@@ -335,15 +349,8 @@ class RunFolder:
         Args:
             name: another file stands for another right: wandb.lock for uploading its rows.
         """
-        import fcntl
-
-        with (self.path / name).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with holding(self.path / name) as free:
+            yield free
 
 
 _SUBMITTED = "runs.json"

@@ -103,6 +103,7 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
         )
         watch.look(at_once=True)
     print_study(study, sweep)
+    _say_wandb(sweep, folder)
     return exit_code
 
 
@@ -196,7 +197,16 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
         say("no longer watching; the workers go on")
         return 130
     print_study(study, sweep)
+    _say_wandb(sweep, folder)
     return 0
+
+
+def _say_wandb(sweep: Sweep, folder: StudyFolder) -> None:
+    """Where the study is on W&B, or why it is not."""
+    from tclx.sweep.tracking import standing
+
+    if line := standing(sweep, folder):
+        say(line)
 
 
 def _trial_line(trial: FrozenTrial, sweep: Sweep) -> str:
@@ -307,6 +317,7 @@ def status(
         print_json({**as_tree(study, checked), "living_workers": living_workers(folder)})
         return
     print_study(study, checked)
+    _say_wandb(checked, folder)
     say(f"{len(living_workers(folder))} workers live; runs in {folder.runs_dir}, study in {folder.path}")
 
 

@@ -1,4 +1,4 @@
-"""`tclx sync`: bring W&B up to date with run folders."""
+"""`tclx sync`: bring W&B up to date with run folders and studies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tclx.runs import RunFolder
 
 if TYPE_CHECKING:
     from tclx.spec.tracking import WandbSpec
+    from tclx.sweep.study import StudyFolder
 
 EXAMPLE = "Example:  tclx sync tcl-4m"
 FRESH_HEARTBEAT_SECONDS = 60.0
@@ -22,35 +23,54 @@ FRESH_HEARTBEAT_SECONDS = 60.0
 
 def sync(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUNS...]", help="Run folders, run ids or experiment names; all by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUNS...]", help="Run folders, run ids or experiments; a sweep's file, name or folder; all by default."
+        ),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     again: Annotated[bool, typer.Option("--again", help="Upload the whole run as a new one, also when W&B has it.")] = False,
-    timeout: Annotated[int, typer.Option("--timeout", min=10, metavar="SECONDS", help="Per run.")] = 600,
+    timeout: Annotated[int, typer.Option("--timeout", min=10, metavar="SECONDS", help="Per run or study.")] = 600,
     as_json: AsJson = False,
 ) -> None:
     """Upload to W&B what it does not have yet: offline runs, and what was left when W&B could not be reached.
 
-    Needs a login (WANDB_API_KEY or `wandb login`) and sight of the run folders, no GPU. What arrived is asked for, and the
-    next call goes on from there. Exit code 1: something is still missing; 3: W&B cannot be used from here.
+    Of a sweep that is named: its trials' runs, then the study. Needs a login (WANDB_API_KEY or `wandb login`) and sight of the
+    run folders, no GPU. What arrived is asked for, and the next call goes on from there. Exit code 1: something is still
+    missing; 3: W&B cannot be used from here.
     """
-    from tclx.eval.results import find_runs
+    from tclx.sweep.study import named_studies
 
-    folders = [RunFolder(path) for path in find_runs(runs or [], runs_dir=runs_dir)]
+    studies, others = named_studies(runs or [], runs_dir=runs_dir)
+    folders = _runs(others, studies, runs_dir, every=not runs)
     wanted = [(folder, spec) for folder in folders if (spec := _spec(folder)) is not None]
-    if runs and not wanted:
+    wanted_studies = [study for study in studies if _is_tracked(study)]
+    if runs and not wanted and not wanted_studies:
         message = f"none of the {len(folders)} runs was started with W&B"
         raise InputError(Problem("tracking.wandb", message, "set tracking.wandb in the spec, not to null or mode: disabled"))
     outcomes = [_sync(folder, spec, again=again, timeout=timeout) for folder, spec in wanted]
+    outcomes += [_sync_study(study, again=again, timeout=timeout) for study in wanted_studies]
     if as_json:
         print_json(outcomes)
     else:
         for outcome in outcomes:
-            print(f"{outcome['run_id']}  {outcome['num_rows']} rows  {outcome['url'] or '-'}  {outcome['outcome']}")
+            name, count = ("run_id", "rows") if "run_id" in outcome else ("study", "trials")
+            print(f"{outcome[name]}  {outcome[f'num_{count}']} {count}  {outcome['url'] or '-'}  {outcome['outcome']}")
         if not outcomes:
             say("nothing to upload: no run here was started with W&B")
     if code := max((outcome["exit_code"] for outcome in outcomes), default=0):
         raise typer.Exit(code)
+
+
+def _runs(selection: list[str], studies: list[StudyFolder], runs_dir: Path, *, every: bool) -> list[RunFolder]:
+    """The runs that are named and those of the studies, each once."""
+    from tclx.eval.results import find_runs
+    from tclx.sweep.tracking import runs_of
+
+    paths = find_runs(selection, runs_dir=runs_dir) if selection or every else []
+    if not every:
+        paths += [path for study in studies for path in runs_of(study)]
+    return [RunFolder(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def _spec(folder: RunFolder) -> WandbSpec | None:
@@ -82,6 +102,27 @@ def _sync(folder: RunFolder, spec: WandbSpec, *, again: bool, timeout: int) -> d
     sent = read_sent(folder)
     facts = {"num_rows": sent.num_rows if sent else 0, "url": sent.url if sent else None}
     return {"run_id": folder.run_id, "folder": str(Path(folder.path)), **facts, "outcome": outcome, "exit_code": code}
+
+
+def _is_tracked(study: StudyFolder) -> bool:
+    """Whether the study wants W&B; of one that cannot be read the upload says so, and the others go on."""
+    try:
+        spec = study.read_sweep().wandb()
+    except InputError:
+        return True
+    return spec is not None and spec.mode != "disabled"
+
+
+def _sync_study(study: StudyFolder, *, again: bool, timeout: int) -> dict[str, Any]:
+    from tclx.sweep.tracking import sync_study
+    from tclx.track.study import forget_study_sent, read_study_sent
+
+    if again:
+        forget_study_sent(study.path)
+    code, num_trials, outcome = sync_study(study, seconds=timeout, say=say)
+    sent = read_study_sent(study.path)
+    facts = {"num_trials": num_trials, "url": sent.url if sent else None}
+    return {"study": study.path.name, "folder": str(study.path), **facts, "outcome": outcome, "exit_code": code}
 
 
 def _uploads_itself(folder: RunFolder, spec: WandbSpec) -> bool:

@@ -25,7 +25,7 @@ from tclx.spec.layers import SET, entries, override_tree, path_problem
 from tclx.spec.load import places_of
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.sweep import SweepSpec
-from tclx.spec.tracking import TrackingSpec
+from tclx.spec.tracking import WandbSpec
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node, read_yaml
 from tclx.sweep import space
@@ -64,12 +64,10 @@ class Sweep:
         tree = space.with_values(self.base_tree, space.values_of(drawn, self.spec))
         return [self._planned(tree, seed) for seed in self.seeds()]
 
-    def _tracking(self, tracking: TrackingSpec) -> TrackingSpec:
-        """Trials are one group on W&B, the study's, unless the experiment names another."""
-        if tracking.wandb is None or tracking.wandb.group is not None:
-            return tracking
-        grouped = tracking.wandb.model_copy(update={"group": self.spec.name})
-        return tracking.model_copy(update={"wandb": grouped})
+    def wandb(self) -> WandbSpec | None:
+        """Of the study and its trials: they are one group on W&B, the study's, unless the experiment names another."""
+        spec = self.base.tracking.wandb
+        return spec if spec is None or spec.group is not None else spec.model_copy(update={"group": self.spec.name})
 
     def _planned(self, tree: dict[str, Any], seed: int) -> PlannedRun:
         try:
@@ -77,7 +75,7 @@ class Sweep:
         except ValidationError as error:
             raise InputError(*problems_of(error, _as_node({**tree, "seed": seed}))) from error
         facts = self.facts if spec.data == self.base.data else _facts(spec.data)
-        spec = spec.model_copy(update={"tracking": self._tracking(spec.tracking)})
+        spec = spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"wandb": self.wandb()})})
         plan = make_plan(spec, facts)
         if self.needs is not None:  # as the run's own planning does: the weights' run id stands for them
             identity = spec.model_copy(update={"init": InitSpec(experiment=self.needs)})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 import tclx
@@ -19,7 +18,9 @@ from tclx.sweep.metrics import as_text
 from tclx.sweep.storage import quieten
 from tclx.sweep.study import StudyFolder, counted
 from tclx.sweep.summary import (
+    FEWEST_FOR_IMPORTANCE,
     counted_complete,
+    importances_of,
     is_feasible,
     ranked,
     seconds_of,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 BEST_SHOWN = 10
 MOST_CONTOURS = 3
-FEWEST_FOR_IMPORTANCE = 4
-"""Complete trials; with fewer a forest of trees says nothing."""
 
 
 class _Aim(NamedTuple):
@@ -131,7 +130,7 @@ def _importance(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
         yield text(f"Importance needs {FEWEST_FOR_IMPORTANCE} complete trials; there are {len(complete)}.", kind="note")
         return
     for aim in aims:
-        importances = _importances(study, aim)
+        importances = importances_of(study, aim.position)
         if importances is None:
             yield text(f"Every trial has the same {aim.spec.metric}: nothing mattered.", kind="note")
             continue
@@ -143,14 +142,6 @@ _IMPORTANCE = (
     "fANOVA (Hutter et al. 2014), over the whole of the space; a parameter that only some trials have, since a section may be "
     "off, is left out."
 )
-
-
-def _importances(study: optuna.Study, aim: _Aim) -> dict[str, float] | None:
-    values = {aim.of(trial) for trial in counted_complete(study)}
-    if len(values) < 2:
-        return None
-    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), target=aim.of)
-    return found or None
 
 
 def _bars(importances: dict[str, float]) -> Figure:
@@ -220,7 +211,7 @@ def _contours(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
     if len(counted_complete(study)) < FEWEST_FOR_IMPORTANCE:
         return
     for aim in aims:
-        first = [name for name in _importances(study, aim) or {} if name in _varied(study)][:MOST_CONTOURS]
+        first = [name for name in importances_of(study, aim.position) or {} if name in _varied(study)][:MOST_CONTOURS]
         pairs = [(one, other) for index, one in enumerate(first) for other in first[index + 1 :]]
         for one, other in pairs:
             plot = optuna.visualization.plot_contour(

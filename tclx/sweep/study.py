@@ -8,6 +8,7 @@
     RUNS/sweeps/NAME/logs/           what local workers printed; pool.log, what a detached sweep did
     RUNS/sweeps/NAME/jobs.jsonl      what was submitted to SLURM
     RUNS/sweeps/NAME/started.json    when `tclx sweep` was last called
+    RUNS/sweeps/NAME/wandb.json      its run on W&B
 
 Trials are ordinary runs in RUNS.
 """
@@ -16,8 +17,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -313,6 +315,36 @@ def find_study(named: str, runs_dir: Path) -> StudyFolder:
         hint = f"did you mean `{match}`?" if match else f"there are {', '.join(others)}" if others else "tclx sweep begins one"
         raise InputError(Problem("", f"no study `{name}` in {folder.path.parent}", hint))
     return folder
+
+
+def named_studies(selection: Sequence[str], *, runs_dir: Path) -> tuple[list[StudyFolder], list[str]]:
+    """The studies among things that are named, or all that are there, and the names of something else.
+
+    Args:
+        selection: sweep files, studies' folders, names in `runs_dir`; empty for every study, but those set aside.
+        runs_dir: where runs are kept.
+
+    Raises:
+        InputError: a sweep file without a study.
+    """
+    if not selection:
+        paths = sorted(found.parent for found in StudyFolder.of("*", runs_dir).path.parent.glob("*/sweep.json"))
+        return [StudyFolder(path) for path in paths if not _SET_ASIDE.search(path.name)], []
+    found: dict[StudyFolder, None] = {}
+    others = []
+    for item in selection:
+        places = [StudyFolder(Path(item).resolve()), StudyFolder.of(item, runs_dir)]
+        study = next((place for place in places if place.sweep.is_file()), None)
+        if study is None and Path(item).suffix in (".yaml", ".yml"):
+            study = find_study(item, runs_dir)
+        if study is None:
+            others.append(item)
+        else:
+            found[study] = None
+    return list(found), others
+
+
+_SET_ASIDE = re.compile(r"\.old-\d+$")
 
 
 def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:

@@ -12,6 +12,9 @@ from tclx.runs import RunFolder
 from tclx.sweep.load import Sweep
 from tclx.sweep.study import StudyFolder, counted
 
+FEWEST_FOR_IMPORTANCE = 4
+"""Complete trials; with fewer a forest of trees says nothing."""
+
 
 class Summary(NamedTuple):
     """A study, as of now."""
@@ -114,6 +117,24 @@ def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
         complete,
         key=lambda trial: (not is_feasible(trial), trial.number not in front, sign * trial.values[0], trial.number),
     )
+
+
+def importances_of(study: optuna.Study, objective: int) -> dict[str, float] | None:
+    """How much of the variance each parameter explains, by fANOVA; those that only some trials have are left out.
+
+    Args:
+        study: with `FEWEST_FOR_IMPORTANCE` complete trials or more.
+        objective: its position.
+
+    Returns:
+        Shares by name, the largest first; None where nothing mattered.
+    """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # brings scikit-learn
+
+    if len({trial.values[objective] for trial in counted_complete(study)}) < 2:
+        return None
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=evaluator, target=lambda trial: float(trial.values[objective])) or None
 
 
 def as_tree(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What does a sweep's worker do? `python -m tclx.sweep.worker STUDY_FOLDER`: a trial after the other, until none is left.
 
 Workers are equals, without a coordinator. Each first looks for a trial whose worker is gone, and goes on with it; else it asks
-Optuna for the next one, as long as there are some to try.
+Optuna for the next one, as long as there are some to try. The last one brings the study's run on W&B up to date.
 
 | exit code | why |
 |---|---|
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tclx.errors import MachineError, TclxError
 from tclx.launch.local import passing_signals, say_when, worker_environment
 from tclx.runs import RunFolder
-from tclx.sweep import claims, process
+from tclx.sweep import claims, process, tracking
 from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
 from tclx.sweep.storage import patiently
@@ -69,6 +69,7 @@ def work(folder: StudyFolder) -> int:
         while not asked:
             found = _next(worker, name)
             if found is None:
+                tracking.publish(study, sweep, folder, say=say_when, stopping=worker.stopping)
                 return 0
             trial, claim = found
             say_when(f"trial {trial.number}: {'taken over' if claim.starts > 1 else 'begins'}")

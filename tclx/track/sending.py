@@ -138,10 +138,14 @@ def begin_sent(folder: RunFolder, spec: WandbSpec) -> Sent:
     """The W&B run of this folder, named once: after the run, and a few random letters, since `--again` is another run there."""
     if (sent := read_sent(folder)) is not None:
         return sent
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.run_id)[-57:].lstrip("-.")
-    sent = Sent(f"{name}-{secrets.token_hex(3)}", spec.project, spec.entity)
+    sent = Sent(new_wandb_id(folder.run_id), spec.project, spec.entity)
     write_sent(folder, sent)
     return sent
+
+
+def new_wandb_id(name: str) -> str:
+    """An id that no W&B run has yet, of 64 characters at most, which ends as the name does and in six letters more."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)[-57:].lstrip('-.')}-{secrets.token_hex(3)}"
 
 
 def write_sent(folder: RunFolder, sent: Sent) -> None:
@@ -210,12 +214,12 @@ def missing(folder: RunFolder, spec: WandbSpec) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- its process
 
 
-def child_environment(folder: RunFolder) -> dict[str, str]:
-    """The environment of the process that uploads: the same code, W&B's files in the run folder, nothing of other runs."""
+def child_environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that uploads a folder: the same code, W&B's files inside, nothing of other runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "_WANDB_"))}
     kept |= {name: os.environ[name] for name in (f"WANDB_{ending}" for ending in _KEPT) if os.environ.get(name)}
     code = str(Path(tclx.__file__).parents[1])
-    place = folder.path.resolve() / "wandb"
+    place = folder.resolve() / "wandb"
     return kept | {
         "PYTHONPATH": os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH")))),
         "PYTHONSAFEPATH": "1",
@@ -226,19 +230,26 @@ def child_environment(folder: RunFolder) -> dict[str, str]:
 
 
 def _start(folder: RunFolder, mode: Mode, *, once: bool, seconds: float) -> subprocess.Popen[str]:
-    """Start the uploading process. Its stdout is for people; what wandb prints goes into logs/wandb.log.
+    how = ["once"] if once else ["follow", folder.attempt_name or ""]
+    return start_process("tclx.track.wandb", folder.path, mode, str(seconds), *how)
+
+
+def start_process(module: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start an uploading process. Its stdout is for people; what wandb prints goes into logs/wandb.log.
+
+    Args:
+        module: that it runs.
+        folder: of a run or study, its first argument.
+        arguments: the others.
 
     Raises:
         OSError: it cannot be started, or the log cannot be written.
     """
-    log = folder.path / "logs" / "wandb.log"
+    log = folder / "logs" / "wandb.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tclx.track.wandb", str(folder.path.resolve()), mode, str(seconds)),
-                *(["once"] if once else ["follow", folder.attempt_name or ""]),
-            ],
+            [sys.executable, "-m", module, str(folder.resolve()), *arguments],
             env=child_environment(folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What does the process do that brings W&B in line with a run folder? It and `media`, which it uses, alone import wandb.
+"""What does the process do that brings W&B in line with a run folder? Beside it only media.py and wandb_study.py import wandb.
 
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS follow ATTEMPT    beside a run that trains
     python -m tclx.track.wandb RUN_FOLDER MODE SECONDS once              `tclx sync`
@@ -41,6 +41,7 @@ from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.plan import Plan
 from tclx.runs import RunFolder, Superseded
 from tclx.spec.load import load_spec_json
+from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
 from tclx.track.sending import Due, Ending, RowReader, Say, begin_sent, degraded, digest, due, write_sent
 
@@ -78,12 +79,10 @@ class Missing(RunFailed):
 
 def main(arguments: list[str]) -> int:
     """Upload one run; returns the exit code."""
-    # The training process decides when it is over; SLURM and terminals signal everybody.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     path, mode, seconds, how = Path(arguments[0]), arguments[1], float(arguments[2]), arguments[3]
     folder = RunFolder(path, attempt_name=(arguments[4] or None) if how == "follow" else None)
-    say = _voice()
+    say = voice()
     if how == "follow":
         os.nice(10)  # where cores are short, training has them
     try:
@@ -103,7 +102,13 @@ def main(arguments: list[str]) -> int:
         return BUG
 
 
-def _voice() -> Say:
+def ignore_signals() -> None:
+    """The process that started this one decides when it is over; SLURM and terminals signal everybody."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def voice() -> Say:
     """stdout, which from here on nobody else has: the client and its service would write into it and keep it open."""
     file = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -143,7 +148,7 @@ def _alone(folder: RunFolder, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _ending_within(seconds: float) -> Iterator[None]:
+def ending_within(seconds: float) -> Iterator[None]:
     """The whole process is gone after so many seconds, whatever it waits for: nobody may be there any more to kill it."""
     timer = threading.Timer(seconds, os._exit, [RunFailed.exit_code])
     timer.daemon = True
@@ -175,7 +180,7 @@ def _follow(folder: RunFolder, seconds: float, say: Say) -> int:
                     next_try, in_trouble = time.monotonic() + wait, True
                     wait = min(2 * wait, RETRY_SECONDS[1])
             ending = _heard(POLL_SECONDS)
-        with _ending_within(seconds + ARRIVAL_SECONDS):
+        with ending_within(seconds + ARRIVAL_SECONDS):
             copy.complete(due(folder, copy.wandb), ending)
     folder.add_event("wandb_complete", rows=copy.sent.num_rows, url=copy.sent.url)
     return 0
@@ -196,7 +201,7 @@ def _keep_offline(folder: RunFolder, seconds: float, say: Say) -> int:
     """Write the client's own file when training has ended: afresh, so that every row stands there once."""
     copy = Copy(folder, finish_seconds=max(1.0, seconds - 1))
     ending = _heard(None) or "failed"
-    with _ending_within(seconds):
+    with ending_within(seconds):
         copy.write_offline(due(folder, copy.wandb), ending)
     say(f"W&B: offline; `tclx sync {folder.path}` uploads this run")
     return 0
@@ -283,18 +288,7 @@ class Copy:
     def _connect(self, mode: str) -> None:
         import wandb
 
-        settings = wandb.Settings(
-            init_timeout=float(self.wandb.init_timeout_seconds),
-            finish_timeout=self._finish_seconds,
-            finish_timeout_raises=True,
-            x_file_stream_transmit_interval=TRANSMIT_SECONDS,
-            console="off",
-            silent=True,
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=self._watched_process is None,
-            x_stats_pid=self._watched_process or os.getpid(),
-        )
+        settings = client_settings(self.wandb, finish_seconds=self._finish_seconds, watched_process=self._watched_process)
         config = self._spec.model_dump(mode="json") | {"run_id": self._folder.run_id, "plan": self._plan.to_json()}
         self._remove("run-*")
         with self._starting_anew_on_errors():
@@ -418,7 +412,7 @@ class Copy:
             self._run, self._artifacts, self._expected = None, {}, 0
             with suppress(Exception):  # raises too, where the service is dead, and has done its work by then
                 wandb.teardown()
-            raise _explained(error) from error
+            raise explained(error) from error
 
     def _remove(self, *patterns: str) -> None:
         """Delete what earlier clients left in the run folder."""
@@ -430,6 +424,30 @@ class Copy:
                     path.unlink(missing_ok=True)
 
 
+def client_settings(spec: WandbSpec, *, finish_seconds: float, watched_process: int | None = None) -> Any:
+    """The client's settings: nothing of this process is recorded but what we log.
+
+    Args:
+        spec: says how long a start may take.
+        finish_seconds: how long an end may take.
+        watched_process: whose CPU, memory and GPUs W&B records; None records none.
+    """
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=float(spec.init_timeout_seconds),
+        finish_timeout=finish_seconds,
+        finish_timeout_raises=True,
+        x_file_stream_transmit_interval=TRANSMIT_SECONDS,
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        x_disable_stats=watched_process is None,
+        x_stats_pid=watched_process or os.getpid(),
+    )
+
+
 def as_logged(row: Row, *, global_batch_size: int) -> dict[str, Any]:
     """A row of metrics.jsonl as W&B gets it: the axes in front, and NaN again what JSON could not say."""
     nonfinite = row.get("nonfinite", ())
@@ -439,7 +457,7 @@ def as_logged(row: Row, *, global_batch_size: int) -> dict[str, Any]:
     return {"trainer/step": row["step"], "trainer/samples": row["step"] * global_batch_size, **values}
 
 
-def _explained(error: Exception) -> Unusable:
+def explained(error: Exception) -> Unusable:
     """A client's error in one line, and whether trying again makes sense."""
     import wandb
 

@@ -117,7 +117,7 @@ def test_nothing_of_another_wandb_run_reaches_the_process_that_uploads(
         "WANDB_BASE_URL",
     ):
         monkeypatch.setenv(name, "x")
-    kept = {name for name in child_environment(folder) if name.startswith("WANDB_")}
+    kept = {name for name in child_environment(folder.path) if name.startswith("WANDB_")}
     assert kept == {"WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ERROR_REPORTING"}
 
 

@@ -177,7 +177,7 @@ class WandbServer:
                     run.num_overwritten += place < len(run.history)
                     run.history[place : place + 1] = [row]
             elif file == "wandb-summary.json":
-                run.summary.update(*lines[-1:])
+                run.summary = lines[-1]  # the whole of it every time, without what is None
             elif file == "wandb-events.jsonl":
                 run.num_events += len(lines)
         run.was_preempted |= bool(request.get("preempting"))
