@@ -357,7 +357,11 @@ class Copy:
             if name in self.sent.artifacts or name in self._artifacts:
                 continue
             artifact = wandb.Artifact(f"{self.sent.wandb_id}-checkpoint", "model", metadata={"run_id": self._folder.run_id})
-            artifact.add_dir(str(self._folder.checkpoints / name), skip_cache=True)
+            place = (self._folder.checkpoints / name).resolve()
+            if self.wandb.checkpoint_files == "reference":
+                artifact.add_reference(place.as_uri())
+            else:
+                artifact.add_dir(str(place), skip_cache=True)
             self._artifacts[name] = self._run.log_artifact(artifact, aliases=list(aliases))
 
     def _look_whether_rows_arrive(self) -> None:
