@@ -43,8 +43,8 @@ class WandbSpec(Section):
     checkpoints: Literal["none", "best", "all"] = "none"
     """Which checkpoints become artifacts: none, the best at the end, or every one as it is saved."""
     checkpoint_files: Literal["upload", "reference"] = "upload"
-    """`reference`: artifacts name the checkpoints' files where they lie (path, size, digest) and nothing is uploaded; for a file
-    system that everybody sees, and checkpoints that `training.checkpoints` does not delete."""
+    """`reference`: artifacts name the files where they lie (path, size, digest) and nothing is uploaded; for a file system that
+    everybody sees, and checkpoints that `training.checkpoints` does not delete."""
     init_timeout_seconds: Seconds = 30
     """How long W&B may take to answer before it is said that it does not; training does not wait with it."""
     finish_timeout_seconds: Seconds = 60

@@ -3,13 +3,14 @@
 Whoever starts, trains on or asks for a copy afterwards writes it afresh from the rows that metrics.jsonl has then, and appends
 the rows that follow. So it never holds a row twice or one that a resume took back, and nothing has to be taken out of it.
 
-A TensorBoard that looks on goes from a file to the next by name, and forgets what it has read when the next one says START at
-step 0. Uses tensorboard's own records and messages, which are imported where they are needed only.
+A TensorBoard that looks on goes from a file to the next by name, as long as the one that it reads is there, and forgets what it
+has read when the next one says START at step 0. Uses tensorboard's own records and messages, which are imported where they are needed only.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -102,8 +103,10 @@ def _write_afresh(place: Path, rows: Sequence[Row]) -> Path:
         raise
     path = place / f"events.out.tfevents.{max(time.time_ns(), *map(_number_of, earlier), 0):020d}"
     unfinished.rename(path)
-    for file_before in earlier:
-        file_before.unlink(missing_ok=True)
+    for older in earlier[:-1]:
+        older.unlink()
+    for replaced in earlier[-1:]:
+        os.truncate(replaced, 0)  # whoever reads it would stay at it for ever if it was gone
     return path
 
 

@@ -64,8 +64,10 @@ def assert_same(there: dict[str, list[Point]], here: dict[str, list[Point]]) -> 
 
 
 def events_of(folder: RunFolder) -> list[Any]:
-    (file,) = folder.tensorboard.iterdir()
-    return list(LegacyEventFileLoader(str(file)).Load())
+    """Of the newest file; the one before has been emptied."""
+    *before, newest = sorted(folder.tensorboard.iterdir())
+    assert [file.stat().st_size for file in before] in ([], [0])
+    return list(LegacyEventFileLoader(str(newest)).Load())
 
 
 def add(folder: RunFolder, board: TensorBoard, **values: Any) -> None:
@@ -120,9 +122,10 @@ def test_a_tensorboard_that_looks_on_forgets_what_a_resume_takes_back(folder: Ru
     for step in (1, 2, 3):
         add(folder, board, step=step, **{"loss/total": float(step)})
     assert len(curves_of(accumulator)["loss/total"]) == 3
-    board.begin(MetricsFile(folder.metrics).truncate_after(1))
-    add(folder, board, step=2, **{"loss/total": 20.0})
-    assert curves_of(accumulator)["loss/total"] == [(1, 1.0), (2, 20.0)]
+    for again in (20.0, 30.0):
+        board.begin(MetricsFile(folder.metrics).truncate_after(1))
+        add(folder, board, step=2, **{"loss/total": again})
+        assert curves_of(accumulator)["loss/total"] == [(1, 1.0), (2, again)]
 
 
 def test_a_half_written_copy_and_a_torn_one_are_replaced(folder: RunFolder) -> None:
@@ -150,10 +153,10 @@ def test_after_a_sigkill_and_a_resume_every_row_is_there_once_and_in_order(tmp_p
 
 
 def test_only_rank_0_writes_and_without_the_key_nobody_does(tmp_path: Path) -> None:
-    together = run(prepare(tmp_path / "together", toy_spec(**ASKED, **{"training.steps": 2, "launch.num_processes": 2})))
+    together = run(prepare(tmp_path / "together", toy_spec(**ASKED, **{"training.steps": 6, "launch.num_processes": 2})))
     assert len(list(together.tensorboard.iterdir())) == 1
     assert_same(curves(together), expected(together))
-    without = run(prepare(tmp_path / "without", toy_spec(**{"training.steps": 2})))
+    without = run(prepare(tmp_path / "without", toy_spec(**{"training.steps": 6})))
     assert not without.tensorboard.exists()
 
 
@@ -214,7 +217,7 @@ def assert_trained_and_said(folder: RunFolder, reason: str) -> None:
     assert (folder.path / "stderr0.txt").read_text().count("TensorBoard: ") == 1
 
 
-# ------------------------------------------------------------------------------------------------------- asked for, and too late
+# ------------------------------------------------------------------------------------------------------ asked for, and too late
 
 
 def test_without_the_package_the_run_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +233,7 @@ def test_without_the_package_the_run_is_refused_before_any_work(tmp_path: Path, 
 
 
 def test_a_run_that_was_trained_without_gets_its_copy_afterwards(tmp_path: Path) -> None:
-    folder = run(prepare(tmp_path / "toy-s3-1a2b3c4d", toy_spec(**{"training.steps": 4})))
+    folder = run(prepare(tmp_path / "toy-s3-1a2b3c4d", toy_spec(**{"training.steps": 6})))
     ended = Ended("tensorboard", folder.run_id, "--runs-dir", tmp_path)
     assert ended.code == 0, ended.err
     assert ended.out == f"{folder.run_id}  {len(read(folder.metrics))} rows  {folder.tensorboard}\n"
