@@ -51,6 +51,11 @@ class Sweep:
         tree: dict[str, Any] = self.base.model_dump(mode="json")
         return tree
 
+    @property
+    def tracked(self) -> ExperimentSpec:
+        """The base as a trial's runs are tracked."""
+        return self.base.model_copy(update={"tracking": self._tracking(self.base.tracking)})
+
     def seeds(self) -> tuple[int, ...]:
         """Of every trial's runs."""
         return self.spec.seeds or (self.base.seed,)

@@ -4,7 +4,8 @@ Whoever starts, trains on or asks for a copy afterwards writes it afresh from th
 the rows that follow. So it never holds a row twice or one that a resume took back, and nothing has to be taken out of it.
 
 A TensorBoard that looks on goes from a file to the next by name, as long as the one that it reads is there, and forgets what it
-has read when the next one says START at step 0. Uses tensorboard's own records and messages, which are imported where they are needed only.
+has read when the next one says START at step 0. Uses tensorboard's own records and messages, imported where they are needed
+only.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ killed; and whatever happens to W&B, training ends as it would without, in the t
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import signal
 import time
@@ -119,6 +121,23 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     assert complete["rows"] == len(there.rows)
     assert not events(folder, "wandb_degraded")
     assert_no_secret(folder)
+
+
+def test_a_checkpoint_by_reference_is_named_where_it_lies_and_not_uploaded(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path, checkpoints="best", checkpoint_files="reference")
+    run(folder, environment=server.environment)
+    (artifact,) = server.only_run.artifacts
+    assert artifact["state"] == "COMMITTED"
+    assert artifact["files"] == []
+    checkpoint = folder.checkpoints.resolve() / f"step-{folder.read_json(folder.best)['step']:08d}"
+    assert artifact["contents"].keys() == {path.name for path in checkpoint.iterdir()}
+    for name, entry in artifact["contents"].items():
+        content = (checkpoint / name).read_bytes()
+        assert entry["ref"] == (checkpoint / name).as_uri()
+        assert entry["size"] == len(content)
+        assert entry["digest"] == base64.b64encode(hashlib.md5(content).digest()).decode()
+    assert received(server.only_run) == expected(folder)
+    assert not events(folder, "wandb_degraded")
 
 
 @pytest.mark.parametrize("rows", ["live", "saved"])

@@ -160,6 +160,8 @@ class WandbServer:
                 _, _, kind, *rest = unquote(path).split("/", 4)
                 if kind == "run":
                     self.runs[rest[0]].files[rest[1]] = body
+                elif kind == "manifest":
+                    self._artifacts[rest[0]]["contents"] = json.loads(body)["contents"]
                 return 200, {}
         self.unknown.append(f"{method} {path}")
         return 404, {}
@@ -249,7 +251,8 @@ class WandbServer:
         name = f"artifact{len(self._artifacts)}"
         names = given.get("artifactCollectionNames") or [given.get("artifactCollectionName")]
         aliases = [alias["alias"] for alias in given.get("aliases") or []]
-        artifact = {"id": name, "name": names[0], "aliases": aliases, "files": [], "state": "PENDING", "given": given}
+        artifact = {"id": name, "name": names[0], "aliases": aliases, "files": [], "contents": {}, "given": given}
+        artifact["state"] = "PENDING"
         self._artifacts[name] = artifact
         self._client_ids[given["clientID"]] = name
         self.runs[given["runName"]].artifacts.append(artifact)
