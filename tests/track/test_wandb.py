@@ -120,11 +120,12 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     (complete,) = events(folder, "wandb_complete")
     assert complete["rows"] == len(there.rows)
     assert not events(folder, "wandb_degraded")
+    assert "system.proc.memory.rssMB" in there.event_names  # tclx/track/dashboard.py has a panel of it
     assert_no_secret(folder)
 
 
 def test_a_checkpoint_by_reference_is_named_where_it_lies_and_not_uploaded(tmp_path: Path, server: WandbServer) -> None:
-    folder = prepared(tmp_path, checkpoints="best", checkpoint_files="reference")
+    folder = prepared(tmp_path / "my runs", checkpoints="best", checkpoint_files="reference")
     run(folder, environment=server.environment)
     (artifact,) = server.only_run.artifacts
     assert artifact["state"] == "COMMITTED"

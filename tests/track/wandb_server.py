@@ -45,6 +45,8 @@ class ReceivedRun:
     facts: Json = field(default_factory=dict)
     """Group, job type, tags, notes and display name, under the protocol's names."""
     num_events: int = 0
+    event_names: set[str] = field(default_factory=set)
+    """Of what the client's monitor records."""
     artifacts: list[Json] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
@@ -178,6 +180,7 @@ class WandbServer:
                 run.summary.update(*lines[-1:])
             elif file == "wandb-events.jsonl":
                 run.num_events += len(lines)
+                run.event_names.update(*lines)
         run.was_preempted |= bool(request.get("preempting"))
         if request.get("complete"):
             run.exit_code = request.get("exitcode")
