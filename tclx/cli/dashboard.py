@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec
     from tclx.track.dashboard import Study
 
-EXAMPLE = "Example:  tclx dashboard experiments/quickstart.yaml --out workspace.json"
+EXAMPLE = "Example:  tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl"
 
 
 class Shown(NamedTuple):
@@ -73,7 +73,7 @@ def _of_file(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
     if isinstance(content, dict) and ("space" in content or "simplex" in content):
         return _of_sweep(path, overrides, runs_dir)
     specs = [experiment.spec for experiment in load_experiments(path, overrides)]
-    return Shown(_tracked(specs, str(path)))
+    return Shown(_tracked(specs, str(path), "name a project: --set tracking.wandb.project=NAME"))
 
 
 def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
@@ -89,7 +89,7 @@ def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
         switches=tuple(parameter.key for parameter in varied if parameter.is_switch),
         goals=tuple(goal.metric for goal in sweep.spec.objective if goal.metric != GPU_HOURS),  # W&B has no row of it
     )
-    return Shown(_tracked([sweep.tracked], str(path)), study)
+    return Shown(_tracked([sweep.tracked], str(path), "its experiment, or its `changes`, name a project"), study)
 
 
 def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Shown:
@@ -113,7 +113,7 @@ def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Sh
         message = f"{target} is neither a file nor a run or a group of runs"
         hint = f"did you mean {near}?" if near else error.problems[0].hint
         raise InputError(Problem("", message, hint)) from error
-    return Shown(_tracked(read(found), target))
+    return Shown(_tracked(read(found), target, "name the file of an experiment that does"))
 
 
 def _group_of(folder: Path) -> str | None:
@@ -123,15 +123,20 @@ def _group_of(folder: Path) -> str | None:
     return (wandb["group"] or spec["name"]) if wandb is not None else None
 
 
-def _tracked(specs: Sequence[ExperimentSpec], named: str) -> list[ExperimentSpec]:
+def _tracked(specs: Sequence[ExperimentSpec], named: str, hint: str | None = None) -> list[ExperimentSpec]:
     """Those that use W&B; all of one project and group.
+
+    Args:
+        specs: of the runs.
+        named: what the user named them by.
+        hint: what to do where none uses W&B.
 
     Raises:
         InputError: none does, or a workspace cannot show them together.
     """
     found = [spec for spec in specs if spec.tracking.wandb is not None]
     if not found:
-        raise InputError(Problem("tracking.wandb", f"{named} does not use W&B", "name a project there"))
+        raise InputError(Problem("tracking.wandb", f"{named} does not use W&B", hint))
     places = {f"{wandb.project}/{wandb.group or spec.name}": None for spec in found if (wandb := spec.tracking.wandb)}
     if len(places) > 1:
         message = f"runs of {named} are of several projects or groups on W&B: {', '.join(places)}"
