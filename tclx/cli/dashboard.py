@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec
     from tclx.track.dashboard import Study
 
-EXAMPLE = "Example:  tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl"
+EXAMPLE = "Example:  tclx dashboard my-group --out workspace.json"
 
 
 class Shown(NamedTuple):
