@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.rules import CONTRADICTIONS, missing_files, num_compared_pairs, patch_grid
+from tclx.spec.rules import CONTRADICTIONS, missing_files, missing_packages, num_compared_pairs, patch_grid
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
@@ -108,7 +108,7 @@ def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
 
 
 def check_spec(spec: ExperimentSpec, origins: Mapping[str, Location] | None = None, *, without_data: bool = False) -> None:
-    """Refuse what is wrong whatever the data holds: contradictions between sections, files that are not there.
+    """Refuse what is wrong whatever the data holds: contradictions between sections, files and packages that are not there.
 
     Args:
         spec: one resolved run.
@@ -141,7 +141,8 @@ def make_plan(
 
 
 def _spec_problems(spec: ExperimentSpec, without_data: bool) -> list[Problem]:
-    return [*(one for rule in CONTRADICTIONS for one in rule(spec)), *missing_files(spec, without_data=without_data)]
+    contradictions = [one for rule in CONTRADICTIONS for one in rule(spec)]
+    return [*contradictions, *missing_files(spec, without_data=without_data), *missing_packages(spec)]
 
 
 def _refuse(problems: Iterable[Problem], origins: Mapping[str, Location] | None) -> None:

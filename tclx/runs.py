@@ -9,6 +9,7 @@
     RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
     RUN/cancel.json        somebody wants it to stop    RUN/errors/           rank<r>.json: why a process gave up
     RUN/wandb.json         its run on W&B               RUN/wandb/            what W&B's own client writes
+    RUN/tensorboard/       a copy of metrics.jsonl, when asked for
 
 Files are replaced by rename, so a reader sees the old or the new one, never half.
 
@@ -253,6 +254,11 @@ class RunFolder:
     def wandb(self) -> Path:
         """Its run on W&B, and what is known to have arrived there; absent without W&B."""
         return self.path / "wandb.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """A copy of metrics.jsonl for TensorBoard; absent where nobody asked for one."""
+        return self.path / "tensorboard"
 
     def log(self, rank: int) -> Path:
         """What one process printed, over all attempts."""

@@ -24,6 +24,7 @@ from tclx.cli import (
     status,
     sweep,
     sync,
+    tensorboard,
     weights,
 )
 from tclx.cli.console import print_error
@@ -78,6 +79,7 @@ app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 app.command(epilog=sync.EXAMPLE)(sync.sync)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.command(epilog=schema.EXAMPLE)(schema.schema)

@@ -1,44 +1,144 @@
-"""`tclx dashboard`: a W&B workspace for an experiment's runs."""
+"""`tclx dashboard`: a W&B workspace for the runs of an experiment, a sweep or a group."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tclx.cli.console import Overrides, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
 from tclx.errors import InputError, Problem
 
-EXAMPLE = "Example:  tclx dashboard experiments/quickstart.yaml --out workspace.json"
+if TYPE_CHECKING:
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.track.dashboard import Study
+
+EXAMPLE = "Example:  tclx dashboard my-group --out workspace.json"
+
+
+class Shown(NamedTuple):
+    """Whose workspace it is."""
+
+    specs: list[ExperimentSpec]
+    """Of one project and group."""
+    study: Study | None = None
+    """What a sweep adds."""
 
 
 def dashboard(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file with tracking.wandb.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="SPEC|SWEEP|GROUP", help="An experiment or sweep file, a W&B group, or what runs are called."),
+    ],
     overrides: Overrides = None,
-    parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", metavar="KEY", help="A sweep's key, for its panels; may be repeated.")
-    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write its JSON and ask no server.")] = None,
 ) -> None:
-    """Make or update the W&B workspace of an experiment: losses side by side, bounds, health, retrieval, speed.
+    """Make or update the W&B workspace of a group of runs: losses side by side, bounds, health, retrieval, speed.
 
-    The workspace shows the runs of the experiment's group. The same command replaces it.
+    The group is an experiment's, or a sweep's, whose parameters come first; a group's name or a run is looked for among the
+    run folders. The same command replaces the workspace.
     """
-    from tclx.spec.load import load_experiments
     from tclx.track.dashboard import build_workspace, save, serialised
 
-    first = load_experiments(spec, overrides or [])[0].spec
-    wandb = first.tracking.wandb
-    if wandb is None:
-        raise InputError(Problem("tracking.wandb", f"{spec} does not use W&B", "name a project there"))
-    entity = wandb.entity or os.environ.get("WANDB_ENTITY")
-    if entity is None:
-        raise InputError(Problem("tracking.wandb.entity", "a workspace needs an owner", "name it, or set WANDB_ENTITY"))
-    workspace = build_workspace(first, entity=entity, parameters=parameters or [])
+    shown = _of_file(Path(target), overrides or [], runs_dir) if _is_file(target) else _of_runs(target, overrides, runs_dir)
+    workspace = build_workspace(shown.specs, entity=_entity(shown.specs[0]), study=shown.study)
     if out is not None:
         out.write_text(serialised(workspace) + "\n", encoding="utf-8")
         say(f"wrote {out}")
         return
     print(save(workspace))
+
+
+def _is_file(target: str) -> bool:
+    return Path(target).is_file() or target.endswith((".yaml", ".yml"))
+
+
+def _entity(spec: ExperimentSpec) -> str:
+    entity = (spec.tracking.wandb.entity if spec.tracking.wandb else None) or os.environ.get("WANDB_ENTITY")
+    if entity is None:
+        raise InputError(Problem("tracking.wandb.entity", "a workspace needs an owner", "name it, or set WANDB_ENTITY"))
+    return entity
+
+
+def _of_file(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
+    from tclx.spec.load import load_experiments
+    from tclx.spec.yaml import read_yaml
+
+    content = read_yaml(path).value
+    if isinstance(content, dict) and ("space" in content or "simplex" in content):
+        return _of_sweep(path, overrides, runs_dir)
+    specs = [experiment.spec for experiment in load_experiments(path, overrides)]
+    return Shown(_tracked(specs, str(path), "name a project: --set tracking.wandb.project=NAME"))
+
+
+def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
+    from tclx.sweep.load import load_sweep
+    from tclx.sweep.metrics import GPU_HOURS
+    from tclx.sweep.space import parameters
+    from tclx.track.dashboard import Study
+
+    sweep = load_sweep(path, overrides, runs_dir=runs_dir)
+    varied = parameters(sweep.spec)
+    study = Study(
+        parameters=tuple(parameter.key for parameter in varied if not parameter.is_switch),
+        switches=tuple(parameter.key for parameter in varied if parameter.is_switch),
+        goals=tuple(goal.metric for goal in sweep.spec.objective if goal.metric != GPU_HOURS),  # W&B has no row of it
+    )
+    return Shown(_tracked([sweep.tracked], str(path), "its experiment, or its `changes`, name a project"), study)
+
+
+def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Shown:
+    """The runs of a W&B group with this name, else those that `tclx results` knows by it."""
+    from tclx.eval.results import find_runs
+    from tclx.spec.fields import nearest
+    from tclx.spec.load import load_spec_json
+
+    def read(folders: Sequence[Path]) -> list[ExperimentSpec]:
+        return [load_spec_json(folder / "spec.json") for folder in folders]
+
+    if overrides:
+        raise InputError(Problem("--set", f"{target} names runs, whose specs are what they are", "name their file"))
+    groups = {folder: _group_of(folder) for folder in find_runs([], runs_dir=runs_dir)}
+    if members := [folder for folder, group in groups.items() if group == target]:
+        return Shown(_tracked(read(members), target))
+    try:
+        found = find_runs([target], runs_dir=runs_dir)
+    except InputError as error:
+        near = nearest(target, [group for group in groups.values() if group is not None])
+        message = f"{target} is neither a file nor a run or a group of runs"
+        hint = f"did you mean {near}?" if near else error.problems[0].hint
+        raise InputError(Problem("", message, hint)) from error
+    return Shown(_tracked(read(found), target, "name the file of an experiment that does"))
+
+
+def _group_of(folder: Path) -> str | None:
+    """The W&B group of a run, whatever version of tclx wrote its spec; None without W&B."""
+    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    wandb = spec["tracking"].get("wandb")
+    return (wandb["group"] or spec["name"]) if wandb is not None else None
+
+
+def _tracked(specs: Sequence[ExperimentSpec], named: str, hint: str | None = None) -> list[ExperimentSpec]:
+    """Those that use W&B; all of one project and group.
+
+    Args:
+        specs: of the runs.
+        named: what the user named them by.
+        hint: what to do where none uses W&B.
+
+    Raises:
+        InputError: none does, or a workspace cannot show them together.
+    """
+    found = [spec for spec in specs if spec.tracking.wandb is not None]
+    if not found:
+        raise InputError(Problem("tracking.wandb", f"{named} does not use W&B", hint))
+    places = {f"{wandb.project}/{wandb.group or spec.name}": None for spec in found if (wandb := spec.tracking.wandb)}
+    if len(places) > 1:
+        message = f"runs of {named} are of several projects or groups on W&B: {', '.join(places)}"
+        raise InputError(Problem("", message, "name one group, or runs of one"))
+    return found

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from tclx import __version__
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.rules import missing_packages
 from tclx.track.sending import wandb_mode
 
 Verdict = Literal["ok", "info", "warning", "problem"]
@@ -95,6 +96,7 @@ def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpe
         *check_runs_dir(runs_dir, mount),
         *doctor_slurm.check_slurm(mount),
         *check_wandb_for(specs, os.environ),
+        *check_tensorboard_for(specs),
         *check_hub(os.environ),
     ]
 
@@ -452,6 +454,16 @@ def foretell_wandb(specs: Sequence[ExperimentSpec], environment: Mapping[str, st
             waits = f"a finished run waits at most {wandb.finish_timeout_seconds} s for it"
             found = f"online: project {wandb.project}{f' of {wandb.entity}' if wandb.entity else ''}; {waits}"
         yield Check("wandb for runs", "info", found)
+
+
+def check_tensorboard_for(specs: Sequence[ExperimentSpec]) -> Iterator[Check]:
+    """Whether runs that ask for TensorBoard can have it."""
+    if any(spec.tracking.tensorboard for spec in specs):
+        lacking = [problem for spec in specs for problem in missing_packages(spec)]
+        if lacking:
+            yield Check("tensorboard", "problem", f"{lacking[0].key}: {lacking[0].message}", lacking[0].hint)
+        else:
+            yield Check("tensorboard", "ok", f"{_version('tensorboard')}: rank 0 copies metrics.jsonl into the run folder")
 
 
 def check_hub(environment: Mapping[str, str]) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from tclx.errors import Problem
@@ -207,6 +208,13 @@ def missing_files(spec: ExperimentSpec, *, without_data: bool = False) -> Iterat
     if spec.init is not None:
         yield from _missing("init.experiment", spec.init.experiment, "file")
         yield from _missing("init.checkpoint", spec.init.checkpoint, "file or folder")
+
+
+def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
+    """What the spec asks for and only an optional package can do, where that is not installed."""
+    if spec.tracking.tensorboard and find_spec("tensorboard") is None:
+        hint = "pip install 'tclx[tensorboard]', or leave the key out: `tclx tensorboard` gives a run its copy later, too"
+        yield Problem("tracking.tensorboard", "the package tensorboard is not installed", hint)
 
 
 def _missing_data(spec: ExperimentSpec) -> Iterator[Problem]:

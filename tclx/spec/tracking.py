@@ -42,6 +42,9 @@ class WandbSpec(Section):
     rows go out up to the newest checkpoint, so that W&B never shows what a resume takes back."""
     checkpoints: Literal["none", "best", "all"] = "none"
     """Which checkpoints become artifacts: none, the best at the end, or every one as it is saved."""
+    checkpoint_files: Literal["upload", "reference"] = "upload"
+    """`reference`: artifacts name the files where they lie (path, size, digest) and nothing is uploaded; for a file system that
+    everybody sees, and checkpoints that `training.checkpoints` does not delete."""
     init_timeout_seconds: Seconds = 30
     """How long W&B may take to answer before it is said that it does not; training does not wait with it."""
     finish_timeout_seconds: Seconds = 60
@@ -55,5 +58,7 @@ class TrackingSpec(Section):
     """Optimizer steps between two rows of metrics.jsonl."""
     term_gradient_norms_every_steps: Count | None = None
     """Steps between two measurements of every term's own gradient norm; each costs one more backward pass per term."""
+    tensorboard: bool = False
+    """Whether rank 0 also keeps a copy of metrics.jsonl for TensorBoard, in `tensorboard/` of the run folder."""
     wandb: WandbSpec | None = None
     """Weights & Biases; null leaves it out, and wandb is never imported."""

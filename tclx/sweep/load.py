@@ -51,6 +51,11 @@ class Sweep:
         tree: dict[str, Any] = self.base.model_dump(mode="json")
         return tree
 
+    @property
+    def tracked(self) -> ExperimentSpec:
+        """The base as a trial's runs are tracked."""
+        return self._tracked(self.base)
+
     def seeds(self) -> tuple[int, ...]:
         """Of every trial's runs."""
         return self.spec.seeds or (self.base.seed,)
@@ -69,13 +74,16 @@ class Sweep:
         spec = self.base.tracking.wandb
         return spec if spec is None or spec.group is not None else spec.model_copy(update={"group": self.spec.name})
 
+    def _tracked(self, spec: ExperimentSpec) -> ExperimentSpec:
+        return spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"wandb": self.wandb()})})
+
     def _planned(self, tree: dict[str, Any], seed: int) -> PlannedRun:
         try:
             spec = ExperimentSpec.model_validate_json(json.dumps({**tree, "seed": seed}))
         except ValidationError as error:
             raise InputError(*problems_of(error, _as_node({**tree, "seed": seed}))) from error
         facts = self.facts if spec.data == self.base.data else _facts(spec.data)
-        spec = spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"wandb": self.wandb()})})
+        spec = self._tracked(spec)
         plan = make_plan(spec, facts)
         if self.needs is not None:  # as the run's own planning does: the weights' run id stands for them
             identity = spec.model_copy(update={"init": InitSpec(experiment=self.needs)})

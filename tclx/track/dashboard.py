@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import MachineError
 from tclx.spec.experiment import ExperimentSpec
@@ -16,76 +16,161 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
 STEP = "trainer/step"
+TRIALS = "trials"
+"""The table of the study's own run."""
 _PARTS = {"cma": ("image_to_text", "text_to_image"), "imc": ("image", "text"), "lmi": ("image", "text")}
+_TERMS = (*_PARTS, "itm", "mlm")
+_PAIRS = ("matched", "unmatched")
+_TIME = "RelativeTime(Process)"
+"""The axis of what W&B's own monitor records: it knows no training step."""
+MAX_GPUS = 8
+"""Lines of one panel; a node rarely has more."""
 
 
-def build_workspace(spec: ExperimentSpec, *, entity: str, parameters: Sequence[str] = ()) -> Workspace:
-    """The workspace of an experiment's runs, nothing saved yet.
+class Study(NamedTuple):
+    """What a sweep adds to its experiment."""
+
+    parameters: tuple[str, ...]
+    """Keys of the experiment that trials give a value."""
+    switches: tuple[str, ...] = ()
+    """Keys of sections that trials switch on and off."""
+    goals: tuple[str, ...] = ()
+    """The metrics that it aims at."""
+
+
+def build_workspace(specs: Sequence[ExperimentSpec], *, entity: str, study: Study | None = None) -> Workspace:
+    """The workspace of the runs of a group, nothing saved yet.
 
     Args:
-        spec: of one of them; terms that are off have no panels.
+        specs: of its runs, one or more; a term that is off in all of them has no panels. The first one's project and group.
         entity: who owns the project.
-        parameters: dotted paths of a sweep, for its parallel coordinates and importances.
+        study: for a sweep's trials: its parallel coordinates and importances.
     """
     from wandb_workspaces import expr
     from wandb_workspaces.workspaces import RunsetSettings, Workspace, WorkspaceSettings
 
-    wandb = spec.tracking.wandb
+    wandb = specs[0].tracking.wandb
     if wandb is None:
         raise ValueError("the experiment has no tracking.wandb")
-    group = wandb.group or spec.name
+    group = wandb.group or specs[0].name
     return Workspace(
         name=f"tclx {group}",
         entity=entity,
         project=wandb.project,
-        sections=sections(spec, parameters),
+        sections=sections(specs, study),
         settings=WorkspaceSettings(x_axis=STEP, max_runs=50),
         runset_settings=RunsetSettings(filters=expr.And(expr.Metric("Group") == group)),
     )
 
 
-def sections(spec: ExperimentSpec, parameters: Sequence[str] = ()) -> list[Section]:
+def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> list[Section]:
     """Losses side by side, information bounds, health, retrieval, speed; for a sweep its parameters first."""
     from wandb_workspaces.workspaces import Section
 
-    on = [term for term in _PARTS if getattr(spec.objectives, term) is not None]
-    others = [term for term in ("itm", "mlm") if getattr(spec.objectives, term) is not None]
-    split = spec.evaluation.during_training
+    terms = [term for term in _TERMS if any(_is_on(term, spec, study) for spec in specs)]
+    contrastive = [term for term in terms if term in _PARTS]
+    during = {spec.evaluation.during_training: None for spec in specs if spec.evaluation.during_training is not None}
+    shown = during | {spec.evaluation.at_end: None for spec in specs if spec.evaluation.at_end is not None}
     panels: dict[str, list[Any]] = {
-        "Sweep": _sweep(spec, parameters),
-        "Contrastive terms": [_line(f"{term.upper()}", [f"loss/{term}_{part}" for part in _PARTS[term]]) for term in on],
-        "All terms": [_line("total", ["loss/total"]), *(_line(term.upper(), [f"loss/{term}"]) for term in (*on, *others))],
+        "Sweep": _sweep(specs[0], study) if study is not None else [],
+        "Contrastive terms": [_line(term.upper(), [f"loss/{term}_{part}" for part in _PARTS[term]]) for term in contrastive],
+        "All terms": [_line("total", ["loss/total"]), *(_line(term.upper(), [f"loss/{term}"]) for term in terms)],
         "Mutual information bounds (nats)": [
-            _line(term.upper(), [f"mi_bound/{term}_{part}" for part in _PARTS[term]]) for term in on if term != "lmi"
+            _line(term.upper(), [f"mi_bound/{term}_{part}" for part in _PARTS[term]]) for term in contrastive if term != "lmi"
         ],
         "Representation health": [
             _line("alignment", ["health/alignment"]),
             _line("uniformity", ["health/uniformity_image", "health/uniformity_text"]),
             _line("modality gap", ["health/modality_gap"]),
-            _line("temperature", ["temperature/shared"]),
+            _line("temperature", _temperatures(specs, contrastive)),
+            *([_line("queue filled", ["health/queue_fill"])] if any(spec.model.queue_size for spec in specs) else []),
+            *(_media(f"similarity, {split}", [f"similarity/{split}/{kind}" for kind in _PAIRS]) for split in shown),
         ],
-        "Retrieval": _retrieval(split) if split is not None else [],
+        "Retrieval": [panel for split in during for panel in _retrieval(split, specs[0].evaluation.best_metric)],
+        "Retrieval examples": [
+            _table(f"examples/{split}/{way}") for split in shown for way in ("text_to_image", "image_to_text")
+        ],
+        "Attention": [_media(f"attention, {split}", [f"attention/{split}"]) for split in shown],
         "Optimisation": [
             _line("learning rate", ["learning_rate"]),
             _line("gradient norm", ["gradient_norm"]),
+            *_gradient_norms(specs, terms),
             _line("soft-label weight", ["soft_labels/weight"]),
         ],
         "Systems": [
             _line("images a second", ["speed/images_per_second"]),
             _line("share of time waiting for data", ["speed/share_waiting_for_data"]),
+            _line("peak memory (GiB)", ["memory/peak_gib"]),
             _line("bad pictures", ["data/bad_images"]),
+            *_monitored(max(_num_gpus(spec) for spec in specs)),
         ],
     }
     return [Section(name=name, panels=inside, is_open=True) for name, inside in panels.items() if inside]
 
 
-def _line(title: str, metrics: list[str]) -> Any:
+def _is_on(term: str, spec: ExperimentSpec, study: Study | None) -> bool:
+    return getattr(spec.objectives, term) is not None or (study is not None and f"objectives.{term}" in study.switches)
+
+
+def _temperatures(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> list[str]:
+    """The shared one, and those of terms that have their own."""
+    own = [term for term in terms if any(_own_temperature(term, spec) for spec in specs)]
+    return [f"temperature/{name}" for name in ("shared", *own)]
+
+
+def _own_temperature(term: str, spec: ExperimentSpec) -> bool:
+    section = getattr(spec.objectives, term)
+    return section is not None and section.temperature is not None
+
+
+def _gradient_norms(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> list[Any]:
+    if all(spec.tracking.term_gradient_norms_every_steps is None for spec in specs):
+        return []
+    return [_line("gradient norm of each term", [f"gradient_norm/{term}" for term in terms])]
+
+
+def _num_gpus(spec: ExperimentSpec) -> int:
+    """GPUs that W&B's monitor may see: those of rank 0's node."""
+    if spec.training.device == "cpu":
+        return 0
+    launch = spec.launch
+    return min(launch.num_processes if launch.backend == "local" else launch.gpus_per_node, MAX_GPUS)
+
+
+def _monitored(num_gpus: int) -> list[Any]:
+    """What W&B records of rank 0's machine, by the client's names."""
+    of_gpus = {"GPU (%)": "gpu", "GPU memory (%)": "memoryAllocated", "GPU power (W)": "powerWatts", "GPU temperature": "temp"}
+    panels = [
+        _line(title, [f"system/gpu.{index}.{name}" for index in range(num_gpus)], x=_TIME) for title, name in of_gpus.items()
+    ]
+    return [
+        *(panels if num_gpus else []),
+        _line("CPU (%)", ["system/cpu"], x=_TIME),
+        _line("memory of the process (MB)", ["system/proc.memory.rssMB"], x=_TIME),
+    ]
+
+
+def _line(title: str, metrics: list[str], *, x: str = STEP) -> Any:
     from wandb_workspaces.reports.v2 import LinePlot
 
-    return LinePlot(title=title, x=STEP, y=metrics)
+    return LinePlot(title=title, x=x, y=metrics)
 
 
-def _retrieval(split: str) -> list[Any]:
+def _media(title: str, keys: list[str]) -> Any:
+    """Pictures or histograms, with a slider over the steps."""
+    from wandb_workspaces.reports.v2 import MediaBrowser
+
+    return MediaBrowser(title=title, media_keys=keys)
+
+
+def _table(key: str) -> Any:
+    """The newest table of each run, one below the other; as wide as the page."""
+    from wandb_workspaces.reports.v2 import Layout, WeavePanelSummaryTable
+
+    return WeavePanelSummaryTable(table_name=key, layout=Layout(w=24, h=12))
+
+
+def _retrieval(split: str, best_metric: str) -> list[Any]:
     from wandb_workspaces.reports.v2 import BarPlot
 
     name = f"retrieval/{split}"
@@ -94,11 +179,11 @@ def _retrieval(split: str) -> list[Any]:
     return [
         *curves,
         _line("mean recall", [f"{name}/r_mean"]),
-        BarPlot(title="best mean recall", metrics=[f"best/{name}/r_mean"]),
+        BarPlot(title=f"best {best_metric}", metrics=[f"best/{name}/{best_metric}"]),
     ]
 
 
-def _sweep(spec: ExperimentSpec, parameters: Sequence[str]) -> list[Any]:
+def _sweep(spec: ExperimentSpec, study: Study) -> list[Any]:
     from wandb_workspaces.reports.v2 import (
         Config,
         ParallelCoordinatesPlot,
@@ -107,13 +192,15 @@ def _sweep(spec: ExperimentSpec, parameters: Sequence[str]) -> list[Any]:
         SummaryMetric,
     )
 
-    if not parameters:
-        return []
-    goal = f"best/retrieval/{spec.evaluation.during_training}/{spec.evaluation.best_metric}"
-    columns = [*(Config(name) for name in parameters), SummaryMetric(goal)]
+    evaluation = spec.evaluation
+    followed = f"retrieval/{evaluation.during_training}/{evaluation.best_metric}"
+    # A summary has the last value of a metric, and the best one of what picks the best checkpoint.
+    goals = [f"best/{goal}" if goal == followed else goal for goal in study.goals]
+    columns = [*(Config(name) for name in study.parameters), *(SummaryMetric(goal) for goal in goals)]
     return [
         ParallelCoordinatesPlot(columns=[ParallelCoordinatesPlotColumn(column) for column in columns]),
-        ParameterImportancePlot(with_respect_to=goal),
+        *(ParameterImportancePlot(with_respect_to=goal) for goal in goals),
+        _table(TRIALS),
     ]
 
 

@@ -42,11 +42,7 @@ class MetricsFile:
 
     def _write(self, line: str) -> None:
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                _write_all(file, line.encode())
-            finally:
-                os.close(file)
+            append_whole(self._path, line.encode())
         except OSError as error:
             raise machine_error(error, f"could not write {self._path}") from error
 
@@ -85,12 +81,32 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _write_all(file: int, line: bytes) -> None:
-    """Write a whole line or nothing: half of one would be glued to the next row once the disk has space again."""
-    size = os.fstat(file).st_size
+def numbers(row: Row) -> dict[str, float]:
+    """The figures of a row, NaN for those that are not finite; its step, text and what is null are left out."""
+    nonfinite = row.get("nonfinite", ())
+    kept: dict[str, float] = {}
+    for name, value in row.items():
+        if name in nonfinite or (isinstance(value, float) and not math.isfinite(value)):
+            kept[name] = math.nan
+        elif name != "step" and isinstance(value, int | float):
+            kept[name] = value
+    return kept
+
+
+def append_whole(path: Path, record: bytes, *, create: bool = True) -> None:
+    """Append all of a record or nothing: half of one would be glued to the next once the disk has space again.
+
+    Raises:
+        OSError: it could not be written, or the file is not there and is not to be created.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | (os.O_CREAT if create else 0), 0o644)
     try:
-        while line:
-            line = line[os.write(file, line) :]
-    except OSError:
-        os.ftruncate(file, size)
-        raise
+        size = os.fstat(file).st_size
+        try:
+            while record:
+                record = record[os.write(file, record) :]
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)

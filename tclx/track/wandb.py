@@ -28,6 +28,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -56,6 +57,8 @@ RETRY_SECONDS = (5.0, 300.0)
 
 ARRIVAL_SECONDS = 10.0
 """How long the server may take to show rows that it has acknowledged."""
+
+STAGED = "staged"
 
 BUG = 70
 """EX_SOFTWARE of sysexits.h."""
@@ -201,7 +204,7 @@ def _keep_offline(folder: RunFolder, seconds: float, say: Say) -> int:
     """Write the client's own file when training has ended: afresh, so that every row stands there once."""
     copy = Copy(folder, finish_seconds=max(1.0, seconds - 1))
     ending = _heard(None) or "failed"
-    with ending_within(seconds):
+    with ending_within(seconds), _alone(folder, seconds):
         copy.write_offline(due(folder, copy.wandb), ending)
     say(f"W&B: offline; `tclx sync {folder.path}` uploads this run")
     return 0
@@ -274,7 +277,7 @@ class Copy:
             raise Missing(f"{self._num_logged - num_rows} of {self._num_logged} rows have not arrived")
         if ending == "finished" and num_rows > self._reader.num_read:
             raise Missing(f"{num_rows} rows are there and the run has {self._reader.num_read}; {_AGAIN}")
-        self._remove("latest-run", "debug*", "run-*", "data", "cache")
+        self._remove("latest-run", "debug*", "run-*", "data", "cache", STAGED)
 
     def write_offline(self, wanted: Due, ending: Ending) -> None:
         """Write a transaction log of the whole run into the run folder, in place of an earlier one."""
@@ -284,13 +287,15 @@ class Copy:
             self._log(wanted.up_to_step)
             self._summarise(wanted)
             self._run.finish(exit_code=0 if ending == "finished" else 1)
+        self._remove(STAGED)
 
     def _connect(self, mode: str) -> None:
+        self._remove("run-*")
+        stage_inside(self._folder.path / "wandb")
         import wandb
 
         settings = client_settings(self.wandb, finish_seconds=self._finish_seconds, watched_process=self._watched_process)
         config = self._spec.model_dump(mode="json") | {"run_id": self._folder.run_id, "plan": self._plan.to_json()}
-        self._remove("run-*")
         with self._starting_anew_on_errors():
             self._run = wandb.init(
                 mode=cast("Any", mode),
@@ -359,7 +364,11 @@ class Copy:
             if name in self.sent.artifacts or name in self._artifacts:
                 continue
             artifact = wandb.Artifact(f"{self.sent.wandb_id}-checkpoint", "model", metadata={"run_id": self._folder.run_id})
-            artifact.add_dir(str(self._folder.checkpoints / name), skip_cache=True)
+            place = (self._folder.checkpoints / name).resolve()
+            if self.wandb.checkpoint_files == "reference":
+                artifact.add_reference(place.as_uri())
+            else:
+                artifact.add_dir(str(place), skip_cache=True)
             self._artifacts[name] = self._run.log_artifact(artifact, aliases=list(aliases))
 
     def _look_whether_rows_arrive(self) -> None:
@@ -446,6 +455,17 @@ def client_settings(spec: WandbSpec, *, finish_seconds: float, watched_process: 
         x_disable_stats=watched_process is None,
         x_stats_pid=watched_process or os.getpid(),
     )
+
+
+def stage_inside(place: Path) -> None:
+    """Before the client is imported: its temporary files, of tables and pictures, lie in this folder, and whoever is done with
+    them removes them, since this process ends without the client's clean-up.
+
+    TMPDIR would move its service's socket, too, to too long a path.
+    """
+    staged = place / STAGED
+    staged.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(staged)
 
 
 def as_logged(row: Row, *, global_batch_size: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tclx.track.wandb import (
     ending_within,
     explained,
     ignore_signals,
+    stage_inside,
     voice,
 )
 
@@ -116,13 +116,9 @@ def _lacking(sent: StudySent, due: StudyDue) -> list[str]:
 
 @contextmanager
 def _files_inside(folder: Path) -> Iterator[None]:
-    """All that the client writes lies in the study's folder, and goes when everything has arrived.
-
-    It stages tables where Python makes temporary files. TMPDIR would move its service's socket, too, to too long a path.
-    """
+    """All that the client writes lies in the study's folder, and goes when everything has arrived."""
     place = folder / "wandb"
-    tempfile.tempdir = str(place / "staged")
-    Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
+    stage_inside(place)
     yield
     shutil.rmtree(place, ignore_errors=True)
 

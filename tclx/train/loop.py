@@ -36,9 +36,11 @@ from tclx.plan import Plan
 from tclx.runs import RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.rules import missing_packages
 from tclx.track.console import Watcher, watch
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sending import sending
+from tclx.track.tensorboard import TensorBoard
 from tclx.train import checkpoint, environment
 from tclx.train.checkpoint import Progress
 from tclx.train.heartbeat import heartbeat
@@ -72,6 +74,8 @@ class Session:
     optimizer: AdamW
     scaler: torch.amp.GradScaler
     metrics: MetricsFile
+    board: TensorBoard | None
+    """Of rank 0, when the spec asks for it."""
     watcher: Watcher
     stop: StopRequest
     tally: Tally
@@ -141,6 +145,8 @@ def _train(
     if plan.world_size != distributed.world_size():
         message = f"the run is planned for {plan.world_size} processes, and {distributed.world_size()} have started"
         raise InputError(Problem("launch.num_processes", message))
+    if problems := list(missing_packages(spec)):  # planned elsewhere, it may have been there
+        raise InputError(*problems)
     prepare_numerics(spec.training, device)
     changed = distributed.on_main(lambda: environment.record(folder, device))
     if changed:
@@ -160,7 +166,7 @@ def _train(
     with watch(console, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
         session = Session(
             folder, spec, plan, device, tokenizer, model, step, optimizer, scaler,
-            MetricsFile(folder.metrics), watcher, stop,
+            MetricsFile(folder.metrics), _board(folder, spec, watcher), watcher, stop,
             _tally(progress),
         )  # fmt: skip
         _catch_up(session, progress.step)
@@ -172,6 +178,10 @@ def _train(
 def _beating(folder: RunFolder) -> AbstractContextManager[None]:
     """Rank 0's heartbeat is the run's. The other processes have not met yet when it starts, so its rank comes from outside."""
     return heartbeat(folder) if distributed.rank_to_be() == 0 else nullcontext()
+
+
+def _board(folder: RunFolder, spec: ExperimentSpec, watcher: Watcher) -> TensorBoard | None:
+    return TensorBoard(folder, say=watcher.say) if spec.tracking.tensorboard and distributed.is_main() else None
 
 
 def _tally(progress: Progress) -> Tally:
@@ -469,6 +479,8 @@ def _weights_of(path: Path) -> Path:
 def _catch_up(session: Session, step: int) -> None:
     """Bring the files in line with the step the run stands at, and evaluate if it was stopped just before it would have."""
     rows = distributed.on_main(lambda: session.metrics.truncate_after(step))
+    if session.board is not None:
+        session.board.begin(rows)
     metric = _best_metric(session.spec)
     evaluated = [Best(row["step"], metric, row[metric]) for row in rows if metric in row]
     session.best = max(evaluated, key=lambda found: found.value, default=None)
@@ -557,6 +569,8 @@ def _write_row(session: Session, row: Row) -> None:
     def append() -> None:
         session.folder.check_attempt()
         session.metrics.append(row)
+        if session.board is not None:
+            session.board.append(row)
 
     distributed.on_main(append)
     session.watcher.row(row)

@@ -19,7 +19,8 @@ from tests.launch.toy import SPEC, write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = [
-    ["run"], ["plan"], ["eval"], ["results"], ["report"], ["schema"], ["doctor"], ["sync"], ["dashboard"], ["sweep"],
+    ["run"], ["plan"], ["eval"], ["results"], ["report"], ["schema"], ["doctor"], ["sync"], ["dashboard"],
+    ["tensorboard"], ["sweep"],
     ["sweep", "run"], ["sweep", "plan"], ["sweep", "status"], ["sweep", "best"], ["sweep", "report"], ["sweep", "cancel"],
     ["data", "write"], ["data", "check"], ["weights", "import"], ["weights", "export"],
 ]  # fmt: skip

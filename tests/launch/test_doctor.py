@@ -306,6 +306,8 @@ def test_packages_of_extras_are_not_required() -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ services
 
+WANTED = (("asked", True), ("plain", False))
+
 SECRET = "0123456789abcdef"
 
 
@@ -371,6 +373,18 @@ def test_what_wandb_will_do_is_said_before(tmp_path: Path) -> None:
     assert check.found.startswith("offline (WANDB_MODE=offline)")
     (check,) = doctor.foretell_wandb([experiment.spec for experiment in load_experiments(write_spec(tmp_path, "none"))], {})
     assert "tracking.wandb is null" in check.found
+
+
+def test_tensorboard_is_looked_for_where_a_run_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = (load_experiments(write_spec(tmp_path, name, tracking={"tensorboard": on}))[0].spec for name, on in WANTED)
+    assert list(doctor.check_tensorboard_for([plain])) == []
+    (there,) = doctor.check_tensorboard_for([plain, asked])
+    assert there.verdict == "ok"
+    monkeypatch.setattr("tclx.spec.rules.find_spec", lambda name: None)
+    (lacking,) = doctor.check_tensorboard_for([plain, asked])
+    assert lacking.verdict == "problem"
+    assert lacking.found == "tracking.tensorboard: the package tensorboard is not installed"
+    assert "pip install 'tclx[tensorboard]'" in (lacking.advice or "")
 
 
 def test_the_hub_is_offline_when_it_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ killed; and whatever happens to W&B, training ends as it would without, in the t
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -125,6 +127,7 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     (complete,) = events(folder, "wandb_complete")
     assert complete["rows"] == len(there.rows)
     assert not events(folder, "wandb_degraded")
+    assert "system.proc.memory.rssMB" in there.event_names  # tclx/track/dashboard.py has a panel of it
     assert_no_secret(folder)
 
 
@@ -143,10 +146,28 @@ def test_every_evaluation_brings_its_histograms_its_examples_and_its_maps(tmp_pa
         captions = row["attention/val"]["captions"]
         assert len(captions) == sum(1 + len(explained["words"]) for explained in kept["attention"])
         assert set(row["attention/val"]["filenames"]) <= set(there.files)
+    assert not (folder.path / "wandb" / "staged").exists()
     columns = json.loads(there.files[evaluations[-1]["examples/val/text_to_image"]["path"]])
     assert [line[0] for line in columns["data"]] == [query["text"] for query in kept["text_to_image"]]
     others = [row for row in there.rows if "retrieval/val/text_to_image/r1" not in row]
     assert not any(name.startswith(MEDIA) for row in others for name in row)
+
+
+def test_a_checkpoint_by_reference_is_named_where_it_lies_and_not_uploaded(tmp_path: Path, server: WandbServer) -> None:
+    folder = prepared(tmp_path / "my runs", checkpoints="best", checkpoint_files="reference")
+    run(folder, environment=server.environment)
+    (artifact,) = server.only_run.artifacts_of("model")
+    assert artifact["state"] == "COMMITTED"
+    assert artifact["files"] == []
+    checkpoint = folder.checkpoints.resolve() / f"step-{folder.read_json(folder.best)['step']:08d}"
+    assert artifact["contents"].keys() == {path.name for path in checkpoint.iterdir()}
+    for name, entry in artifact["contents"].items():
+        content = (checkpoint / name).read_bytes()
+        assert entry["ref"] == (checkpoint / name).as_uri()
+        assert entry["size"] == len(content)
+        assert entry["digest"] == base64.b64encode(hashlib.md5(content).digest()).decode()
+    assert received(server.only_run) == expected(folder)
+    assert not events(folder, "wandb_degraded")
 
 
 @pytest.mark.parametrize("rows", ["live", "saved"])

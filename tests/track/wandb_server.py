@@ -45,6 +45,8 @@ class ReceivedRun:
     facts: Json = field(default_factory=dict)
     """Group, job type, tags, notes and display name, under the protocol's names."""
     num_events: int = 0
+    event_names: set[str] = field(default_factory=set)
+    """Of what the client's monitor records."""
     artifacts: list[Json] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
@@ -164,6 +166,8 @@ class WandbServer:
                 _, _, kind, *rest = unquote(path).split("/", 4)
                 if kind == "run":
                     self.runs[rest[0]].files[rest[1]] = body
+                elif kind == "manifest":
+                    self._artifacts[rest[0]]["contents"] = json.loads(body)["contents"]
                 return 200, {}
         self.unknown.append(f"{method} {path}")
         return 404, {}
@@ -180,6 +184,7 @@ class WandbServer:
                 run.summary = lines[-1]  # the whole of it every time, without what is None
             elif file == "wandb-events.jsonl":
                 run.num_events += len(lines)
+                run.event_names.update(*lines)
         run.was_preempted |= bool(request.get("preempting"))
         if request.get("complete"):
             run.exit_code = request.get("exitcode")
@@ -253,7 +258,8 @@ class WandbServer:
         name = f"artifact{len(self._artifacts)}"
         names = given.get("artifactCollectionNames") or [given.get("artifactCollectionName")]
         aliases = [alias["alias"] for alias in given.get("aliases") or []]
-        artifact = {"id": name, "name": names[0], "aliases": aliases, "files": [], "state": "PENDING", "given": given}
+        artifact = {"id": name, "name": names[0], "aliases": aliases, "files": [], "contents": {}, "given": given}
+        artifact["state"] = "PENDING"
         self._artifacts[name] = artifact
         self._client_ids[given["clientID"]] = name
         self.runs[given["runName"]].artifacts.append(artifact)
