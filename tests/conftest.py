@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+
+from tests.postgres import Server
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -19,3 +25,31 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the project: the official numbers are not at hand")
     return folder
+
+
+@pytest.fixture
+def closing() -> Iterator[None]:
+    """Studies leave their connections to the end of the process; here they end with the test."""
+    connections: list[Any] = []
+
+    def note(connection: Any, record: Any) -> None:
+        connections.append(connection)
+
+    event.listen(Pool, "connect", note)
+    yield
+    event.remove(Pool, "connect", note)
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def postgres_url(monkeypatch: pytest.MonkeyPatch, closing: None) -> Iterator[str]:
+    """An empty database of a real PostgreSQL, whose password is in the environment; `just postgres-up` starts it."""
+    server = Server()
+    if not server.is_up():
+        pytest.skip("the test PostgreSQL is not up: `just postgres-up` starts it (Debian)")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    url = server.make_database()
+    yield url
+    server.drop_database(url)

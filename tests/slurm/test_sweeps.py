@@ -130,7 +130,7 @@ def test_workers_killed_and_preempted_at_random(
     tmp_path: Path, storage: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four workers, twelve trials; every few seconds one is killed, or told to stop, or its whole job is requeued."""
-    url = None if storage == "journal" else request.getfixturevalue("database_url")
+    url = None if storage == "journal" else request.getfixturevalue("postgres_url")
     num_trials, steps = 12, 200
     path = _sweep(tmp_path, num_trials=num_trials, num_workers=4, steps=steps, storage=url, launch={"max_restarts": 50})
     began = time.monotonic()
