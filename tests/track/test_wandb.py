@@ -7,10 +7,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,6 @@ FINISH_SECONDS = 4.0
 RARE = pytest.mark.faults
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-        assert server.unknown == []
-
-
 def prepared(path: Path, **wandb: Any) -> RunFolder:
     """A run folder whose runs go to W&B."""
     return prepare(path / "toy-s3-1a2b3c4d", toy_spec(**{"tracking.wandb": {"project": "tests", **wandb}}))
@@ -56,7 +44,8 @@ def same(value: Any) -> Any:
 
 
 def expected(folder: RunFolder, *, speeds: bool = True) -> list[dict[str, Any]]:
-    return [plain(as_logged(row, global_batch_size=BATCH), speeds=speeds) for row in read(folder.metrics)]
+    batch_size = folder.read_json(folder.plan)["global_batch_size"]
+    return [plain(as_logged(row, global_batch_size=batch_size), speeds=speeds) for row in read(folder.metrics)]
 
 
 def received(run: ReceivedRun, *, speeds: bool = True) -> list[dict[str, Any]]:
