@@ -18,6 +18,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TCLX_RUNS", "/nonexistent/tests-name-their-own-runs-folder")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes test, a file stays in one of them, and all that needs the one cluster does."""
+    for item in items:
+        on_cluster = item.path.is_relative_to(PROJECT / "tests" / "slurm")
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.path.relative_to(PROJECT).as_posix()))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of recorded official numbers and real pictures beside the project."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tclx.sweep.study import StudyFolder
 
 EXAMPLE = "Example:  tclx sync tcl-4m"
-FRESH_HEARTBEAT_SECONDS = 60.0
 
 
 def sync(
@@ -136,9 +135,11 @@ def _uploads_itself(folder: RunFolder, spec: WandbSpec) -> bool:
 
 
 def _trains(folder: RunFolder) -> bool:
+    from tclx.launch.watch import STALE_SECONDS
+
     try:
         age = time.time() - folder.heartbeat.stat().st_mtime
     except FileNotFoundError:
         return False
     state = folder.read_state()
-    return state is not None and state.status == "running" and age < FRESH_HEARTBEAT_SECONDS
+    return state is not None and state.status == "running" and age < STALE_SECONDS
