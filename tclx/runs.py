@@ -86,12 +86,32 @@ def holding(path: Path) -> Iterator[bool]:
     import fcntl
 
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(_LOOKERS):  # somebody may be looking at this very moment (`lock_is_free`)
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
             yield False
             return
         yield True
+
+
+_LOOKERS = 5
+"""So many times a lock is tried for before it counts as held."""
+
+
+def lock_is_free(file: int) -> bool:
+    """Whether nobody holds the lock of an open file. The look itself is a shared lock, kept until the file is closed: two who
+    look at once do not take each other for the holder.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -355,8 +375,12 @@ class RunFolder:
         Args:
             name: another file stands for another right: wandb.lock for uploading its rows.
         """
-        with holding(self.path / name) as free:
+        with holding(self.lock_file(name)) as free:
             yield free
+
+    def lock_file(self, name: str = "run.lock") -> Path:
+        """What `lock` holds."""
+        return self.path / name
 
 
 _SUBMITTED = "runs.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tclx import distributed, worker
-from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, Superseded
+from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, Superseded, holding, lock_is_free
 from tclx.train.heartbeat import heartbeat
 from tests.launch.handed import prepared_run
 from tests.processes import finish_processes, start_processes
@@ -127,3 +127,17 @@ def test_a_rank_0_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(distributed.MachineError, match="rank 0 has not written its address"):
         distributed._meet(tmp_path / "none")
+
+
+def test_who_looks_at_a_lock_is_not_taken_for_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.touch()
+    looker = path.open("rb")
+    assert lock_is_free(looker.fileno())
+    threading.Timer(0.02, looker.close).start()
+    with holding(path) as free:
+        assert free
+        with path.open("rb") as other:
+            assert not lock_is_free(other.fileno())
+        with holding(path) as also:
+            assert not also

@@ -77,9 +77,6 @@ def run(
 
 def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: bool, follow: bool) -> int:
     from tclx.sweep import local
-    from tclx.sweep.claims import living_workers
-    from tclx.sweep.storage import patiently
-    from tclx.sweep.summary import summarise
 
     folder.note_start()
     if sweep.base.launch.backend == "slurm":
@@ -87,12 +84,21 @@ def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: boo
 
         submit_workers(sweep, folder, study, say=say)
         return _follow(sweep, folder, study) if follow else 0
-    if living := living_workers(folder):
-        say(f"{len(living)} workers of this study are at work already; this only watches")
-        return _follow(sweep, folder, study)
-    if detach:
+    with local.as_only_pool(folder) as alone:
+        if alone and not detach:
+            return _work_here(sweep, folder, study)
+    if alone:
         say(f"working in the background (process {local.detach(folder)}); tclx sweep status {sweep.spec.name} shows it")
         return 0
+    say("workers of this study are at work already; this only watches")
+    return _follow(sweep, folder, study)
+
+
+def _work_here(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
+    from tclx.sweep import local
+    from tclx.sweep.storage import patiently
+    from tclx.sweep.summary import summarise
+
     with _Watch(study, sweep, folder) as watch:
         exit_code = local.run_workers(
             folder,

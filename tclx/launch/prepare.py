@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from tclx.data.facts import refuse_bad_images
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
-from tclx.runs import Job, RunFolder, RunState, machine_error
+from tclx.runs import Job, RunFolder, RunState, lock_is_free, machine_error
 from tclx.spec.load import load_spec_json
 
 Ending = Literal["finished", "already finished", "interrupted", "failed", "held", "skipped", "submitted", "already submitted"]
@@ -114,15 +114,15 @@ def is_held(folder: RunFolder) -> bool:
     """Whether a process on this machine trains the run.
 
     Raises:
-        MachineError: the folder cannot be written.
+        MachineError: the folder cannot be read.
     """
-    if not folder.path.is_dir():
-        return False
     try:
-        with folder.lock() as free:
-            return not free
+        with folder.lock_file().open("rb") as file:
+            return not lock_is_free(file.fileno())
+    except FileNotFoundError:
+        return False
     except OSError as error:
-        raise machine_error(error, f"could not lock {folder.path}") from error
+        raise machine_error(error, f"could not look at the lock of {folder.path}") from error
 
 
 def set_aside(folder: RunFolder) -> Path:

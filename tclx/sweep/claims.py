@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from tclx.launch.watch import STALE_SECONDS
-from tclx.runs import BEAT_SECONDS, beating, write_atomically
+from tclx.runs import BEAT_SECONDS, beating, lock_is_free, write_atomically
 from tclx.sweep.study import StudyFolder
 
 
@@ -65,16 +65,8 @@ def is_alive(folder: StudyFolder, claim: Claim) -> bool:
         return False
     with file:
         if claim.host == socket.gethostname():
-            return not _lock_is_free(file.fileno())
+            return not lock_is_free(file.fileno())
         return time.time() - os.fstat(file.fileno()).st_mtime < STALE_SECONDS
-
-
-def _lock_is_free(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look at once must not take each other for the worker
-    except BlockingIOError:
-        return False
-    return True
 
 
 def read_claim(folder: StudyFolder, number: int) -> Claim | None:
@@ -123,6 +115,15 @@ def living_workers(folder: StudyFolder) -> list[str]:
     """The workers that live, on whichever machine."""
     names = [path.name for path in folder.workers.glob("*@*")]
     return [name for name in names if is_alive(folder, Claim(name, name.partition("@")[2]))]
+
+
+def has_pool(folder: StudyFolder) -> bool:
+    """Whether a process on this machine starts workers, also those that do not live yet."""
+    try:
+        with folder.pool_lock.open("rb") as file:
+            return not lock_is_free(file.fileno())
+    except FileNotFoundError:
+        return False
 
 
 def process_of(folder: StudyFolder, worker: str) -> tuple[int | None, str]:

@@ -103,7 +103,7 @@ def living_jobs(folder: StudyFolder) -> list[str]:
 
 def is_going_on(folder: StudyFolder) -> bool:
     """Whether somebody works on the study, or will."""
-    if claims.living_workers(folder):
+    if claims.living_workers(folder) or claims.has_pool(folder):
         return True
     try:
         return bool(living_jobs(folder))

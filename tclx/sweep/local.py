@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tclx.errors import Interrupted, RunFailed
 from tclx.launch.ending import last_lines
 from tclx.launch.local import POLL_SECONDS, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
+from tclx.runs import holding
+from tclx.sweep.claims import living_workers
 from tclx.sweep.study import StudyFolder
 from tclx.worker import INTERRUPTED_AND_SAVED
 
@@ -49,6 +52,15 @@ class _Pool:
         for seat in self.seats:
             if seat.process is not None and seat.process.poll() is None:
                 seat.process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def as_only_pool(folder: StudyFolder) -> Iterator[bool]:
+    """The right to start workers of a study on this machine, for as long as the block runs; yields False when another pool has
+    it, or workers of one that was killed live on.
+    """
+    with holding(folder.pool_lock) as free:
+        yield free and not living_workers(folder)
 
 
 def run_workers(
@@ -137,7 +149,11 @@ def main(arguments: list[str]) -> int:
     """Run the workers of a study that `tclx sweep --detach` has prepared."""
     folder = StudyFolder(Path(arguments[0]))
     say_when(f"pool {os.getpid()}")
-    return run_workers(folder, folder.read_sweep().spec.num_workers, say=say_when)
+    with as_only_pool(folder) as alone:
+        if not alone:
+            say_when("another pool works on this study")
+            return 0
+        return run_workers(folder, folder.read_sweep().spec.num_workers, say=say_when)
 
 
 if __name__ == "__main__":

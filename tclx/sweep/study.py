@@ -96,6 +96,11 @@ class StudyFolder:
         return self.path / "jobs.jsonl"
 
     @property
+    def pool_lock(self) -> Path:
+        """Held by the process that starts workers on this machine."""
+        return self.path / "pool.lock"
+
+    @property
     def workers(self) -> Path:
         return self.path / "workers"
 

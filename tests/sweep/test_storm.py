@@ -277,15 +277,15 @@ def test_who_looks_whether_a_worker_lives_is_not_taken_for_it(tmp_path: Path, mo
     name = claims.new_worker()
     (folder.workers / name).touch()  # as one that was killed leaves it
     claim = claims.take(folder, 0, name, step=0)
-    look, seen = claims._lock_is_free, []
+    look, seen = claims.lock_is_free, []
 
     def look_while_another_does(file: int) -> bool:
-        monkeypatch.setattr(claims, "_lock_is_free", look)
+        monkeypatch.setattr(claims, "lock_is_free", look)
         found = look(file)
         seen.append(claims.is_alive(folder, claim))  # the other one, before this one lets go
         return found
 
-    monkeypatch.setattr(claims, "_lock_is_free", look_while_another_does)
+    monkeypatch.setattr(claims, "lock_is_free", look_while_another_does)
     assert not claims.is_alive(folder, claim)
     assert seen == [False]
     with claims.living(folder, name):

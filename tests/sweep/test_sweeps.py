@@ -161,6 +161,17 @@ def test_the_pool_itself_may_be_killed(tmp_path: Path) -> None:
     assert all(_steps(folder) == list(range(1, 61)) for folder in _runs(tree, tmp_path))
 
 
+def test_of_two_commands_at_once_one_works_and_the_other_watches(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, num_trials=2, num_workers=1)
+    ended = [finish(process) for process in [start(path), start(path)]]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert sorted("at work already" in stderr for _, _, stderr in ended) == [False, True]
+    tree = status(path)
+    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 2
+    log = (tmp_path / "runs/sweeps/toy-sweep/logs/worker0.log").read_text()
+    assert [log.count(f"trial {number}: begins") for number in range(2)] == [1, 1]
+
+
 def test_a_trial_that_fails_by_itself_is_recorded_and_stops_nobody(tmp_path: Path) -> None:
     ranges = {"optim.learning_rate": {"choices": [1e-3, 1e30]}}
     path = write_sweep(tmp_path, space=ranges, num_trials=3, sampler={"name": "grid"}, points=[{"optim.learning_rate": 1e30}])
