@@ -44,7 +44,7 @@ from tclx.launch.prepare import (
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, read_submitted, write_submitted
-from tclx.worker import ATTEMPT, PRINT_INTO_LOG
+from tclx.worker import ATTEMPT, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.05
@@ -296,6 +296,9 @@ def outcome_of(run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: s
     """
     state = folder.read_state()
     if state is None or state.updated_at < since or state.status in ("created", "running"):
+        asked_to_stop = exit_code == INTERRUPTED_AND_SAVED or (exit_code == 0 and run.spec.launch.num_processes > 1)
+        if asked_to_stop:  # before it could begin: the state is still an earlier attempt's
+            return Outcome(folder, "interrupted", "stopped before it began", Interrupted.exit_code)
         sudden = _sudden_end(exit_code)
         failed = RunState("failed", state.step if state else 0, state.total_steps if state else 0, sudden)
         folder.write_state(failed)

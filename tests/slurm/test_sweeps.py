@@ -137,7 +137,8 @@ def test_workers_killed_and_preempted_at_random(
     tclx("sweep", path, runs_dir=tmp_path / "runs")
     chance = random.Random(0)
     harmed = {"killed": 0, "told to stop": 0, "requeued": 0}
-    while _status(path)["complete"] < num_trials:
+    while (tree := _status(path))["complete"] < num_trials:
+        assert not tree["failed"], tree["trials"]
         if time.monotonic() - began > 1500:
             raise AssertionError(f"after {harmed}: {_status(path)}")
         time.sleep(chance.uniform(4, 10))

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from tclx.runs import RunFolder
+from tclx.launch.prepare import prepare
+from tclx.runs import Attempt, RunFolder, RunState
 from tclx.sweep import claims, worker
+from tclx.sweep import process as run_process
 from tclx.sweep import trial as trial_module
 from tclx.sweep.study import StudyFolder, create_study, open_study
 from tclx.track.jsonl import read
+from tclx.worker import INTERRUPTED_AND_SAVED
+from tests.launch.handed import planned
 from tests.postgres import Server, own_server, programs
 from tests.sweep.toy import TRAINING, load
 
@@ -270,6 +274,23 @@ def test_a_draw_that_was_kept_without_an_answer_counts(
     monkeypatch.setattr(study._storage, "set_trial_param", failing_once_after(study._storage.set_trial_param))
     (run,) = trial_module._planned(trial, working_on)
     assert run.spec.optim.learning_rate == study.trials[1].params["optim.learning_rate"]
+
+
+def test_a_run_that_is_asked_to_stop_before_it_could_take_over_has_not_failed(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
+    prepare(run, folder)
+    folder.begin(Attempt("an-older-one"))
+    saved = RunState("interrupted", 2, 6, "saved at step 2", updated_at=1.0)
+    folder.write_json(folder.path / "state.json", asdict(saved))
+    run_process.start_server()
+    started = run_process.start(run, folder, environment={}, takes_over=True)
+    started.stop()
+    while (exit_code := started.exit_code()) is None:
+        time.sleep(0.01)
+    assert exit_code == INTERRUPTED_AND_SAVED
+    assert started.outcome(exit_code).ending == "interrupted"
+    assert folder.read_state() == saved
 
 
 def test_who_looks_whether_a_worker_lives_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
