@@ -12,6 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from tests.postgres import Server
+from tests.track.wandb_server import WandbServer
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -60,3 +61,15 @@ def postgres_url(monkeypatch: pytest.MonkeyPatch, closing: None) -> Iterator[str
     url = server.make_database()
     yield url
     server.drop_database(url)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """What an unmodified W&B client takes for its own, on loopback; the client's environment is this one's."""
+    with WandbServer() as server:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+        assert server.unknown == []

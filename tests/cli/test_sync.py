@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from tests.cli.test_cli import Ended
 from tests.track.test_wandb import events, expected, prepared, received, write_rows
 from tests.track.wandb_server import API_KEY, WandbServer
 from tests.train.toy import prepare, toy_spec
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-        assert server.unknown == []
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ touch."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +28,6 @@ from tests.track.wandb_server import API_KEY, SILENCE, ReceivedRun, WandbServer
 SHORT = {"init_timeout_seconds": 1, "finish_timeout_seconds": 2}
 RATE, IMC, WEIGHT, QUEUE = "optim.learning_rate", "objectives.imc", "objectives.imc.weight", "model.queue_size"
 METRIC = "retrieval/val/r_mean"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-        assert server.unknown == []
 
 
 def tracked(**wandb: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from tclx.track.dashboard import Study, build_workspace, save, serialised
 from tclx.track.jsonl import numbers, read
+from tclx.track.media import final_media, media_of_row
 from tclx.track.sending import summary_of
 from tests.cli.test_cli import Ended
 from tests.launch.toy import write_spec
@@ -88,6 +89,14 @@ def test_every_number_that_a_panel_names_is_logged_and_every_loss_has_a_panel(tm
     assert {name for name in named if not name.startswith("system/")} <= logged
     shown_in_parts = {"loss/", "mi_bound/", "health/", "temperature/", "speed/", "memory/", "data/"}
     assert {name for name in logged - named if name.startswith(tuple(shown_in_parts))} == set()
+
+
+def test_every_picture_table_and_histogram_that_is_logged_has_a_panel(tmp_path: Path) -> None:
+    folder = run(prepare(tmp_path / "run", toy_spec()))
+    logged = {name for row in read(folder.metrics) for name in media_of_row(folder, row)} | set(final_media(folder))
+    shown = json.dumps(panels())
+    assert {name for name in logged if json.dumps(name) not in shown} == set()
+    assert {name.split("/")[0] for name in logged} == {"similarity", "examples", "attention"}
 
 
 def test_pictures_tables_and_histograms_of_every_split_have_panels() -> None:
