@@ -25,6 +25,7 @@ from tclx.launch.watch import watch_runs
 from tclx.runs import RunFolder
 from tests.slurm.cluster import Cluster
 from tests.slurm.toy import (
+    REPEATED,
     events,
     fingerprint,
     folders_in,
@@ -40,9 +41,6 @@ from tests.slurm.toy import (
 )
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
-
-REPEATED = pytest.mark.parametrize("repeat", range(int(os.environ.get("TCLX_REPEATS", "1"))))
-"""Once, or as often as the environment says: some faults are a matter of moments."""
 
 STEPS = 120
 FOUR = {"num_nodes": 2, "tasks_per_node": 2}

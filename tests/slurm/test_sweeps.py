@@ -15,7 +15,7 @@ from tclx.launch import slurm
 from tclx.runs import RunFolder
 from tclx.sweep.cluster import living_jobs
 from tclx.sweep.study import StudyFolder
-from tests.slurm.toy import tclx, until
+from tests.slurm.toy import REPEATED, tclx, until
 from tests.sweep.toy import EVALUATION, TRAINING, write_sweep
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]
@@ -125,9 +125,10 @@ def _workers(path: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.faults
+@REPEATED
 @pytest.mark.parametrize("storage", ["journal", "postgresql"])
 def test_workers_killed_and_preempted_at_random(
-    tmp_path: Path, storage: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, storage: str, repeat: int, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four workers, twelve trials; every few seconds one is killed, or told to stop, or its whole job is requeued."""
     url = None if storage == "journal" else request.getfixturevalue("postgres_url")
@@ -135,7 +136,7 @@ def test_workers_killed_and_preempted_at_random(
     path = _sweep(tmp_path, num_trials=num_trials, num_workers=4, steps=steps, storage=url, launch={"max_restarts": 50})
     began = time.monotonic()
     tclx("sweep", path, runs_dir=tmp_path / "runs")
-    chance = random.Random(0)
+    chance = random.Random(repeat)
     harmed = {"killed": 0, "told to stop": 0, "requeued": 0}
     while (tree := _status(path))["complete"] < num_trials:
         assert not tree["failed"], tree["trials"]

@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tclx.launch.watch import RunStatus, watch_runs
 from tclx.runs import RunFolder
 from tests.launch.toy import SPEC, write_spec
+
+REPEATED = pytest.mark.parametrize("repeat", range(int(os.environ.get("TCLX_REPEATS", "1"))))
+"""Once, or as often as the environment says: some faults are a matter of moments."""
 
 PATIENCE = 600.0
 """Seconds that the slowest machine may take; a requeued job alone waits for 11."""
