@@ -32,9 +32,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,6 +240,7 @@ class Copy:
         self._next_look = 0.0
         self._api: Any = None
         self._artifacts: dict[str, Any] = {}
+        self._lacks_media = False
 
     def advance(self, wanted: Due) -> None:
         """Log what has been written since, connecting first where there is no connection.
@@ -346,12 +348,28 @@ class Copy:
 
         for row in self._reader.rows(up_to_step):
             logged = as_logged(row, global_batch_size=self._plan.global_batch_size)
-            self._run.log(logged | media_of_row(self._folder, row))
+            self._with_media(self._run.log, logged, partial(media_of_row, self._folder, row))
 
     def _summarise(self, wanted: Due) -> None:
         from tclx.track.media import final_media
 
-        self._run.summary.update(wanted.summary | final_media(self._folder))
+        self._with_media(self._run.summary.update, wanted.summary, partial(final_media, self._folder))
+
+    def _with_media(
+        self, send: Callable[[dict[str, Any]], object], figures: dict[str, Any], media: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Send figures with what people look at; the figures alone where that cannot be written: they need no disk."""
+        try:
+            send(figures | media())
+        except ConnectionError:
+            raise
+        except OSError as error:
+            traceback.print_exc()
+            if not self._lacks_media:
+                self._lacks_media = True
+                with suppress(MachineError):  # the same disk
+                    self._folder.add_event("wandb_without_pictures", reason=str(error))
+            send(figures)
 
     @property
     def _num_logged(self) -> int:

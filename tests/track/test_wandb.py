@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -283,6 +284,22 @@ def test_a_dead_server_changes_nothing_of_a_run(tmp_path: Path, server: WandbSer
 
 
 # The whole matrix runs with `just faults`; what is left out here ends in the same way.
+def test_on_a_full_disk_every_row_arrives_without_pictures(tmp_path: Path, server: WandbServer) -> None:
+    folder = run(prepared(tmp_path, mode="disabled"), environment=server.environment)
+    (folder.path / "wandb").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder.path / "wandb")]
+    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
+        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
+    try:
+        assert send_now(folder, "online", seconds=60, say=pytest.fail) == 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder.path / "wandb")], check=True)
+    assert received(server.only_run) == expected(folder)
+    assert not any(name.startswith("attention/") for row in server.only_run.rows for name in row)
+    (event,) = events(folder, "wandb_without_pictures")
+    assert "No space left" in event["reason"]
+
+
 @pytest.mark.parametrize("fault", [429, SILENCE, pytest.param(DROP, marks=RARE), pytest.param("nobody", marks=RARE)])
 def test_a_server_that_does_not_answer_at_the_start(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, fault: int | str
