@@ -1,4 +1,4 @@
-"""What did the models find? The same queries for every group, with pictures, from what the final evaluation kept."""
+"""What did the models find, and where do they look? The same for every group, from what the final evaluation kept."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tclx.eval.results import RunResult
+from tclx.report import figures
 from tclx.report.material import Material
-from tclx.report.page import Html, details, escaped, joined, jpeg, text
+from tclx.report.page import Html, details, escaped, figure, joined, jpeg, text
 from tclx.runs import RunFolder
 
 OPEN_QUERIES = 3
@@ -20,9 +21,8 @@ Examples = Mapping[str, Any]
 
 def examples(material: Material) -> list[Html]:
     """Queries of both directions and what each group's first seed with examples answers."""
-    kept = {group.label: _first_kept(group.runs, material.results.split) for group in material.groups}
-    shown = {label: found for label, found in kept.items() if found is not None}
-    missing = [label for label, found in kept.items() if found is None]
+    shown = _kept(material)
+    missing = [group.label for group in material.groups if group.label not in shown]
     if not shown:
         return [text("No examples were kept: `tclx eval RUN` on a finished run writes them.", kind="note")]
     seeds = {run.seed for run, _ in shown.values()}
@@ -47,6 +47,59 @@ def examples(material: Material) -> list[Html]:
         if folded := queries[OPEN_QUERIES:]:
             blocks.append(details(f"{len(folded)} more", *folded))
     return blocks
+
+
+def similarities(material: Material) -> list[Html]:
+    """How well similarities tell pairs that belong together from all others."""
+    kept = {label: one["similarity"] for label, (_, one) in _kept(material).items() if "similarity" in one}
+    if not kept:
+        return [text("No similarities of pairs were kept: `tclx eval RUN` on a finished run writes them.", kind="note")]
+    plot = figures.shares({label: figures.Shares(**one) for label, one in kept.items()}, material.styles)
+    title = f"Similarity of pairs on {material.results.split}, % of pairs"
+    caption = "Cosine of the dual encoder. Filled: captions with their own picture. Dotted: with all others."
+    return [figure(plot, title=title, caption=caption)]
+
+
+def attention(material: Material) -> list[Html]:
+    """What words look at in the picture of their caption."""
+    found = {label: one for label, (_, one) in _kept(material).items() if one.get("attention")}
+    if not found:
+        advice = "a model without a fusion encoder has none; for others `tclx eval RUN` on a finished run writes them."
+        return [text(f"No attention maps were kept: {advice}", kind="note")]
+    captions = dict.fromkeys((each["caption"], each["text"]) for one in found.values() for each in one["attention"])
+    explained = (
+        "Bright is where the cross-attention of a word raises the matching head's logit for its caption and picture "
+        "(Grad-CAM in the middle layer of the fusion encoder), each map on a scale of its own."
+    )
+    blocks = [_looks(number, words, found) for number, words in captions]
+    folded = [details(f"{len(blocks) - 1} more", *blocks[1:])] if len(blocks) > 1 else []
+    return [text(explained), *blocks[:1], *folded]
+
+
+def _looks(number: int, words: str, found: Mapping[str, Examples]) -> Html:
+    seen = [
+        (label, one["pictures"][str(each["image"])], each)
+        for label, one in found.items()
+        for each in one["attention"]
+        if (each["caption"], each["text"]) == (number, words)
+    ]
+    asked = f'<div class="asked">{jpeg(seen[0][1], description="the picture of the caption")}<h3>{escaped(words)}</h3></div>'
+    lines = (
+        _line(label, f"ITM {each['score']:.2f}" if each["score"] is not None else "", joined(map(_word, each["words"])))
+        for label, _, each in seen
+    )
+    return Html(f'<div class="query looks">{asked}<div class="answers">{joined(lines)}</div></div>')
+
+
+def _word(word: Mapping[str, str]) -> Html:
+    picture = jpeg(word["picture"], description=f"where {word['word']} looks")
+    return Html(f"<figure>{picture}<figcaption>{escaped(word['word'])}</figcaption></figure>")
+
+
+def _kept(material: Material) -> dict[str, tuple[RunResult, Examples]]:
+    """Of each group that has some."""
+    kept = {group.label: _first_kept(group.runs, material.results.split) for group in material.groups}
+    return {label: found for label, found in kept.items() if found is not None}
 
 
 def _first_kept(runs: tuple[RunResult, ...], split: str) -> tuple[RunResult, Examples] | None:
@@ -81,8 +134,7 @@ def _caption_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Ht
     )
     asked = f'<div class="asked">{right}<h3>{escaped(query["text"])}</h3></div>'
     lines = (
-        _line(label, query["rank"], joined(_picture(one, result) for result in query["results"]))
-        for label, one, query in answers
+        _line(label, _at(query), joined(_picture(one, result) for result in query["results"])) for label, one, query in answers
     )
     return Html(f'<div class="query">{asked}<div class="answers">{joined(lines)}</div></div>')
 
@@ -92,16 +144,18 @@ def _picture_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Ht
     _, first, query = answers[0]
     picture = jpeg(first["pictures"][str(query["image"])], description="the picture that asks")
     lines = (
-        _line(
-            label, query["rank"], Html(f"<ol>{joined(_caption(result) for result in query['results'][:SHOWN_CAPTIONS])}</ol>")
-        )
+        _line(label, _at(query), Html(f"<ol>{joined(_caption(result) for result in query['results'][:SHOWN_CAPTIONS])}</ol>"))
         for label, _, query in answers
     )
     return Html(f'<div class="query"><div class="asked">{picture}</div><div class="answers">{joined(lines)}</div></div>')
 
 
-def _line(label: str, rank: int, content: Html) -> Html:
-    who = f'<div class="who"><b>{escaped(label)}</b><br><span class="small">right one at rank {rank}</span></div>'
+def _at(query: Mapping[str, Any]) -> str:
+    return f"right one at rank {query['rank']}"
+
+
+def _line(label: str, remark: str, content: Html) -> Html:
+    who = f'<div class="who"><b>{escaped(label)}</b><br><span class="small">{escaped(remark)}</span></div>'
     return Html(f'<div class="answer">{who}<div class="found">{content}</div></div>')
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
@@ -95,6 +97,49 @@ def dots(values: Mapping[str, Sequence[float]], spreads: Mapping[str, Spread], s
             "showgrid": False,
             "zeroline": False,
         },
+    )
+    return plot
+
+
+class Shares(NamedTuple):
+    """How many pairs lie between two similarities."""
+
+    edges: Sequence[float]
+    """[bins + 1]"""
+    matched: Sequence[int]
+    """[bins] of captions and their own picture."""
+    unmatched: Sequence[int]
+    """[bins] of all other pairs."""
+
+
+def shares(by_group: Mapping[str, Shares], styles: Mapping[str, Style]) -> go.Figure:
+    """Two histograms a group, as percentages of their pairs; only as wide as there are any."""
+    plot = go.Figure()
+    filled = sorted(number for one in by_group.values() for kind in one[1:] for number, count in enumerate(kind) if count)
+    bins = range(max(filled[0] - 1, 0), filled[-1] + 2) if filled else range(0)
+    for label, one in by_group.items():
+        key, color = group_key(label), styles[label].color
+        middles = [(low + high) / 2 for low, high in pairwise(one.edges)]
+        for kind, counts, look in (
+            ("own picture", one.matched, {"fill": "tozeroy", "fillcolor": _faint(color), "line": {"color": color, "width": 2}}),
+            ("others", one.unmatched, {"line": {"color": color, "width": 2, "dash": "dot"}}),
+        ):
+            shown = [number for number in bins if number < len(counts)]
+            plot.add_scatter(
+                x=_rounded([middles[number] for number in shown]),
+                y=_rounded([100 * counts[number] / max(sum(counts), 1) for number in shown]),
+                mode="lines",
+                hovertemplate=f"%{{y:.3~g}} % at %{{x:.2f}}<extra>{key}, {kind}</extra>",
+                name=key,
+                legendgroup=key,
+                **look,
+            )
+    plot.update_layout(
+        template=None,
+        showlegend=False,
+        margin=_MARGIN,
+        xaxis={"title": {"text": "cosine", "standoff": 4}, "automargin": True, "nticks": 6, "zeroline": False},
+        yaxis={"automargin": True, "nticks": 6, "rangemode": "tozero"},
     )
     return plot
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tclx
 from tclx.report import sections
-from tclx.report.examples import examples
+from tclx.report.examples import attention, examples, similarities
 from tclx.report.material import Material, gather
 from tclx.report.page import Page, joined, text
 from tclx.report.select import select
@@ -43,8 +43,9 @@ def build(material: Material) -> Page:
     page.section("What was run", *sections.what_was_run(material))
     page.section("Losses", *sections.losses(material))
     page.section("Retrieval during training", *sections.retrieval(material))
-    page.section("Health", *sections.health(material))
+    page.section("Health", *sections.health(material), *similarities(material))
     page.section("Other measures", *sections.other_measures(material))
     page.section("Retrieval examples", *examples(material))
+    page.section("What words look at", *attention(material))
     page.section("Cost", *sections.cost(material))
     return page.section("Reproduce", *sections.reproduction(material))

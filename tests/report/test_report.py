@@ -104,6 +104,40 @@ def test_examples_show_the_queries_ranks_and_pictures_that_were_kept(page: Path,
     assert {f"data:image/jpeg;base64,{picture}" for picture in kept["pictures"].values()} <= sources
 
 
+def test_similarities_are_shares_of_the_pairs_that_were_counted(page: Path, trained: Trained) -> None:
+    lines = Reader.of(page).figures["Similarity of pairs on test, % of pairs"]["data"]
+    assert len(lines) == 4
+    for run, pair in ((trained.both[0], lines[:2]), (trained.without_imc[0], lines[2:])):
+        kept = run.read_json(run.examples("test"))["similarity"]
+        for kind, line in zip(("matched", "unmatched"), pair, strict=True):
+            shown = dict(zip(line["x"], line["y"], strict=True))
+            assert sum(shown.values()) == pytest.approx(100, abs=0.1)
+            most = max(range(len(kept[kind])), key=kept[kind].__getitem__)
+            middle = float(f"{(kept['edges'][most] + kept['edges'][most + 1]) / 2:.5g}")
+            assert shown[middle] == pytest.approx(100 * kept[kind][most] / sum(kept[kind]), rel=1e-3)
+
+
+def test_every_words_map_is_shown_under_its_word(page: Path, trained: Trained) -> None:
+    reader = Reader.of(page)
+    descriptions = {attrs["src"]: attrs["alt"] for tag, attrs in reader.tags if tag == "img"}
+    for run in (trained.both[0], trained.without_imc[0]):
+        kept = run.read_json(run.examples("test"))["attention"]
+        assert kept
+        for word in (word for each in kept for word in each["words"]):
+            assert f"data:image/jpeg;base64,{word['picture']}" in descriptions
+        assert f"where {kept[0]['words'][0]['word']} looks" in descriptions.values()
+
+
+def test_examples_of_an_earlier_version_lack_nothing_else(trained: Trained, tmp_path: Path) -> None:
+    run = copy(trained.both[0], tmp_path)
+    kept = run.read_json(run.examples("test"))
+    run.write_json(run.examples("test"), {name: kept[name] for name in kept if name not in ("similarity", "attention")})
+    text = report(tmp_path, run.path).text
+    assert "No similarities of pairs were kept" in text
+    assert "No attention maps were kept" in text
+    assert kept["text_to_image"][0]["text"] in text
+
+
 def test_the_saved_spec_is_the_same_run(page: Path, trained: Trained, tmp_path: Path) -> None:
     import base64
 
