@@ -29,6 +29,7 @@ from pathlib import Path
 
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
 from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
+from tclx.train.stopping import REQUESTS, end_start_up_on_request
 
 INTERRUPTED_AND_SAVED = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -41,9 +42,6 @@ PRINT_INTO_LOG = "TCLX_PRINT_INTO_LOG"
 
 HANDOVER_SECONDS = 300
 """How long a new attempt waits for an old one, which ends at its next written row, to let go of the run."""
-
-
-_TO_STOP = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class _Held(RunFailed):
@@ -71,12 +69,10 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
         takes_over: end an older attempt that is still alive, for instance on a node that lost touch; otherwise the run is
             left to it.
     """
-    # Until the training loop has its own handlers, a request to stop ends the start-up like Ctrl-C.
-    for number in _TO_STOP:
-        signal.signal(number, signal.default_int_handler)
+    end_start_up_on_request()
     folder, since = replace(folder, attempt_name=attempt.name), time.time()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_STOP)  # a sweep's worker has them held back until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)  # a sweep's worker has them held back until here
         with _holding(folder, attempt, takes_over=takes_over):
             _train(folder)
             return 0
@@ -142,7 +138,7 @@ def _holding(folder: RunFolder, attempt: Attempt, *, takes_over: bool) -> Iterat
 
 
 def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
-    """Rank 0 says how it ended, unless the training loop of this very process already has."""
+    """Rank 0 says how it ended, unless the training loop of this very process already has; what is finished stays so."""
     if _rank() != 0 or not folder.path.is_dir():
         return
     try:
@@ -150,7 +146,8 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
     except Superseded:
         return  # the state is the newer attempt's
     state = folder.read_state() or RunState("created")
-    if (state.status, state.pid, state.host) != (status, os.getpid(), os.uname().nodename):
+    said_already = (state.status, state.pid, state.host) == (status, os.getpid(), os.uname().nodename)
+    if not said_already and state.status != "finished":
         folder.write_state(replace(state, status=status, reason=reason))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from tclx.train.stopping import REQUESTS
 from tests.postgres import Server
 from tests.track.wandb_server import WandbServer
 
@@ -20,10 +22,25 @@ os.environ.setdefault("TCLX_RUNS", "/nonexistent/tests-name-their-own-runs-folde
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes test, a file stays in one of them, and all that needs the one cluster does."""
+    """Where several processes test, a file stays in one of them, and all that needs the one cluster does: it waits for long,
+    so it is first.
+    """
+
+    def is_on_cluster(item: pytest.Item) -> bool:
+        return item.path.is_relative_to(PROJECT / "tests" / "slurm")
+
     for item in items:
-        on_cluster = item.path.is_relative_to(PROJECT / "tests" / "slurm")
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.path.relative_to(PROJECT).as_posix()))
+        item.add_marker(pytest.mark.xdist_group("slurm" if is_on_cluster(item) else item.path.relative_to(PROJECT).as_posix()))
+    items.sort(key=is_on_cluster, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What trains in this process takes the requests to stop for itself, for good."""
+    before = {number: signal.getsignal(number) for number in REQUESTS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

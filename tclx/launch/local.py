@@ -216,7 +216,12 @@ class _Queue:
     def _ended(self, started: _Started) -> None:
         started.closing.close()
         outcome = outcome_of(
-            started.run, started.folder, started.process.returncode, attempt=started.attempt, since=started.started_at
+            started.run,
+            started.folder,
+            started.process.returncode,
+            attempt=started.attempt,
+            since=started.started_at,
+            asked_to_stop=self._interrupted is not None,
         )
         if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
             self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
@@ -283,9 +288,11 @@ def passing_signals(receive: Callable[[int], None], signals: Sequence[signal.Sig
             signal.signal(number, action)
 
 
-def outcome_of(run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: str, since: float) -> Outcome:
-    """How a run ended: what its state says, since torchrun replaces the worker's exit code with its own; the code where no
-    state was written.
+def outcome_of(
+    run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: str, since: float, asked_to_stop: bool
+) -> Outcome:
+    """How a run ended: what its processes and its state say, since torchrun replaces the worker's exit code with its own; the
+    code where nothing was said.
 
     Args:
         run: as it was planned.
@@ -293,26 +300,27 @@ def outcome_of(run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: s
         exit_code: of the process that was started; negative for a signal.
         attempt: this start of the run.
         since: when it was started.
+        asked_to_stop: whether the process was sent a signal to stop, which ends a start-up at once.
     """
-    state = folder.read_state()
-    if state is None or state.updated_at < since or state.status in ("created", "running"):
-        asked_to_stop = exit_code == INTERRUPTED_AND_SAVED or (exit_code == 0 and run.spec.launch.num_processes > 1)
-        if asked_to_stop:  # before it could begin: the state is still an earlier attempt's
-            return Outcome(folder, "interrupted", "stopped before it began", Interrupted.exit_code)
-        sudden = _sudden_end(exit_code)
-        failed = RunState("failed", state.step if state else 0, state.total_steps if state else 0, sudden)
-        folder.write_state(failed)
-        return Outcome(folder, "failed", sudden, RunFailed.exit_code)
-    if state.status == "finished":
+    several = run.spec.launch.num_processes > 1
+    state = folder.read_state() or RunState("created")
+    said_now = state.updated_at >= since and state.status != "created"
+    if said_now and state.status == "finished":
         return Outcome(folder, "finished")
-    if state.status == "interrupted":
+    cause = find_cause(folder, attempt, log=None, memory_key=None) if several else None
+    if cause is not None and cause.by_itself:  # before any wish to stop: torchrun sends SIGTERM when one process has fallen
+        state, said_now = replace(state, status="failed", reason=cause.reason), True
+        folder.write_state(state)
+    if said_now and state.status == "interrupted":
         return Outcome(folder, "interrupted", state.reason or f"saved at step {state.step}", Interrupted.exit_code)
-    known = exit_code in (TclxError.exit_code, 2, MachineError.exit_code)
-    reason: str | None = state.reason
-    if run.spec.launch.num_processes > 1:
-        cause = find_cause(folder, attempt, log=None, memory_key=None)
-        reason = cause.reason if cause.by_itself else reason
-    return Outcome(folder, "failed", reason, exit_code if known else RunFailed.exit_code)
+    if said_now and state.status == "failed":
+        known = exit_code in (TclxError.exit_code, 2, MachineError.exit_code)
+        return Outcome(folder, "failed", state.reason, exit_code if known else RunFailed.exit_code)
+    if exit_code == INTERRUPTED_AND_SAVED or (exit_code == 0 and several) or (asked_to_stop and not said_now):
+        return Outcome(folder, "interrupted", "stopped before it began", Interrupted.exit_code)
+    sudden = _sudden_end(exit_code)
+    folder.write_state(RunState("failed", state.step, state.total_steps, sudden))
+    return Outcome(folder, "failed", sudden, RunFailed.exit_code)
 
 
 def _sudden_end(exit_code: int) -> str:

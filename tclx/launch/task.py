@@ -145,19 +145,19 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
             folder,
             replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
         )
-    is_fresh = began and newest is not None and state.updated_at >= newest.started_at
-    if is_fresh and state.status == "interrupted":
-        return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     if not began and exit_code > SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
     if not began:
         lines = "\n".join(last_lines(log))
         reason = f"the job ended before training began (exit code {exit_code}); {log} ends with:\n{lines}"
         return _end(folder, replace(state, status="failed", reason=reason))
-    own_word = state.reason if is_fresh and state.status == "failed" else None
+    said_now = newest is not None and state.updated_at >= newest.started_at
+    own_word = state.reason if said_now and state.status == "failed" else None
     cause = find_cause(folder, attempt.name, log=log, memory_key="launch.memory_gb", own_word=own_word)
-    if cause.by_itself:
+    if cause.by_itself:  # before any wish to stop: when one process falls, srun sends SIGTERM to the others
         return _end(folder, replace(state, status="failed", reason=cause.reason))
+    if said_now and state.status == "interrupted":
+        return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason)
 
 

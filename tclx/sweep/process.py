@@ -47,7 +47,7 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunProcess:
     """A run that is being trained."""
 
@@ -56,6 +56,7 @@ class RunProcess:
     process: BaseProcess | subprocess.Popen[bytes]
     attempt: str
     started_at: float
+    asked_to_stop: bool = False
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
@@ -63,12 +64,20 @@ class RunProcess:
 
     def stop(self) -> None:
         """Ask it to save and stop."""
+        self.asked_to_stop = True
         if self.process.pid is not None and self.exit_code() is None:
             pass_on(signal.SIGTERM, self.folder, self.process.pid, since=self.started_at)
 
     def outcome(self, exit_code: int) -> Outcome:
         """How it ended."""
-        return outcome_of(self.run, self.folder, exit_code, attempt=self.attempt, since=self.started_at)
+        return outcome_of(
+            self.run,
+            self.folder,
+            exit_code,
+            attempt=self.attempt,
+            since=self.started_at,
+            asked_to_stop=self.asked_to_stop,
+        )
 
 
 def start(run: PlannedRun, folder: RunFolder, *, environment: Mapping[str, str], takes_over: bool) -> RunProcess:

@@ -200,7 +200,6 @@ def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker
         _Pruned: the pruner has ended it.
     """
     pruned: _Pruned | None = None
-    asked = False
     looked_at = time.monotonic()
     while (exit_code := started.exit_code()) is None:
         time.sleep(POLL_SECONDS)
@@ -210,8 +209,7 @@ def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker
                 look()
             except _Pruned as decided:
                 pruned = decided
-        if (worker.stopping() or pruned is not None) and not asked:
-            asked = True
+        if (worker.stopping() or pruned is not None) and not started.asked_to_stop:
             started.stop()
     if pruned is not None:
         with suppress(MachineError):

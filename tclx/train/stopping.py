@@ -1,6 +1,8 @@
-"""Who may ask a run to stop, and how is it asked? Ctrl-C, SIGTERM and SIGUSR2; the handler sets a flag and nothing else.
+"""Who may ask a run to stop, and how is it asked? Ctrl-C, SIGTERM and SIGUSR2.
 
-A handler runs between any two lines, also in the middle of an update: only the loop knows when the state is whole.
+While it trains, the handler sets a flag and nothing else: a handler runs between any two lines, also in the middle of an
+update, and only the loop knows when the state is whole. Before, a request ends the process. Afterwards it changes nothing: srun
+and torchrun send SIGTERM to all processes when one has fallen, and how the run ended is being written down.
 """
 
 from __future__ import annotations
@@ -12,7 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+def end_start_up_on_request() -> None:
+    """From here until training begins, the first request raises KeyboardInterrupt."""
+    for number in REQUESTS:
+        signal.signal(number, _end_start_up)
+
+
+def _end_start_up(number: int, frame: FrameType | None) -> None:
+    for each in REQUESTS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class StopRequest:
@@ -36,14 +50,17 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turn the signals into a flag for as long as the block runs. Python allows handlers in the main thread only."""
+    """Turn the signals into a flag for as long as the block runs. Python allows handlers in the main thread only.
+
+    Where a request would have ended the start-up before, it is ignored from here on: the start-up is over.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request._receive) for number in _REQUESTS}
+    before = {number: signal.signal(number, request._receive) for number in REQUESTS}
     try:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler is _end_start_up else handler)

@@ -19,7 +19,7 @@ from tclx.errors import InputError, MachineError
 from tclx.launch import local
 from tclx.launch.local import Outcome, launch, worker_command
 from tclx.launch.order import PlannedRun, plan_runs
-from tclx.runs import RunFolder, RunState
+from tclx.runs import RunFolder, RunState, Status
 from tests.launch.toy import write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -161,6 +161,35 @@ print([(one.ending, one.exit_code, one.reason) for one in local.launch(runs, run
     output, _ = process.communicate(timeout=30)
     assert json.loads(output.replace("'", '"').replace("(", "[").replace(")", "]")) == [["interrupted", 130, "saved at step 1"]]
     assert trained(tmp_path) == ["toy"]
+
+
+def ended(folder: Path, exit_code: int, *, num_processes: int = 1, state: RunState | None = None, **facts: bool) -> Outcome:
+    """How a start is judged whose processes are gone."""
+    launch = {"num_processes": num_processes}
+    (run,) = plan(write_spec(folder, launch=launch))
+    run_folder = RunFolder(folder / "runs" / run.plan.run_id)
+    local.prepare(run, run_folder)
+    if state is not None:
+        run_folder.write_state(state)
+    if num_processes > 1:
+        note = {"attempt": "this", "host": "n1", "time": 1.0, "reason": "the loss is NaN", "lost_peer": False}
+        run_folder.write_json(run_folder.error(1), note)
+    facts = {"asked_to_stop": False} | facts
+    return local.outcome_of(run, run_folder, exit_code, attempt="this", since=1.0, **facts)
+
+
+@pytest.mark.parametrize("status", ["created", "running", "interrupted", "failed"])
+def test_the_process_that_fell_first_is_the_cause_whatever_rank_0_says(tmp_path: Path, status: Status) -> None:
+    outcome = ended(tmp_path, 1, num_processes=2, state=RunState(status, reason="stopped while it started"))
+    assert (outcome.ending, outcome.reason) == ("failed", "rank 1 on n1: the loss is NaN")
+    assert (outcome.folder.read_state() or RunState("created")).reason == outcome.reason
+
+
+def test_what_a_wish_to_stop_ends_before_it_began_has_not_failed(tmp_path: Path) -> None:
+    assert ended(tmp_path, -signal.SIGTERM, asked_to_stop=True).ending == "interrupted"
+    assert ended(tmp_path, -signal.SIGTERM).ending == "failed"
+    running = RunState("running", step=3)
+    assert ended(tmp_path, -signal.SIGKILL, asked_to_stop=True, state=running).ending == "failed"
 
 
 def test_a_runs_folder_that_cannot_be_made_is_a_machine_error(tmp_path: Path) -> None:

@@ -65,13 +65,10 @@ class Job7:
 
 
 @pytest.fixture
-def job(tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job7]:
+def job(tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Job7:
     monkeypatch.setattr(task, "WAIT_TO_BE_ENDED_SECONDS", 0)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
     launch = {"backend": "slurm", "gpus_per_node": 0, "max_restarts": 5}
-    yield Job7(prepared_run(tmp_path, launch=launch), commands, monkeypatch)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return Job7(prepared_run(tmp_path, launch=launch), commands, monkeypatch)
 
 
 def test_a_finished_run_is_left_alone(job: Job7) -> None:
@@ -125,6 +122,16 @@ def test_what_failed_by_itself_stays_failed_with_the_cause(job: Job7) -> None:
     state = job.end(1)
     assert (state.status, state.reason) == ("failed", "rank 2 on n2: the loss is NaN")
     assert (job.code, job.requeues) == (1, 0)
+
+
+def test_a_process_that_fell_is_the_cause_also_where_rank_0_was_asked_to_stop_because_of_it(job: Job7) -> None:
+    """srun sends SIGTERM to the others when one has fallen, maybe before they could notice themselves."""
+    job.say("interrupted", reason="stopped while it started")
+    note = {"attempt": "job7.0", "host": "n2", "time": 1.0, "reason": "the GPU's 80 GiB are not enough", "lost_peer": False}
+    job.folder.write_json(job.folder.error(2), note)
+    state = job.end(1)
+    assert (state.status, job.requeues) == ("failed", 0)
+    assert state.reason == "rank 2 on n2: the GPU's 80 GiB are not enough"
 
 
 def test_out_of_memory_is_not_tried_again(job: Job7) -> None:

@@ -84,7 +84,7 @@ def test_a_requeued_job_waits_eleven_seconds(jobs: Jobs) -> None:
     assert waits <= 40  # 121 s without cred_expire; a busy machine takes some for the requeueing itself
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_preemption_sends_sigterm_and_the_job_comes_back(jobs: Jobs) -> None:
     low = jobs.submit("--partition=low", "--nodes=4", "--exclusive", script=STUBBORN)
     wait(lambda: jobs.output(low) == ["start"])
@@ -123,7 +123,7 @@ def test_sacct_knows_a_jobs_end_and_comment(jobs: Jobs) -> None:
     wait(lambda: jobs.cluster.run("sacct", "-nXP", "-j", job, "-o", "state,exitcode,comment") == "FAILED|7:0|tclx:abc\n")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_node_goes_down_and_comes_back(cluster: Cluster) -> None:
     cluster.kill_node("n4")
     try:

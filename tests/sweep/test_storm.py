@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,7 @@ def test_a_run_that_is_asked_to_stop_before_it_could_take_over_has_not_failed(tm
     folder.begin(Attempt("an-older-one"))
     saved = RunState("interrupted", 2, 6, "saved at step 2", updated_at=1.0)
     folder.write_json(folder.path / "state.json", asdict(saved))
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # other tests' would be born without held-back signals
     run_process.start_server()
     started = run_process.start(run, folder, environment={}, takes_over=True)
     started.stop()

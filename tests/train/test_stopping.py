@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tclx.train.stopping import stop_request
+from tclx.train.stopping import REQUESTS, end_start_up_on_request, stop_request
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
@@ -32,6 +32,23 @@ def test_handlers_are_put_back() -> None:
     with stop_request():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("number", REQUESTS)
+def test_the_first_request_ends_a_start_up_and_later_ones_do_not_disturb_the_end(number: signal.Signals) -> None:
+    end_start_up_on_request()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+
+
+def test_after_training_a_request_changes_nothing() -> None:
+    end_start_up_on_request()
+    with stop_request() as stop:
+        pass
+    for number in REQUESTS:
+        os.kill(os.getpid(), number)
+    assert not stop
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
