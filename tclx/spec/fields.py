@@ -30,6 +30,8 @@ class Place:
     """The tag's value where the mapping does not say it."""
     has_own_names: bool = False
     """Whether the keys are the user's own names, each with one of the sections."""
+    other_kinds: tuple[tuple[str, type[Section]], ...] = ()
+    """Once the tag's value is known: the other ones, as they are written, and their sections."""
 
     @property
     def tag(self) -> str | None:
@@ -46,7 +48,8 @@ class Place:
 
     def narrowed(self, kind: str) -> Place:
         """The same place once the tag's value is known."""
-        return replace(self, sections=(self.kinds[kind],))
+        others = tuple((f"{self.tag}: {other}", section) for other, section in self.kinds.items() if other != kind)
+        return replace(self, sections=(self.kinds[kind],), other_kinds=others)
 
     def child(self, key: str) -> Place | None:
         """What a key of this place allows, or None where the key is unknown."""
@@ -132,7 +135,11 @@ def _plain_form(word: str) -> str:
 
 
 def nearest_key(key: str, place: Place, root: Place = ROOT) -> str | None:
-    """A hint for an unknown key: its neighbour here, or the one place elsewhere that has it, or what is known here."""
+    """A hint for an unknown key: what it goes with, or its neighbour here, or the one place elsewhere that has it, or what is
+    known here.
+    """
+    if fitting := [f"`{kind}`" for kind, section in place.other_kinds if key in section.model_fields]:
+        return f"it goes with {' or '.join(fitting)}"
     known = file_keys() if place == ROOT else place.known_keys()
     if neighbour := nearest(key, known):
         return f"did you mean `{neighbour}`?"

@@ -63,6 +63,7 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
             "16:27: data.train.split: must be one of train, val, test, not `trian` (did you mean `train`?)",
         ),
         ("split: train", "scenes: 1, split: train", "16:27: data.train.scenes: unknown key (known here: source, num_images"),
+        ("split: train", "files: [a], split: train", "16:27: data.train.files: unknown key (it goes with `source: files`)"),
         ("  max_caption_tokens: 24", "  normalization: {std: [1, 1]}", "18:19: data.normalization.std: too few values"),
         (
             "  max_caption_tokens: 24",

@@ -277,6 +277,17 @@ def test_a_draw_that_was_kept_without_an_answer_counts(
     assert run.spec.optim.learning_rate == study.trials[1].params["optim.learning_rate"]
 
 
+@pytest.fixture
+def holding_back() -> Iterator[None]:
+    """Forks are born with signals held back; those of other tests' server are not, and there is one server a process."""
+    stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
+    stop()
+    run_process.start_server()
+    yield
+    stop()
+
+
+@pytest.mark.usefixtures("holding_back")
 def test_a_run_that_is_asked_to_stop_before_it_could_take_over_has_not_failed(tmp_path: Path) -> None:
     run = planned(tmp_path)
     folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
@@ -284,8 +295,6 @@ def test_a_run_that_is_asked_to_stop_before_it_could_take_over_has_not_failed(tm
     folder.begin(Attempt("an-older-one"))
     saved = RunState("interrupted", 2, 6, "saved at step 2", updated_at=1.0)
     folder.write_json(folder.path / "state.json", asdict(saved))
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # other tests' would be born without held-back signals
-    run_process.start_server()
     started = run_process.start(run, folder, environment={}, takes_over=True)
     started.stop()
     while (exit_code := started.exit_code()) is None:
