@@ -55,7 +55,7 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, sa
     """
     launch = check_launch(sweep)
     with submitting(folder.runs_dir) as lock:
-        at_work = living_jobs(folder)
+        at_work = slurm.patiently(lambda: living_jobs(folder), say=say)
         summary = summarise(study, sweep)
         missing = min(sweep.spec.num_workers, summary.num_trials - summary.ended) - len(at_work)
         if missing <= 0:
@@ -117,7 +117,7 @@ def cancel_workers(folder: StudyFolder, *, say: Say) -> int:
     Raises:
         SlurmSilent, MachineError: SLURM cannot be asked.
     """
-    if jobs := living_jobs(folder):
+    if jobs := slurm.patiently(lambda: living_jobs(folder), say=say):
         with suppress(slurm.SlurmRefused):  # one of them ended a moment ago
             slurm.patiently(lambda: slurm.call(["scancel", *jobs]), say=say)
         say(f"asked {len(jobs)} jobs to save and stop: {', '.join(jobs)}")

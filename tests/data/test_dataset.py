@@ -252,18 +252,20 @@ def test_fewer_rows_than_a_step_are_refused(tokenizer: CaptionTokenizer) -> None
 
 
 def test_workers_ignore_the_signals_that_stop_a_run(tokenizer: CaptionTokenizer) -> None:
+    before = _children()
     batches = train_batches(experiment(data={"num_workers": 2}), tokenizer=tokenizer)
     next(batches)
-    for worker in _children():
+    for worker in _children() - before:
         for number in IGNORED_BY_WORKERS:
             os.kill(worker, number)
     assert len(take(20, batches)) == 20
 
 
 def test_a_dead_worker_is_a_machine_error(tokenizer: CaptionTokenizer) -> None:
+    before = _children()  # of other tests
     batches = train_batches(experiment(data={"num_workers": 1}), tokenizer=tokenizer)
     next(batches)
-    (worker,) = _children()
+    (worker,) = _children() - before
     os.kill(worker, signal.SIGKILL)
     # torch raises from its SIGCHLD handler, hence wherever this process is just then.
     with pytest.raises((MachineError, RuntimeError)) as caught:
@@ -286,13 +288,13 @@ def test_a_stream_that_nobody_closed_does_not_keep_its_process_from_ending() -> 
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=60)
 
 
-def _children() -> list[int]:
+def _children() -> set[int]:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     if not children.exists():
         pytest.skip("this system does not list child processes in /proc")
-    return [
+    return {
         int(pid) for pid in children.read_text().split() if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
+    }
 
 
 def test_the_global_random_state_is_left_alone(tokenizer: CaptionTokenizer) -> None:

@@ -66,7 +66,7 @@ def test_an_array_of_workers_finishes_a_study_and_is_not_submitted_twice(tmp_pat
     assert "submitted 2 workers as job" in said
     assert "2 workers are on their way already" in tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
     until(lambda: _status(path)["complete"] == 4, what="complete")
-    until(lambda: not living_jobs(_study(path)), what="ended")
+    until(lambda: not _jobs(path), what="ended")
     _assert_whole(path, num_trials=4, steps=40)
     assert "none is needed" in tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
 
@@ -75,8 +75,8 @@ def test_a_preempted_worker_saves_comes_back_and_goes_on(tmp_path: Path) -> None
     path = _sweep(tmp_path, num_trials=2, steps=400)
     tclx("sweep", path, runs_dir=tmp_path / "runs")
     _until_trains(path)
-    (job,) = living_jobs(_study(path))
-    slurm.call(["scancel", "--signal=USR2", job])
+    (job,) = _jobs(path)
+    _slurm(["scancel", "--signal=USR2", job])
     until(lambda: _status(path)["complete"] == 2, what="complete")
     _assert_whole(path, num_trials=2, steps=400)
     claim = json.loads(_study(path).claim(0).read_text())
@@ -88,9 +88,9 @@ def test_a_cancelled_study_stays_cancelled_until_it_is_asked_for(tmp_path: Path)
     tclx("sweep", path, runs_dir=tmp_path / "runs")
     _until_trains(path)
     assert "asked 1 jobs to save and stop" in tclx("sweep", "cancel", path, runs_dir=tmp_path / "runs").stderr
-    until(lambda: not living_jobs(_study(path)), what="ended")
+    until(lambda: not _jobs(path), what="ended")
     time.sleep(15)  # a requeued job would be back by now
-    assert not living_jobs(_study(path))
+    assert not _jobs(path)
     assert _status(path)["complete"] < 2
     tclx("sweep", path, runs_dir=tmp_path / "runs")
     until(lambda: _status(path)["complete"] == 2, what="complete")
@@ -102,7 +102,16 @@ def test_what_slurm_refuses_is_said_before_anything_is_submitted(tmp_path: Path)
     done = tclx("sweep", path, runs_dir=tmp_path / "runs", check=False)
     assert done.returncode == 2
     assert "launch.partition" in done.stderr
-    assert not living_jobs(_study(path))
+    assert not _jobs(path)
+
+
+def _jobs(path: Path) -> list[str]:
+    """The study's, once the controller answers: on a busy machine it may be a moment late."""
+    return slurm.patiently(lambda: living_jobs(_study(path)), say=print)
+
+
+def _slurm(command: list[str]) -> None:
+    slurm.patiently(lambda: slurm.call(command), say=print)
 
 
 def _until_trains(path: Path) -> None:
@@ -143,16 +152,16 @@ def test_workers_killed_and_preempted_at_random(
         if time.monotonic() - began > 1500:
             raise AssertionError(f"after {harmed}: {_status(path)}")
         time.sleep(chance.uniform(4, 10))
-        jobs = living_jobs(_study(path))
+        jobs = _jobs(path)
         workers = _workers(path)
         what = chance.choice(list(harmed))
         try:
             if what == "killed" and workers:
                 chance.choice(workers).kill()
             elif what == "told to stop" and jobs:
-                slurm.call(["scancel", "--signal=USR2", chance.choice(jobs)])
+                _slurm(["scancel", "--signal=USR2", chance.choice(jobs)])
             elif what == "requeued" and jobs:
-                slurm.call(["scontrol", "requeue", chance.choice(jobs)])
+                _slurm(["scontrol", "requeue", chance.choice(jobs)])
             else:
                 continue
         except (slurm.SlurmRefused, psutil.NoSuchProcess):
@@ -163,7 +172,7 @@ def test_workers_killed_and_preempted_at_random(
         if sum(harmed.values()) >= 30:
             harmed_enough = time.monotonic()
             while _status(path)["complete"] < num_trials and time.monotonic() - harmed_enough < 600:
-                if not living_jobs(_study(path)):
+                if not _jobs(path):
                     tclx("sweep", path, runs_dir=tmp_path / "runs")
                 time.sleep(5)
     tree = _assert_whole(path, num_trials=num_trials, steps=steps)
@@ -171,5 +180,5 @@ def test_workers_killed_and_preempted_at_random(
     seconds = time.monotonic() - began
     with capsys.disabled():
         print(f"\n{storage}: {harmed}, {sum(starts) - num_trials} continuations, {tree['failed']} failed, {seconds:.0f} s")
-    if left := living_jobs(_study(path)):
-        slurm.call(["scancel", *left])
+    if left := _jobs(path):
+        _slurm(["scancel", *left])

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -295,8 +296,11 @@ def test_a_run_that_is_asked_to_stop_before_it_could_take_over_has_not_failed(tm
     folder.begin(Attempt("an-older-one"))
     saved = RunState("interrupted", 2, 6, "saved at step 2", updated_at=1.0)
     folder.write_json(folder.path / "state.json", asdict(saved))
+    (folder.path / "logs").mkdir()
+    os.mkfifo(folder.log(0))  # it opens its log before anything else, and waits until somebody reads
     started = run_process.start(run, folder, environment={}, takes_over=True)
     started.stop()
+    threading.Thread(target=folder.log(0).read_bytes, daemon=True).start()
     while (exit_code := started.exit_code()) is None:
         time.sleep(0.01)
     assert exit_code == INTERRUPTED_AND_SAVED

@@ -1,0 +1,34 @@
+"""Workers as SLURM jobs, where SLURM's commands are stand-ins; tests/slurm has the real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tclx.launch import slurm
+from tclx.sweep.cluster import cancel_workers
+from tclx.sweep.study import StudyFolder
+from tests.launch.handed import Commands
+
+
+def test_a_controller_that_is_away_for_a_moment_does_not_keep_a_study_from_being_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0.0)
+    commands = Commands(tmp_path / "commands", monkeypatch)
+    commands.put(
+        "squeue",
+        f"[ $(wc -l < {commands.folder}/calls) -ge 3 ] && echo '41_0|RUNNING|n1|study.abcd|None' && exit\n"
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+    )
+    commands.put("scancel", "exit 0")
+    folder = StudyFolder.of("study", tmp_path / "runs")
+    folder.path.mkdir(parents=True)
+    folder.jobs.write_text(json.dumps({"name": "study.abcd", "num_workers": 1, "submission": "-"}) + "\n")
+    said: list[str] = []
+    assert cancel_workers(folder, say=said.append) == 1
+    assert said[0].startswith("SLURM does not answer")
+    assert said[-1] == "asked 1 jobs to save and stop: 41_0"
+    assert commands.calls[-1] == "scancel 41_0"
