@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("TCLX_RUNS", "/nonexistent/tests-name-their-own-runs-folder")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes test, a file stays in one of them, and all that needs the one cluster does: it waits for long,
     so it is first.
