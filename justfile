@@ -3,7 +3,7 @@ export OMP_NUM_THREADS := env("OMP_NUM_THREADS", "1")
 
 # what CI runs; with a real SLURM cluster and a real PostgreSQL where the machine can have them
 check: format-check lint types layers
-    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -n 2 --dist loadgroup
+    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -n 2
 
 # rewrite the files in the project's format
 format:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
+from xdist.scheduler import LoadScopeScheduling
 
 from tclx.train.stopping import REQUESTS
 from tests.postgres import Server
@@ -18,21 +19,30 @@ from tests.track.wandb_server import WandbServer
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+CLUSTER = "tests/slurm/"
+
 os.environ.setdefault("TCLX_RUNS", "/nonexistent/tests-name-their-own-runs-folder")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes test, a file stays in one of them, and all that needs the one cluster does: it waits for long,
-    so it is first.
-    """
+    """What needs the cluster waits for long, so it is first."""
+    items.sort(key=lambda item: _shared_by(item.nodeid) == CLUSTER, reverse=True)
 
-    def is_on_cluster(item: pytest.Item) -> bool:
-        return item.path.is_relative_to(PROJECT / "tests" / "slurm")
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if is_on_cluster(item) else item.path.relative_to(PROJECT).as_posix()))
-    items.sort(key=is_on_cluster, reverse=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Where several processes test, a file stays in one of them, and all that needs the one cluster does."""
+    config.option.loadscopereorder = False
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared_by(nodeid)
+
+    return Scheduling(config, log)
+
+
+def _shared_by(nodeid: str) -> str:
+    """What a test shares with its neighbours: its file, or the cluster."""
+    return CLUSTER if nodeid.startswith(CLUSTER) else nodeid.partition("::")[0]
 
 
 @pytest.fixture(autouse=True)
