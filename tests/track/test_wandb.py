@@ -87,9 +87,9 @@ def upload(folder: RunFolder, body: Callable[[], None], *, say: Say = lambda lin
     return time.monotonic() - ended_at
 
 
-def children(name: str) -> list[psutil.Process]:
-    """The uploading process (`tclx.track.wandb`) or its service (`wandb-core`)."""
-    alive = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+def children(name: str, *, parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """The uploading process (`tclx.track.wandb`), or its service (`wandb-core`); other tests may have one in this process."""
+    alive = [child for child in (parent or psutil.Process()).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
     return [child for child in alive if name in " ".join(child.cmdline())]
 
 
@@ -201,8 +201,9 @@ def test_killing_the_service_doubles_nothing_and_loses_nothing(tmp_path: Path, s
     def body() -> None:
         write_rows(folder, 1, 50)
         wait_for(lambda: "file_stream" in server.requests)
-        for service in children("wandb-core"):
-            service.kill()
+        (process,) = children("tclx.track.wandb")
+        (service,) = children("wandb-core", parent=process)
+        service.kill()
         write_rows(folder, 51, 60)
         wait_for(lambda: len(said) > 0)
 
