@@ -45,13 +45,8 @@ def test_a_superseded_worker_leaves_state_and_errors_alone(tmp_path: Path, monke
         replaced.check_attempt()
 
     before: list[bytes] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     monkeypatch.setattr("tclx.train.loop.train", overtaken)
-    try:
-        assert worker.work(folder, Attempt("job7.0", "7"), takes_over=True) == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert worker.work(folder, Attempt("job7.0", "7"), takes_over=True) == 1
     assert folder.state.read_bytes() == before[0]
     assert not folder.error(0).exists()
 
@@ -69,13 +64,8 @@ def test_a_superseded_worker_that_ends_otherwise_writes_no_state_either(
         raise ending
 
     before: list[bytes] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     monkeypatch.setattr("tclx.train.loop.train", overtaken)
-    try:
-        worker.work(folder, Attempt("job7.0", "7"), takes_over=True)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    worker.work(folder, Attempt("job7.0", "7"), takes_over=True)
     assert folder.state.read_bytes() == before[0]
 
 
@@ -93,16 +83,13 @@ def test_a_living_process_beats_and_a_dead_one_does_not(tmp_path: Path) -> None:
 
 def test_a_request_to_cancel_arrives_once(tmp_path: Path) -> None:
     folder, received = RunFolder(tmp_path), list[int]()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        with heartbeat(folder, every_seconds=0.01):
-            time.sleep(0.05)
-            assert received == []
-            folder.write_json(folder.cancel, {})
-            until(lambda: bool(received))
-            time.sleep(0.05)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    with heartbeat(folder, every_seconds=0.01):
+        time.sleep(0.05)
+        assert received == []
+        folder.write_json(folder.cancel, {})
+        until(lambda: bool(received))
+        time.sleep(0.05)
     assert received == [signal.SIGTERM]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Runs the worker with a training loop that only ends, in the way given."""
 
     def start(ending: BaseException | None) -> int:
@@ -39,9 +38,7 @@ def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]
         monkeypatch.setattr("tclx.train.loop.train", train)
         return worker.main([str(folder.path)])
 
-    before = signal.getsignal(signal.SIGTERM)
-    yield start
-    signal.signal(signal.SIGTERM, before)
+    return start
 
 
 @pytest.mark.parametrize(
@@ -155,8 +152,4 @@ def test_the_loop_receives_the_spec_and_the_plan_as_written(
 
 @pytest.mark.parametrize("arguments", [[], ["one", "two"], ["/nowhere"]])
 def test_anything_but_a_prepared_folder_is_bad_input(arguments: list[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert worker.main(arguments) == 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert worker.main(arguments) == 2

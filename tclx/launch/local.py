@@ -99,6 +99,12 @@ class _Started:
     attempt: str
     started_at: float
     closing: ExitStack
+    asked_to_stop: bool = False
+
+    def stop(self, number: int) -> None:
+        """Ask it to save and stop."""
+        self.asked_to_stop = True
+        pass_on(number, self.folder, self.process.pid, since=self.started_at)
 
 
 class _Queue:
@@ -130,7 +136,7 @@ class _Queue:
         """Start nothing more, and ask what runs to save and stop."""
         self._interrupted = number
         for started in self._running:
-            pass_on(number, started.folder, started.process.pid, since=started.started_at)
+            started.stop(number)
 
     def _start_what_fits(self) -> None:
         for place in list(self._waiting):
@@ -211,7 +217,7 @@ class _Queue:
         started = _Started(run, folder, process, slot, attempt, started_at, closing)
         self._running.append(started)
         if self._interrupted is not None:  # the signal came while it was being started
-            pass_on(self._interrupted, folder, process.pid, since=started_at)
+            started.stop(self._interrupted)
 
     def _ended(self, started: _Started) -> None:
         started.closing.close()
@@ -221,7 +227,7 @@ class _Queue:
             started.process.returncode,
             attempt=started.attempt,
             since=started.started_at,
-            asked_to_stop=self._interrupted is not None,
+            asked_to_stop=started.asked_to_stop,
         )
         if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
             self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import sys
 import time
@@ -28,6 +27,7 @@ from tclx.launch.ending import find_cause, last_lines
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
+from tclx.train.stopping import ignore_requests
 from tclx.worker import INTERRUPTED_AND_SAVED, print_into_log, work
 
 WAIT_TO_BE_ENDED_SECONDS = 300
@@ -123,8 +123,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
         submission: of the job.
         exit_code: srun's.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # a few seconds are left, and this is what they are for
+    ignore_requests()
     attempt = _attempt(os.environ)
     state = folder.read_state() or RunState("created")
     newest = folder.read_attempt()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tclx.launch import slurm
 from tclx.launch.task import SIGNALLED, STILL_OURS, job_id_of, requeue, state_of_job
 from tclx.sweep.cluster import STUDY
 from tclx.sweep.study import StudyFolder
+from tclx.train.stopping import ignore_requests
 from tclx.worker import INTERRUPTED_AND_SAVED
 
 
@@ -36,8 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def look_after(exit_code: int, *, max_restarts: int) -> int:
     """Requeue the worker's job where it is to go on; returns the job's exit code."""
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_requests()
     job_id = job_id_of(os.environ)
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or "0")
     if exit_code == 0:

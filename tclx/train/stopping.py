@@ -23,9 +23,14 @@ def end_start_up_on_request() -> None:
         signal.signal(number, _end_start_up)
 
 
+def ignore_requests() -> None:
+    """From here on none of them changes anything: what is left takes seconds, and is what they are for."""
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end_start_up(number: int, frame: FrameType | None) -> None:
-    for each in REQUESTS:
-        signal.signal(each, signal.SIG_IGN)
+    ignore_requests()
     raise KeyboardInterrupt
 
 

@@ -44,6 +44,11 @@ if ending == "waits":
     signal.signal(signal.SIGINT, lambda *_: end("interrupted", 75, "saved at step 1"))
     folder.write_state(replace(state, status="running"))
     time.sleep(60)
+if ending == "stops":
+    end("interrupted", 75, "saved at step 1")
+if ending == "dies":
+    time.sleep(2)
+    sys.exit(5)
 if ending.startswith("failed"):
     end("failed", int(ending[6:]), "the loss is NaN")
 end("finished", 0)
@@ -163,10 +168,21 @@ print([(one.ending, one.exit_code, one.reason) for one in local.launch(runs, run
     assert trained(tmp_path) == ["toy"]
 
 
-def ended(folder: Path, exit_code: int, *, num_processes: int = 1, state: RunState | None = None, **facts: bool) -> Outcome:
+def test_a_run_that_stops_alone_does_not_excuse_the_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is started after it, but the other was not asked to stop."""
+    monkeypatch.setenv("ENDING_TOY", "stops")
+    monkeypatch.setenv("ENDING_OTHER", "dies")
+    both = {"max_parallel_runs": 2}
+    outcomes = start(write_spec(tmp_path, launch=both), write_spec(tmp_path, "other", launch=both))
+    assert [outcome.ending for outcome in outcomes] == ["interrupted", "failed"]
+    assert "exit code 5" in (outcomes[1].reason or "")
+
+
+def ended(
+    folder: Path, exit_code: int, *, num_processes: int = 1, state: RunState | None = None, asked_to_stop: bool = False
+) -> Outcome:
     """How a start is judged whose processes are gone."""
-    launch = {"num_processes": num_processes}
-    (run,) = plan(write_spec(folder, launch=launch))
+    (run,) = plan(write_spec(folder, launch={"num_processes": num_processes}))
     run_folder = RunFolder(folder / "runs" / run.plan.run_id)
     local.prepare(run, run_folder)
     if state is not None:
@@ -174,8 +190,7 @@ def ended(folder: Path, exit_code: int, *, num_processes: int = 1, state: RunSta
     if num_processes > 1:
         note = {"attempt": "this", "host": "n1", "time": 1.0, "reason": "the loss is NaN", "lost_peer": False}
         run_folder.write_json(run_folder.error(1), note)
-    facts = {"asked_to_stop": False} | facts
-    return local.outcome_of(run, run_folder, exit_code, attempt="this", since=1.0, **facts)
+    return local.outcome_of(run, run_folder, exit_code, attempt="this", since=1.0, asked_to_stop=asked_to_stop)
 
 
 @pytest.mark.parametrize("status", ["created", "running", "interrupted", "failed"])
