@@ -250,6 +250,23 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "training.precision: tf32 needs a GPU, and training.device is cpu (fp32 or bf16)",
         ),
         (
+            ["training={device: mps, precision: bf16}"],
+            "training.precision: bf16 does not run on training.device: mps (fp32)",
+        ),
+        (
+            ["training={device: mps, compile: true}"],
+            "training.compile: torch.compile is not supported on training.device: mps (false)",
+        ),
+        (
+            ["training.device=mps", "launch.num_processes=2"],
+            "launch.num_processes: a Mac has one GPU, and mps exchanges nothing between processes (1; training.device: cpu "
+            "trains in several)",
+        ),
+        (
+            ["training.device=mps", "launch={backend: slurm}"],
+            "training.device: mps is a Mac's GPU, and launch.backend is slurm (auto, cuda or cpu)",
+        ),
+        (
             ["training.steps=0", "evaluation.during_training=null"],
             "training.steps: 0 only evaluates, but `evaluation.at_end` is null: there is nothing to do",
         ),

@@ -8,6 +8,9 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if sys.platform == "win32":
+        print("error: tclx runs on Linux and macOS; on Windows install and start it in WSL (wsl --install)", file=sys.stderr)
+        sys.exit(3)
     # Help through rich costs 100 ms; only people at a terminal see the difference.
     os.environ.setdefault("TYPER_USE_RICH", "1" if sys.stdout.isatty() else "0")
     from tclx.cli.app import app

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from tclx.plan import needs_second_view
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
+from tclx.system import START_METHOD
 
 Item = TypeVar("Item")
 
@@ -361,7 +361,7 @@ def train_batches(
         needed = world_size * order.batch_size * order.accumulation_steps
         problem = f"one optimizer step takes {needed} rows, data.train has {source.num_rows}"
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
-    pin_memory = spec.training.device != "cpu" and torch.cuda.is_available()
+    pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()
     # Token features are gathered over processes, which takes equal shapes.
     dataset = TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
     return _stream(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory))
@@ -466,7 +466,7 @@ def _loader(dataset: Dataset[Item], order: Iterable[Any], *, num_workers: int, p
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         # Forked workers share the annotation arrays; a started one would get its own copy of them.
-        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+        multiprocessing_context=START_METHOD if num_workers else None,
         # Without its own generator the loader would take a number from the global one, which dropout shares.
         generator=torch.Generator(),
     )

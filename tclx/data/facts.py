@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,7 @@ from tclx.data.scenes import NUM_CAPTIONS, Split
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
 from tclx.spec.data import BadImagesSpec, DataSource, DataSpec, FilesSource, ScenesSource
+from tclx.system import START_METHOD, num_cpus
 
 MAX_BAD_SHOWN = 20
 PICTURES_PER_TASK = 64
@@ -127,7 +126,7 @@ def check_images(
     tasks = [task for key, source in _sources(data) if key.removeprefix("data.") in splits for task in _tasks(key, source)]
     total, done = sum(len(task.images) for task in tasks), 0
     bad: list[BadPicture] = []
-    for task, found in zip(tasks, _run(tasks, data, num_processes or len(os.sched_getaffinity(0))), strict=True):
+    for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
         bad += found
         done += len(task.images)
         if report is not None:
@@ -179,7 +178,7 @@ def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[lis
     if min(num_processes, len(tasks)) < 2:
         yield from map(check, tasks)
         return
-    context = get_context("fork" if sys.platform == "linux" else None)
+    context = get_context(START_METHOD)
     try:
         with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=_ignore_interrupts) as pool:
             yield from pool.map(check, tasks)

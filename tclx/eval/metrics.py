@@ -43,7 +43,7 @@ def rank_of_best_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
     """Percentage of queries whose best relevant key is among the first k; `ranks` count from 0."""
-    return 100.0 * float((ranks < k).double().mean())
+    return 100.0 * int((ranks < k).sum()) / len(ranks)
 
 
 def median_rank(ranks: Tensor) -> float:

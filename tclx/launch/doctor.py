@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from tclx import __version__
+from tclx import __version__, system
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
+from tclx.system import Mount
 from tclx.track.sending import wandb_mode
 
 Verdict = Literal["ok", "info", "warning", "problem"]
@@ -43,12 +44,6 @@ DEEP_SECONDS = 180
 
 HOST_SECONDS = 4.0
 """How long a server may take to accept a connection."""
-
-NETWORK_FILE_SYSTEMS = (
-    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "fuse.", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "orangefs", "panfs",
-    "pvfs2", "smb3", "smbfs", "virtiofs", "wekafs",
-)  # fmt: skip
-"""As /proc/mounts names them; one that ends with a dot is a beginning."""
 
 _LOCAL_LOCKS = ("nolock", "localflock", "local_lock=all", "local_lock=flock")
 """Mount options with which each machine has locks of its own."""
@@ -64,19 +59,6 @@ class Check(NamedTuple):
     """What to do, where something should be done."""
 
 
-class Mount(NamedTuple):
-    """What a folder lies on."""
-
-    place: str
-    kind: str
-    options: tuple[str, ...]
-
-    @property
-    def is_network(self) -> bool:
-        """Whether other machines may see it, too."""
-        return any(self.kind == name or (name.endswith(".") and self.kind.startswith(name)) for name in NETWORK_FILE_SYSTEMS)
-
-
 def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpec] = ()) -> list[Check]:
     """Look at everything that a run needs.
 
@@ -87,7 +69,7 @@ def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpe
     """
     from tclx.launch import doctor_slurm
 
-    mount = mount_of(existing(runs_dir), Path("/proc/mounts").read_text(encoding="utf-8", errors="replace"))
+    mount = system.mount_of(existing(runs_dir), system.mounts())
     return [
         *check_python(can_submit=shutil.which("sbatch") is not None),
         *check_gpus(),
@@ -241,17 +223,9 @@ def check_gpus() -> Iterator[Check]:
 
 def check_machine() -> Iterator[Check]:
     """Cores and memory."""
-    yield Check("cpu", "ok", f"{len(os.sched_getaffinity(0))} cores for this process, {os.cpu_count()} in the machine")
-    total, available = parse_memory(Path("/proc/meminfo").read_text(encoding="utf-8"))
-    yield Check("memory", "ok", f"{total:.1f} GiB, {available:.1f} GiB of it available")
-
-
-def parse_memory(text: str) -> tuple[float, float]:
-    """Total and available memory in GiB, from /proc/meminfo."""
-    values = {
-        name: int(value.split()[0]) * 1024 / GIB for name, _, value in (line.partition(":") for line in text.splitlines())
-    }
-    return values["MemTotal"], values["MemAvailable"]
+    yield Check("cpu", "ok", f"{system.num_cpus()} cores for this process, {os.cpu_count()} in the machine")
+    memory = system.memory()
+    yield Check("memory", "ok", f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB of it available")
 
 
 # --------------------------------------------------------------------------------------------------------------- runs folder
@@ -261,24 +235,6 @@ def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists()).resolve()
-
-
-def mount_of(folder: Path, mounts: str) -> Mount:
-    """The file system that a folder lies on.
-
-    Args:
-        folder: absolute, without links.
-        mounts: the text of /proc/mounts; a later line hides an earlier one at the same place.
-    """
-    best = Mount("/", "unknown", ())
-    for line in mounts.splitlines():
-        parts = line.split(" ")
-        if len(parts) < 4:
-            continue
-        place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), parts[1])  # a blank is written as \040
-        if folder.is_relative_to(place) and len(place) >= len(best.place):
-            best = Mount(place, parts[2], tuple(parts[3].split(",")))
-    return best
 
 
 def check_runs_dir(runs_dir: Path, mount: Mount) -> Iterator[Check]:

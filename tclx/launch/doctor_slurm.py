@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tclx.errors import MachineError
 from tclx.launch import slurm
-from tclx.launch.doctor import Check, Mount
+from tclx.launch.doctor import Check
+from tclx.system import Mount
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel")
 """Commands that submit, watch and end runs; sacct and sinfo only know more."""

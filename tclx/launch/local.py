@@ -44,6 +44,7 @@ from tclx.launch.prepare import (
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, read_submitted, write_submitted
+from tclx.system import num_cpus
 from tclx.worker import ATTEMPT, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -255,7 +256,7 @@ def worker_environment(num_processes: int, num_parallel: int = 1) -> dict[str, s
     if str(code) not in sysconfig.get_paths().values():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     if num_processes * num_parallel > 1:
-        share = len(os.sched_getaffinity(0)) // (num_processes * num_parallel)
+        share = num_cpus() // (num_processes * num_parallel)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
     return environment
 

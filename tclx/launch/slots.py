@@ -62,7 +62,7 @@ def _limit(run: PlannedRun, num_gpus: int) -> int:
 
 def uses_gpus(run: PlannedRun, num_gpus: int) -> bool:
     """Whether the run trains on GPUs when there are some."""
-    return num_gpus > 0 and run.spec.training.device != "cpu"
+    return num_gpus > 0 and run.spec.training.device in ("auto", "cuda")
 
 
 def check_fits(run: PlannedRun) -> None:

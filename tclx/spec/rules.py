@@ -177,6 +177,22 @@ def _precision(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("training.precision", f"{precision} needs a GPU, and training.device is cpu", "fp32 or bf16")
 
 
+def _mps(spec: ExperimentSpec) -> Iterator[Problem]:
+    """What a Mac's GPU does not do."""
+    training, launch = spec.training, spec.launch
+    if training.device != "mps":
+        return
+    if training.precision != "fp32":
+        yield Problem("training.precision", f"{training.precision} does not run on training.device: mps", "fp32")
+    if training.compile:
+        yield Problem("training.compile", "torch.compile is not supported on training.device: mps", "false")
+    if launch.backend == "slurm":
+        yield Problem("training.device", "mps is a Mac's GPU, and launch.backend is slurm", "auto, cuda or cpu")
+    elif launch.num_processes > 1:
+        hint = "1; training.device: cpu trains in several"
+        yield Problem("launch.num_processes", "a Mac has one GPU, and mps exchanges nothing between processes", hint)
+
+
 CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _image_size,
     _frozen_needs_weights,
@@ -192,6 +208,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _retrieval,
     _nothing_to_do,
     _precision,
+    _mps,
 )
 
 

@@ -29,8 +29,9 @@ class TrainingSpec(Section):
     """Image-text pairs per process and forward pass (per process on a CPU, too)."""
     accumulation_steps: Count = 1
     """Forward and backward passes per optimizer step. Negatives come from one pass and the queue."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU when there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: an NVIDIA GPU when there is one, else the CPU. `mps`, a Mac's GPU, is never chosen by itself: it computes in
+    fp32, in one process, without torch.compile, and its runs do not resume bit for bit."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Of the matrix products; softmaxes and losses are always fp32."""
     compile: bool = False

@@ -131,7 +131,7 @@ def _gradient_norms(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> li
 
 def _num_gpus(spec: ExperimentSpec) -> int:
     """GPUs that W&B's monitor may see: those of rank 0's node."""
-    if spec.training.device == "cpu":
+    if spec.training.device in ("cpu", "mps"):
         return 0
     launch = spec.launch
     return min(launch.num_processes if launch.backend == "local" else launch.gpus_per_node, MAX_GPUS)

@@ -32,10 +32,16 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": _gpu_name(device),
         "world_size": distributed.world_size(),
         **describe_code(),
     }
+
+
+def _gpu_name(device: torch.device) -> str | None:
+    if device.type == "mps":
+        return "Apple GPU (mps)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:

@@ -128,6 +128,8 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
 
 def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | None:
     """What a user can do about an error of torch's; None for what is a bug."""
+    if device.type == "mps" and (isinstance(error, NotImplementedError) or "out of memory" in str(error)):
+        return RunFailed(f"training.device: mps: {str(error).splitlines()[0]} (device: cpu computes everything)")
     if isinstance(error, torch.OutOfMemoryError):
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         return RunFailed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tclx import distributed
 from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
+from tclx.system import peak_memory_bytes
 from tclx.track.jsonl import Row
 from tclx.train.step import StepOutput
 
@@ -74,7 +74,7 @@ class Tally:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return peak_memory_bytes()
 
 
 def average(outputs: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ _AMPERE = (8, 0)
 
 
 def choose_device(training: TrainingSpec) -> torch.device:
-    """The device of this process: its own GPU by its rank on this machine, or the CPU.
+    """The device of this process: its own GPU by its rank on this machine, the Mac's, or the CPU.
 
     Raises:
         MachineError: it is not there, or it cannot compute in the precision asked for; names the key to change.
@@ -23,7 +23,14 @@ def choose_device(training: TrainingSpec) -> torch.device:
         raise MachineError(
             "training.device: cuda was asked for, and torch sees no GPU here (auto takes a GPU where there is one)"
         )
-    if training.device == "cpu" or not torch.cuda.is_available():
+    if training.device == "mps" and not torch.backends.mps.is_available():
+        raise MachineError(
+            "training.device: mps was asked for, which is the GPU of an Apple silicon Mac, and torch sees none here "
+            "(auto takes an NVIDIA GPU where there is one, else the CPU)"
+        )
+    if training.device == "mps":
+        device = torch.device("mps")
+    elif training.device == "cpu" or not torch.cuda.is_available():
         device = torch.device("cpu")
     elif distributed.local_rank() >= torch.cuda.device_count():
         count = torch.cuda.device_count()
@@ -35,6 +42,8 @@ def choose_device(training: TrainingSpec) -> torch.device:
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
+    if precision != "fp32" and device.type == "mps":
+        raise MachineError(f"training.precision: {precision} does not run on training.device: mps; fp32 does")
     if precision == "fp16" and device.type == "cpu":
         raise MachineError("training.precision: fp16 needs a GPU, and torch sees none here; fp32 and bf16 run on a CPU")
     if precision == "tf32" and (device.type == "cpu" or torch.cuda.get_device_capability(device) < _AMPERE):

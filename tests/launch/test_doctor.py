@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from tclx.cli.app import app
 from tclx.launch import doctor, doctor_slurm
-from tclx.launch.doctor import Mount
 from tclx.spec.load import load_experiments
+from tclx.system import Mount, mount_of
 from tests.launch.toy import write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -50,15 +50,16 @@ short|up|2:00|1|mixed|gpu:2
 short|up|2:00|3|idle|gpu:2
 """
 
-MOUNTS = r"""
-proc /proc proc rw,relatime 0 0
-/dev/vda / ext4 rw,relatime,discard 0 0
-store:/home /home nfs4 rw,relatime,vers=4.2,local_lock=none 0 0
-store:/old /home/old nfs rw,nolock,local_lock=all 0 0
-scratch@tcp:/s /mnt/big\040scratch lustre rw,flock,lazystatfs 0 0
-gpfs0 /gpfs gpfs rw,relatime 0 0
-portal /run/user fuse.portal rw,nosuid 0 0
-"""
+MOUNTS = [
+    Mount("/proc", "proc", ("rw",)),
+    Mount("/", "ext4", ("rw", "discard")),
+    Mount("/home", "nfs4", ("rw", "vers=4.2", "local_lock=none")),
+    Mount("/home/old", "nfs", ("rw", "nolock", "local_lock=all")),
+    Mount("/mnt/big scratch", "lustre", ("rw", "flock")),
+    Mount("/gpfs", "gpfs", ("rw",)),
+    Mount("/run/user", "fuse.portal", ("rw", "nosuid")),
+    Mount("/Volumes/team", "smbfs", ("rw", "nodev")),
+]
 
 
 def config(**changes: str) -> dict[str, doctor.Check]:
@@ -206,17 +207,18 @@ def test_half_of_slurm_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ("/mnt/big scratch/runs", "lustre", True),
         ("/gpfs/x", "gpfs", True),
         ("/run/user/1", "fuse.portal", True),
+        ("/Volumes/team/runs", "smbfs", True),
     ],
 )
 def test_the_file_system_of_a_folder_is_the_nearest_mount_above_it(folder: str, kind: str, is_network: bool) -> None:
-    mount = doctor.mount_of(Path(folder), MOUNTS)
+    mount = mount_of(Path(folder), MOUNTS)
     assert (mount.kind, mount.is_network) == (kind, is_network)
 
 
 def test_locks_that_stay_on_one_machine_are_a_warning(tmp_path: Path) -> None:
     verdicts = {}
     for place in ("/home/old", "/home", "/srv"):
-        checks = doctor.check_runs_dir(tmp_path, doctor.mount_of(Path(place), MOUNTS))
+        checks = doctor.check_runs_dir(tmp_path, mount_of(Path(place), MOUNTS))
         verdicts[place] = next(check.verdict for check in checks if check.name == "file system")
     assert verdicts == {"/home/old": "warning", "/home": "ok", "/srv": "ok"}
 
@@ -289,11 +291,6 @@ def test_gpus_of_a_stand_in_for_nvidia_smi(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_torch_and_nvidia_smi_must_agree(found: dict[str, object], num_gpus: int, verdict: str) -> None:
     assert doctor.judge_torch(found, num_gpus=num_gpus).verdict == verdict
-
-
-def test_memory_of_meminfo() -> None:
-    text = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    4194304 kB\nHugePages_Total:       0\n"
-    assert doctor.parse_memory(text) == (16.0, 4.0)
 
 
 def test_packages_of_extras_are_not_required() -> None:
