@@ -323,7 +323,7 @@ class RunFolder:
         return RunState(**json.loads(self.state.read_text(encoding="utf-8")))
 
     def write_state(self, state: RunState) -> None:
-        """Replace the state; the time, host and process are filled in here. On a full disk the reserve makes room for it.
+        """Replace the state; the time, host and process are filled in here. On a full disk a reserve makes room for the last.
 
         Raises:
             MachineError: even so it cannot be written.
@@ -333,8 +333,8 @@ class RunFolder:
         try:
             write_atomically(self.state, text)
         except MachineError:
-            if not self._reserve.exists():
-                raise
+            if state.status == "running" or not self._reserve.exists():
+                raise  # the reserve is for how it ended
             self._reserve.unlink()
             write_atomically(self.state, text)
 

@@ -6,8 +6,10 @@ called by a SLURM task.
 | 0 | finished | trained and evaluated |
 | 75 | interrupted | asked to stop, saved; the same command continues |
 | 1, 2, 3 | failed, with the reason | a `TclxError`'s own code |
-| 1 | failed, with the exception | a bug: the traceback is on stderr and in logs/rank<r>.log |
-| 1 | left alone | another process trains this run |
+| 1 | failed, with the exception | a bug: the traceback is in logs/rank<r>.log and on the screen |
+| 69 | left alone | another process trains this run |
+
+What it prints is in logs/rank<r>.log. Rank 0 also shows its progress to whoever started it at a terminal.
 
 As one of several processes an interrupted worker exits with 0: torchrun and srun take any other code for a crash and kill the
 others, who are still saving. Every process that gives up says why in errors/rank<r>.json, since the first to fall is seldom the
@@ -28,17 +30,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
+from tclx.printing import print_into_log, screen
 from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
 from tclx.train.stopping import REQUESTS, end_start_up_on_request
 
 INTERRUPTED_AND_SAVED = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
 
+HELD_BY_ANOTHER = 69
+"""EX_UNAVAILABLE of sysexits.h."""
+
 ATTEMPT = "TCLX_ATTEMPT"
 """Environment variable: the name that all processes of one start share."""
 
 PRINT_INTO_LOG = "TCLX_PRINT_INTO_LOG"
-"""Environment variable: when set, every process prints into its log and not to the terminal."""
+"""Environment variable: when set, nothing is shown at the terminal."""
 
 HANDOVER_SECONDS = 300
 """How long a new attempt waits for an old one, which ends at its next written row, to let go of the run."""
@@ -46,6 +52,8 @@ HANDOVER_SECONDS = 300
 
 class _Held(RunFailed):
     """Another process trains this run; its state is none of our business."""
+
+    exit_code = HELD_BY_ANOTHER
 
 
 def main(arguments: list[str]) -> int:
@@ -55,8 +63,8 @@ def main(arguments: list[str]) -> int:
         return InputError.exit_code
     name = os.environ.get(ATTEMPT) or f"{socket.gethostname()}-{os.getpid()}"
     folder = RunFolder(Path(arguments[0]))
-    if os.environ.get(PRINT_INTO_LOG) and folder.spec.is_file():
-        print_into_log(folder, name)
+    if folder.spec.is_file():
+        print_into_run(folder, name, keep_screen=not os.environ.get(PRINT_INTO_LOG))
     return work(folder, Attempt(name))
 
 
@@ -87,24 +95,15 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
         return _give_up(error, error.exit_code)
     except Exception as error:  # a bug: kept for whoever mends it, and said in the state
         reason = f"{type(error).__name__}: {error} (traceback in {folder.log(_rank())})"
-        _keep_traceback(folder)
         _note_error(folder, reason, since=since, lost_peer=False)
         _record(folder, "failed", reason)
+        _print_traceback()
         return RunFailed.exit_code
 
 
-def print_into_log(folder: RunFolder, attempt: str) -> None:
-    """From here on this process prints into its log in the run folder, below a line that says which start it is."""
-    log = folder.log(_rank())
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"--- {attempt}, rank {_rank()} on {os.uname().nodename}, {now}", file=sys.stderr, flush=True)
+def print_into_run(folder: RunFolder, attempt: str, *, keep_screen: bool = False) -> None:
+    """From here on this process prints into its log in the run folder."""
+    print_into_log(folder.log(_rank()), f"{attempt}, rank {_rank()} on {os.uname().nodename}", keep_screen=keep_screen)
 
 
 def _train(folder: RunFolder) -> None:
@@ -147,8 +146,14 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
         return  # the state is the newer attempt's
     state = folder.read_state() or RunState("created")
     said_already = (state.status, state.pid, state.host) == (status, os.getpid(), os.uname().nodename)
-    if not said_already and state.status != "finished":
+    if said_already or state.status == "finished":
+        return
+    try:
         folder.write_state(replace(state, status=status, reason=reason))
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        with suppress(OSError):
+            folder.heartbeat.unlink()  # the state still says that it runs; without a heartbeat nobody believes it
 
 
 def _note_error(folder: RunFolder, reason: str, *, since: float, lost_peer: bool) -> None:
@@ -175,14 +180,10 @@ def _give_up(error: TclxError, exit_code: int) -> int:
     return exit_code
 
 
-def _keep_traceback(folder: RunFolder) -> None:
-    traceback.print_exc()
-    log = folder.log(_rank())
-    if log.exists() and os.path.samestat(os.fstat(sys.stderr.fileno()), log.stat()):
-        return  # stderr is that file
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        traceback.print_exc(file=file)
+def _print_traceback() -> None:
+    """Into the log, and on the screen: whoever mends it reads either."""
+    for stream in filter(None, (sys.stderr, screen())):
+        traceback.print_exc(file=stream)
 
 
 def _rank() -> int:

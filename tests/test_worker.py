@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,8 @@ from tclx.launch.order import plan_runs
 from tclx.launch.prepare import prepare
 from tclx.runs import Attempt, RunFolder
 from tests.launch.toy import write_spec
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 Start = Callable[[Exception | None], int]
 
@@ -36,9 +42,14 @@ def start(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Start:
                 raise ending
 
         monkeypatch.setattr("tclx.train.loop.train", train)
-        return worker.main([str(folder.path)])
+        return begin(folder)
 
     return start
+
+
+def begin(folder: RunFolder) -> int:
+    """As `python -m tclx.worker`, but that it goes on printing where this process does."""
+    return worker.work(folder, Attempt(f"test-{os.getpid()}"))
 
 
 @pytest.mark.parametrize(
@@ -65,12 +76,36 @@ def test_a_mistake_is_printed_without_traceback(start: Start, capsys: pytest.Cap
     assert capsys.readouterr().err == "error: the loss is NaN\n"
 
 
-def test_a_bug_keeps_its_traceback_on_screen_and_in_the_run(
-    start: Start, folder: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert start(ZeroDivisionError("oops")) == 1
-    log = (folder.path / "logs" / "rank0.log").read_text()
-    for text in (log, capsys.readouterr().err):
+LOOP = """
+import sys, types, warnings
+
+def train(folder, spec, plan):
+    warnings.warn("a library's warning")
+    {body}
+
+loop = types.ModuleType("tclx.train.loop")
+loop.train = train
+sys.modules["tclx.train.loop"] = loop
+"""
+
+
+def run_worker(folder: RunFolder, place: Path, body: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """A worker process whose training loop does nothing else."""
+    (place / "sitecustomize.py").write_text(LOOP.format(body=body))
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{place}"}
+    command = [sys.executable, "-m", "tclx.worker", str(folder.path)]
+    return subprocess.run(
+        command, env=environment, text=True, timeout=60, check=False, **(streams or {"stderr": subprocess.PIPE})
+    )
+
+
+def test_a_run_in_the_foreground_leaves_its_log_like_any_other(folder: RunFolder, tmp_path: Path) -> None:
+    ended = run_worker(folder, tmp_path, "raise ZeroDivisionError('oops')")
+    log = folder.log(0).read_text()
+    assert ended.returncode == 1
+    assert "a library's warning" in log
+    assert log.startswith("--- ")
+    for text in (log, ended.stderr):
         assert "Traceback" in text
         assert "ZeroDivisionError: oops" in text
     state = folder.read_state()
@@ -79,10 +114,40 @@ def test_a_bug_keeps_its_traceback_on_screen_and_in_the_run(
     assert "ZeroDivisionError: oops" in (state.reason or "")
 
 
+def test_what_a_user_can_mend_is_in_the_log_too(folder: RunFolder, tmp_path: Path) -> None:
+    run_worker(folder, tmp_path, "from tclx.errors import RunFailed; raise RunFailed('the loss is NaN')")
+    assert "error: the loss is NaN" in folder.log(0).read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_no_print_ends_a_run(folder: RunFolder, tmp_path: Path) -> None:
+    """The log is on a full disk: the device that has no room for any byte."""
+    folder.log(0).parent.mkdir()
+    folder.log(0).symlink_to("/dev/full")
+    body = "print('a row', flush=True); print('another', file=sys.stderr, flush=True); (folder.path / 'trained').touch()"
+    with Path("/dev/full").open("w") as full:
+        ended = run_worker(folder, tmp_path, body, stdout=full, stderr=full)
+    assert ended.returncode == 0
+    assert (folder.path / "trained").exists()
+
+
+def test_a_state_that_cannot_be_written_does_not_look_alive(
+    start: Start, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.heartbeat.touch()
+
+    def refuse(self: RunFolder, state: object) -> None:
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr(RunFolder, "write_state", refuse)
+    assert start(MachineError("could not write metrics.jsonl: the disk is full")) == 3
+    assert not folder.heartbeat.exists()
+
+
 def test_a_run_that_another_process_holds_keeps_its_state(start: Start, folder: RunFolder) -> None:
     before = folder.state.read_bytes()
     with folder.lock():
-        assert start(None) == 1
+        assert start(None) == worker.HELD_BY_ANOTHER
     assert folder.state.read_bytes() == before
 
 
@@ -110,7 +175,7 @@ def test_a_superseded_process_leaves_the_newer_ones_word(
 
     start(None)
     monkeypatch.setattr("tclx.train.loop.train", train)
-    assert worker.main([str(folder.path)]) == 1
+    assert begin(folder) == 1
     assert folder.read_json(folder.error(1)) == newest
 
 
@@ -145,7 +210,7 @@ def test_the_loop_receives_the_spec_and_the_plan_as_written(
         seen["spec"], seen["plan"] = spec, plan
 
     monkeypatch.setattr("tclx.train.loop.train", train)
-    assert worker.main([str(folder.path)]) == 0
+    assert begin(folder) == 0
     assert json.loads(seen["spec"].model_dump_json()) == folder.read_json(folder.spec)
     assert seen["plan"].to_json() == folder.read_json(folder.plan)
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,9 @@ DEFAULT_RUNS_DIR = Path("runs")
 
 
 def say(line: str) -> None:
-    """A message for people, to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A message for people, to stderr; nobody is there to read it when the terminal has been closed, and that ends nothing."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_error(error: TclxError) -> None:

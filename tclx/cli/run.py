@@ -64,7 +64,12 @@ def run(
 def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, follow: bool) -> int:
     """Hand the runs to where each belongs; returns the exit code."""
     from tclx.launch import local
+    from tclx.launch.prepare import relatives
     from tclx.launch.submit import submit
+
+    for run in runs:
+        for line in relatives(run, runs_dir=runs_dir):
+            say(line)
 
     outcomes: list[Outcome] = []
     here = [run for run in runs if run.spec.launch.backend == "local"]

@@ -36,6 +36,7 @@ from tclx.launch.prepare import (
     hand_over,
     is_held,
     job_of,
+    make_folder,
     new_submission,
     prepare,
     prepared,
@@ -43,9 +44,10 @@ from tclx.launch.prepare import (
 )
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
-from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, read_submitted, write_submitted
+from tclx.printing import survive_unprintable
+from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, machine_error, read_submitted, write_submitted
 from tclx.system import num_cpus
-from tclx.worker import ATTEMPT, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
+from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.05
@@ -75,10 +77,11 @@ def launch(
 
     Raises:
         InputError: pictures are bad and `data.bad_images.policy` refuses them; nothing has been started.
-        MachineError: a run folder cannot be made, or a run wants more GPUs than there are.
+        MachineError: the runs folder cannot be made, or a run wants more GPUs than there are; nothing has been started.
     """
     for run in runs:
         slots.check_fits(run)
+    make_folder(runs_dir)
     check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
     for run in runs if forgets_cancels else ():
         with suppress(OSError):  # no such folder yet; one that cannot be written is refused where it is prepared
@@ -150,21 +153,37 @@ class _Queue:
             if run.needs and needed is None and any(other.plan.run_id == run.needs for _, other in self._waiting):
                 continue
             folder = RunFolder(self._runs_dir / run.plan.run_id)
-            outcome = self._without_training(run, folder, needed)
-            slot = slots.take(run) if outcome is None else None
-            if outcome is None and slot is None:
-                continue  # other runs have the GPUs
-            self._waiting.remove(place)
-            self._say(f"[{number}/{self._total}] {folder.run_id}")
-            if slot is not None:
-                self._start(run, folder, slot)
-            elif outcome is not None:
-                self._note(outcome)
+            with self._only_this_run_fails(folder):
+                outcome = self._without_training(run, folder, needed)
+                slot = slots.take(run) if outcome is None else None
+                if outcome is None and slot is None:
+                    continue  # other runs have the GPUs
+                self._waiting.remove(place)
+                self._say(f"[{number}/{self._total}] {folder.run_id}")
+                if slot is not None:
+                    self._start(run, folder, slot)
+                elif outcome is not None:
+                    self._note(outcome)
+
+    @contextmanager
+    def _only_this_run_fails(self, folder: RunFolder) -> Iterator[None]:
+        """A folder that cannot be read or written is its own run's end; the queue goes on with the others."""
+        try:
+            yield
+        except OSError as error:
+            self._failed(folder, machine_error(error, f"could not start {folder.run_id}"))
+        except TclxError as error:
+            self._failed(folder, error)
+
+    def _failed(self, folder: RunFolder, error: TclxError) -> None:
+        self._waiting = [place for place in self._waiting if place[1].plan.run_id != folder.run_id]
+        self._note(Outcome(folder, "failed", str(error), error.exit_code))
 
     def _without_training(self, run: PlannedRun, folder: RunFolder, needed: Outcome | None) -> Outcome | None:
         """How a run ends that is not even started."""
         if needed is not None and needed.exit_code:
-            return Outcome(folder, "skipped", f"it starts from {run.needs}, which did not finish", needed.exit_code)
+            why = "another process is training right now" if needed.ending == "held" else "did not finish"
+            return Outcome(folder, "skipped", f"it starts from {run.needs}, which {why}", needed.exit_code)
         if not folder.path.is_dir():
             return None
         if is_held(folder):
@@ -198,41 +217,42 @@ class _Queue:
         environment = worker_environment(num_processes, self._num_parallel) | {ATTEMPT: attempt}
         if slot.gpus or self._num_parallel > 1:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
-        closing = ExitStack()
-        closing.callback(slot.release)
-        output = None
-        if self._into_logs:
-            environment[PRINT_INTO_LOG] = "1"  # each process into its own; this file gets torchrun's words, too
-            folder.log(0).parent.mkdir(exist_ok=True)
-            output = closing.enter_context(folder.log(0).open("ab"))
-        started_at = time.time()
-        process = subprocess.Popen(
-            worker_command(folder, num_processes),
-            env=environment,
-            stdin=subprocess.DEVNULL if self._into_logs else None,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=[lock.fileno() for lock in slot.locks],  # the GPUs stay taken should this process be killed
-        )
-        started = _Started(run, folder, process, slot, attempt, started_at, closing)
+        with ExitStack() as closing:
+            closing.callback(slot.release)
+            output = None
+            if self._into_logs:
+                environment[PRINT_INTO_LOG] = "1"  # each process into its own; this file gets torchrun's words, too
+                folder.log(0).parent.mkdir(exist_ok=True)
+                output = closing.enter_context(folder.log(0).open("ab"))
+            started_at = time.time()
+            process = subprocess.Popen(
+                worker_command(folder, num_processes),
+                env=environment,
+                stdin=subprocess.DEVNULL if self._into_logs else None,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=[lock.fileno() for lock in slot.locks],  # the GPUs stay taken should this process be killed
+            )
+            started = _Started(run, folder, process, slot, attempt, started_at, closing.pop_all())
         self._running.append(started)
         if self._interrupted is not None:  # the signal came while it was being started
             started.stop(self._interrupted)
 
     def _ended(self, started: _Started) -> None:
         started.closing.close()
-        outcome = outcome_of(
-            started.run,
-            started.folder,
-            started.process.returncode,
-            attempt=started.attempt,
-            since=started.started_at,
-            asked_to_stop=started.asked_to_stop,
-        )
-        if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
-            self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
-        self._note(outcome)
+        with self._only_this_run_fails(started.folder):
+            outcome = outcome_of(
+                started.run,
+                started.folder,
+                started.process.returncode,
+                attempt=started.attempt,
+                since=started.started_at,
+                asked_to_stop=started.asked_to_stop,
+            )
+            if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
+                self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
+            self._note(outcome)
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[outcome.folder.run_id] = outcome
@@ -310,6 +330,8 @@ def outcome_of(
         asked_to_stop: whether the process was sent a signal to stop, which ends a start-up at once.
     """
     several = run.spec.launch.num_processes > 1
+    if exit_code == HELD_BY_ANOTHER or (exit_code > 0 and several and _never_began(folder, attempt)):
+        return Outcome(folder, "held", exit_code=RunFailed.exit_code)  # its state is the other's to write
     state = folder.read_state() or RunState("created")
     said_now = state.updated_at >= since and state.status != "created"
     if said_now and state.status == "finished":
@@ -328,6 +350,12 @@ def outcome_of(
     sudden = _sudden_end(exit_code)
     folder.write_state(RunState("failed", state.step, state.total_steps, sudden))
     return Outcome(folder, "failed", sudden, RunFailed.exit_code)
+
+
+def _never_began(folder: RunFolder, attempt: str) -> bool:
+    """Whether another attempt holds the run: torchrun does not pass on the worker's exit code."""
+    newest = folder.read_attempt()
+    return newest is not None and newest.name != attempt and is_held(folder)
 
 
 def _sudden_end(exit_code: int) -> str:
@@ -406,4 +434,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    survive_unprintable()
     sys.exit(main(sys.argv[1:]))

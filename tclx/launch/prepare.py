@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +16,7 @@ from tclx.data.facts import refuse_bad_images
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
 from tclx.runs import Job, RunFolder, RunState, lock_is_free, machine_error
+from tclx.spec.difference import differences
 from tclx.spec.load import load_spec_json
 
 Ending = Literal["finished", "already finished", "interrupted", "failed", "held", "skipped", "submitted", "already submitted"]
@@ -64,21 +67,62 @@ def check_pictures(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, s
             say(found.summary())
 
 
+_ANOTHER_LENGTH = (
+    "training.steps", "training.epochs", "training.batch_size_per_gpu", "training.accumulation_steps", "training.checkpoints",
+    "optim.schedule.warmup_steps", "evaluation.every_steps", "evaluation.every_epochs",
+)  # fmt: skip
+"""Keys that somebody changes who wants the same run longer, or on other hardware."""
+
+
+def relatives(run: PlannedRun, *, runs_dir: Path) -> list[str]:
+    """What to know before a run begins of which another length is there: a line each. It is easily taken for a continuation."""
+    if (runs_dir / run.plan.run_id).exists():
+        return []
+    stem, _, digest = run.plan.run_id.rpartition("-")
+    lines = []
+    for path in sorted(runs_dir.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * len(digest)}/spec.json")):
+        other = RunFolder(path.parent)
+        with suppress(OSError, ValueError):
+            found = differences([other.read_json(path), run.spec.model_dump(mode="json")])
+            found = [one for one in found if one.key.partition(".")[0] not in ("launch", "tracking")]
+            state = other.read_state()
+            if state is None or not found or not all(one.key.startswith(_ANOTHER_LENGTH) for one in found):
+                continue
+            how = ", ".join(f"{one.key} {one.values[0]} instead of {one.values[1]}" for one in found)
+            lines.append(
+                f"{other.run_id} is this experiment with {how}, {state.status} at step {state.step}. {run.plan.run_id} is "
+                f"another run and begins at step 0; --set init.checkpoint={other.path} would start it from those weights"
+            )
+    return lines
+
+
 def prepare(run: PlannedRun, folder: RunFolder) -> None:
     """Make the run folder and write what was asked and what will happen.
 
     Raises:
         MachineError: the folder cannot be written.
     """
+    make_folder(folder.path)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         folder.cancel.unlink(missing_ok=True)
     except OSError as error:
-        raise machine_error(error, f"could not make {folder.path}") from error
+        raise machine_error(error, f"could not forget the request to cancel {folder.path}") from error
     folder.write_json(folder.spec, run.spec.model_dump(mode="json"))
     folder.write_json(folder.plan, run.plan.to_json())
     if folder.read_state() is None:
         folder.write_state(RunState("created", total_steps=run.plan.total_steps))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise machine_error(error, f"could not make {path}") from error
 
 
 def prepared(folder: RunFolder, needs: str | None = None) -> PlannedRun:

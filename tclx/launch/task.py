@@ -24,11 +24,12 @@ from pathlib import Path
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
+from tclx.printing import survive_unprintable
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
 from tclx.train.stopping import ignore_requests
-from tclx.worker import INTERRUPTED_AND_SAVED, print_into_log, work
+from tclx.worker import INTERRUPTED_AND_SAVED, print_into_run, work
 
 WAIT_TO_BE_ENDED_SECONDS = 300
 """SLURM ends a requeued job within seconds; to exit before would make it a completed one."""
@@ -83,7 +84,7 @@ def run_rank(folder: RunFolder, submission: Path) -> int:
     os.environ.update({name: os.environ[slurm_name] for name, slurm_name in names.items()})
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     attempt = _attempt(os.environ)
-    print_into_log(folder, attempt.name)
+    print_into_run(folder, attempt.name)
     if int(os.environ["WORLD_SIZE"]) > 1:
         os.environ[MEETING_FILE] = str(submission / "meeting" / attempt.name)
         os.environ[MEETING_HOST] = _own_address()
@@ -225,4 +226,5 @@ def _end(folder: RunFolder, state: RunState) -> int:
 
 
 if __name__ == "__main__":
+    survive_unprintable()
     sys.exit(main(sys.argv[1:]))

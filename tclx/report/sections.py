@@ -9,11 +9,11 @@ from typing import Any
 
 from tclx.eval.results import Group, RunResult, Spread, best_rows, column_title, describe_state, format_spread
 from tclx.report import figures
-from tclx.report.difference import differences, flat
 from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
 from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
 from tclx.runs import RunFolder
+from tclx.spec.difference import differences, flat
 
 LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
 MAIN_RETRIEVAL = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")

@@ -19,6 +19,7 @@ from tclx.errors import Interrupted, RunFailed
 from tclx.launch.ending import last_lines
 from tclx.launch.local import POLL_SECONDS, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
+from tclx.printing import survive_unprintable
 from tclx.runs import holding
 from tclx.sweep.claims import living_workers
 from tclx.sweep.study import StudyFolder
@@ -157,4 +158,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    survive_unprintable()
     sys.exit(main(sys.argv[1:]))

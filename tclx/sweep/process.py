@@ -25,7 +25,7 @@ from tclx.launch.local import outcome_of, pass_on, worker_command
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome
 from tclx.runs import Attempt, RunFolder
-from tclx.worker import ATTEMPT, PRINT_INTO_LOG, print_into_log, work
+from tclx.worker import ATTEMPT, PRINT_INTO_LOG, print_into_run, work
 
 _SERVER = multiprocessing.get_context("forkserver")
 # The worker's module, which every child reads as its main one, then finds what it imports in place.
@@ -113,7 +113,7 @@ def _train(path: Path, attempt: str, environment: dict[str, str], takes_over: bo
     os.setsid()  # a Ctrl-C in the terminal is the worker's to pass on
     os.environ.update(environment)
     folder = RunFolder(path)
-    print_into_log(folder, attempt)
+    print_into_run(folder, attempt)
     threading.Thread(target=_stop_when_orphaned, name="parent", daemon=True).start()
     sys.exit(work(folder, Attempt(attempt, os.environ.get("SLURM_JOB_ID")), takes_over=takes_over))
 

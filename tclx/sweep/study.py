@@ -34,8 +34,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tclx.errors import InputError, Problem
 from tclx.launch.prepare import rename_aside
 from tclx.plan import CHANGES_NO_RESULT, DataFacts
-from tclx.report.difference import differences
 from tclx.runs import machine_error, write_atomically
+from tclx.spec.difference import differences
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
 from tclx.spec.sweep import (

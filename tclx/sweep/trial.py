@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import Trial, TrialState
 
-from tclx.errors import InputError, MachineError, RunFailed
+from tclx.errors import InputError, MachineError
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome, check_pictures, is_held, prepare
 from tclx.launch.slots import Slot, take
@@ -190,7 +190,8 @@ def _train_here(
         raise _Failed(str(error)) from error
     finally:
         slot.release()
-    return None if exit_code == RunFailed.exit_code and is_held(folder) else started.outcome(exit_code)
+    outcome = started.outcome(exit_code)
+    return None if outcome.ending == "held" else outcome
 
 
 def _watch(started: process.RunProcess, look: Callable[[], None], worker: Worker) -> int:

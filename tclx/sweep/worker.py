@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tclx.errors import MachineError, TclxError
 from tclx.launch.local import passing_signals, say_when, worker_environment
+from tclx.printing import survive_unprintable
 from tclx.runs import RunFolder
 from tclx.sweep import claims, process, tracking
 from tclx.sweep.claims import Claim
@@ -149,4 +150,5 @@ def _all_failed(failed: list[FrozenTrial]) -> str:
 
 
 if __name__ == "__main__":
+    survive_unprintable()
     sys.exit(main(sys.argv[1:]))

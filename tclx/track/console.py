@@ -6,8 +6,8 @@ The caller's console decides where it goes (stderr) and whether in colour (rich 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -55,9 +55,40 @@ def watch(console: Console, *, title: str, first_step: int, total_steps: int) ->
         TextColumn("{task.fields[numbers]}", markup=False),
     )
     # Twice a second: the training threads want the CPU more than the bar does.
-    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+    # What else is printed belongs above the bar where stderr is that terminal, and stays in the log where it is one.
+    own = console.stderr
+    with Progress(*columns, console=console, refresh_per_second=2, redirect_stdout=own, redirect_stderr=own) as progress:
         task = progress.add_task(title, total=total_steps, completed=first_step, numbers="")
         yield _Bar(progress, task)
+
+
+@contextmanager
+def watch_each(consoles: Sequence[Console], *, title: str, first_step: int, total_steps: int) -> Iterator[Watcher]:
+    """Show a run's progress on several consoles, on each as suits it: see `watch`."""
+    with ExitStack() as stack:
+        yield _Several(
+            [
+                stack.enter_context(watch(console, title=title, first_step=first_step, total_steps=total_steps))
+                for console in consoles
+            ]
+        )
+
+
+class _Several:
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def step(self, step: int) -> None:
+        for watcher in self._watchers:
+            watcher.step(step)
+
+    def row(self, row: Row) -> None:
+        for watcher in self._watchers:
+            watcher.row(row)
+
+    def say(self, text: str) -> None:
+        for watcher in self._watchers:
+            watcher.say(text)
 
 
 class _Bar:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -33,11 +33,12 @@ from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
 from tclx.plan import Plan
+from tclx.printing import screen
 from tclx.runs import RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
-from tclx.track.console import Watcher, watch
+from tclx.track.console import Watcher, watch_each
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sending import sending
 from tclx.track.tensorboard import TensorBoard
@@ -86,14 +87,14 @@ class Session:
         return self.spec.compat == "official"
 
 
-def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Console | None = None) -> RunState:
+def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, consoles: Sequence[Console] | None = None) -> RunState:
     """Train a run to its end, from its newest checkpoint where it has one; evaluate on the spec's schedule.
 
     Every process of the run calls this; the caller holds the run's lock.
 
     Args:
         folder: a prepared run folder.
-        console: where progress is shown; stderr by default.
+        consoles: where progress is shown; by default stderr, and the screen where stderr is a log.
 
     Returns:
         The finished state; at once when the run was finished before.
@@ -109,9 +110,9 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
         return state
     device = choose_device(spec.training)
     with _beating(folder), distributed.start(device), stop_request() as stop:
-        own_console = (console or Console(stderr=True)) if distributed.is_main() else Console(quiet=True)
+        own_consoles = (consoles or _consoles()) if distributed.is_main() else []
         try:
-            _train(folder, spec, plan, device, stop, own_console)
+            _train(folder, spec, plan, device, stop, own_consoles)
         except TclxError as error:
             _record_end(folder, plan, error)
             raise
@@ -124,6 +125,10 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, console: Conso
     if finished is None:
         raise RuntimeError(f"{folder.state} vanished")
     return finished
+
+
+def _consoles() -> list[Console]:
+    return [Console(stderr=True), *([Console(file=terminal)] if (terminal := screen()) is not None else [])]
 
 
 def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | None:
@@ -142,7 +147,7 @@ def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | Non
 
 
 def _train(
-    folder: RunFolder, spec: ExperimentSpec, plan: Plan, device: torch.device, stop: StopRequest, console: Console
+    folder: RunFolder, spec: ExperimentSpec, plan: Plan, device: torch.device, stop: StopRequest, consoles: Sequence[Console]
 ) -> None:
     if plan.world_size != distributed.world_size():
         message = f"the run is planned for {plan.world_size} processes, and {distributed.world_size()} have started"
@@ -150,22 +155,24 @@ def _train(
     if problems := list(missing_packages(spec)):  # planned elsewhere, it may have been there
         raise InputError(*problems)
     prepare_numerics(spec.training, device)
+
+    def say(text: str) -> None:
+        for console in consoles:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     changed = distributed.on_main(lambda: environment.record(folder, device))
     if changed:
-        names = ", ".join(changed)
-        console.print(
-            f"not where it trained before ({names}): the last bits may differ from an uninterrupted run", markup=False
-        )
+        say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
     tokenizer = _tokenizer(folder, spec)
     model = _build_model(spec, device, tokenizer)
     step = distributed.wrap(TrainingStep(model, spec))
     optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
     scaler = gradient_scaler(spec.training, device)
-    progress = _resume(folder, plan, model, optimizer, scaler, console)
+    progress = _resume(folder, plan, model, optimizer, scaler, say)
     if progress is None:
-        progress = _start(folder, spec, model, console)
+        progress = _start(folder, spec, model, say)
 
-    with watch(console, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
+    with watch_each(consoles, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
         session = Session(
             folder, spec, plan, device, tokenizer, model, step, optimizer, scaler,
             MetricsFile(folder.metrics), _board(folder, spec, watcher), watcher, stop,
@@ -428,7 +435,7 @@ def _build_model(spec: ExperimentSpec, device: torch.device, tokenizer: CaptionT
 
 
 def _resume(
-    folder: RunFolder, plan: Plan, model: TCL, optimizer: AdamW, scaler: torch.amp.GradScaler, console: Console
+    folder: RunFolder, plan: Plan, model: TCL, optimizer: AdamW, scaler: torch.amp.GradScaler, say: Callable[[str], None]
 ) -> Progress | None:
     """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
 
@@ -436,7 +443,7 @@ def _resume(
         checkpoint.sweep_leftovers(folder.checkpoints)
 
         def report(text: str) -> None:
-            console.print(text, markup=False)
+            say(text)
             folder.add_event("checkpoint_damaged", message=text)
 
         return checkpoint.resume(folder.checkpoints, model=model, optimizer=optimizer, run_id=plan.run_id, report=report)
@@ -451,11 +458,11 @@ def _resume(
     if progress.scaler:
         scaler.load_state_dict(progress.scaler)
     distributed.on_main(lambda: folder.add_event("resumed", step=progress.step))
-    console.print(f"going on at step {progress.step} of {plan.total_steps}", markup=False)
+    say(f"going on at step {progress.step} of {plan.total_steps}")
     return progress
 
 
-def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, console: Console) -> Progress:
+def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, say: Callable[[str], None]) -> Progress:
     """Step 0, from the spec's initial weights where it names some."""
     if spec.init is not None:
         if spec.init.checkpoint is None:
@@ -463,7 +470,7 @@ def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, console: Console
                 Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
             )
         report = load_initial_weights(model, _weights_of(Path(spec.init.checkpoint)))
-        console.print(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over", markup=False)
+        say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over")
     distributed.on_main(lambda: folder.add_event("started"))
     return Progress(step=0)
 

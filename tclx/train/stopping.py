@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tclx.printing import announce
+
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -50,7 +52,7 @@ class StopRequest:
         first = self.signal_name is None
         self.signal_name = signal.Signals(number).name
         text = "stopping after this step and saving" if first else "still saving: stopping now would lose work"
-        os.write(2, f"\n{self.signal_name}: {text}\n".encode())  # print() is not safe to re-enter from a handler
+        announce(f"\n{self.signal_name}: {text}\n")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tclx.launch.prepare import Outcome
 from tclx.runs import Attempt, RunFolder, RunState
 from tests.cli.test_cli import Ended
 from tests.launch.handed import Commands, handed_over, prepared_run
@@ -277,3 +278,42 @@ def test_resume_says_what_needs_none(run: RunFolder) -> None:
     ended = Ended("resume", "toy", "--runs-dir", run.path.parent)
     assert ended.code == 0
     assert ended.err == f"{run.run_id}: finished, nothing to resume\n"
+
+
+# --------------------------------------------------------------------------------------------------------------------- start
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([0, 0], 0), ([0, 3, 0], 3), ([1, 0], 1), ([1, 130], 130), ([130, 1, 0], 1)],
+)
+def test_the_exit_code_of_several_runs_is_that_of_the_last_that_did_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], code: int
+) -> None:
+    def launch(runs: object, **options: object) -> list[Outcome]:
+        return [
+            Outcome(RunFolder(tmp_path / str(number)), "failed" if one else "finished", None, one)
+            for number, one in enumerate(codes)
+        ]
+
+    monkeypatch.setattr("tclx.launch.local.launch", launch)
+    assert Ended("run", write_spec(tmp_path), "--runs-dir", tmp_path / "runs").code == code
+
+
+def test_a_longer_run_is_told_from_the_shorter_one_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tclx.launch.local.launch", lambda runs, **options: [])
+    shorter = prepared_run(tmp_path)
+    shorter.write_state(RunState("finished", step=2, total_steps=2))
+    spec = tmp_path / "toy.yaml"
+
+    def told(*overrides: str) -> str:
+        words = [word for override in overrides for word in ("--set", override)]
+        return Ended("run", spec, *words, "--runs-dir", tmp_path / "runs").err
+
+    longer = told("training.steps=6")
+    assert f"{shorter.run_id} is this experiment with training.steps 2 instead of 6, finished at step 2" in longer
+    assert "begins at step 0" in longer
+    assert f"--set init.checkpoint={shorter.path}" in longer
+    assert "begins at step 0" in told("training.steps=6", "launch.max_parallel_runs=2")  # changes no result, is no difference
+    for nothing_to_say in ((), ("training.steps=6", "optim.learning_rate=2e-3"), ("seed=1", "training.steps=6")):
+        assert told(*nothing_to_say) == ""

@@ -19,7 +19,7 @@ from tclx.errors import InputError, MachineError
 from tclx.launch import local
 from tclx.launch.local import Outcome, launch, worker_command
 from tclx.launch.order import PlannedRun, plan_runs
-from tclx.runs import RunFolder, RunState, Status
+from tclx.runs import Attempt, RunFolder, RunState, Status
 from tests.launch.toy import write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,44 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
         (held,) = start(spec, again=True)
     assert (held.ending, held.exit_code) == ("held", 1)
     assert trained(tmp_path) == ["toy"]
+
+
+REAL_WORKER = worker_command
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_who_comes_a_moment_too_late_leaves_the_winners_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int
+) -> None:
+    """Two commands at once: both found the run free, and one worker was first."""
+    launch = {"num_processes": num_processes}
+    write_spec(tmp_path, "pre", launch=launch)
+    fine = write_spec(tmp_path, "fine", init={"experiment": "pre.yaml"})
+    run, _ = plan(fine)
+    folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
+    local.prepare(run, folder)
+    monkeypatch.setattr(local, "worker_command", REAL_WORKER)
+    really, looks = local.is_held, iter([False])  # the first look is before the start
+    monkeypatch.setattr(local, "is_held", lambda folder: next(looks, None) is None and really(folder))
+    with folder.lock():
+        folder.begin(Attempt("winner"))
+        folder.write_state(RunState("running", step=1, total_steps=2))
+        before = folder.state.read_bytes()
+        outcomes = start(fine)
+    assert [(outcome.ending, outcome.exit_code) for outcome in outcomes] == [("held", 1), ("skipped", 1)]
+    assert "another process is training right now" in (outcomes[1].reason or "")
+    assert folder.state.read_bytes() == before
+    assert not folder.error(0).exists()
+
+
+def test_a_run_that_cannot_be_written_takes_no_other_down(tmp_path: Path) -> None:
+    first, second = write_spec(tmp_path), write_spec(tmp_path, "other")
+    (run,) = plan(first)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / run.plan.run_id).write_text("a file where the run's folder should be")
+    outcomes = start(first, second)
+    assert [(outcome.ending, outcome.exit_code) for outcome in outcomes] == [("failed", 3), ("finished", 0)]
+    assert "could not make" in (outcomes[0].reason or "")
 
 
 def test_an_interrupt_is_passed_on_waited_for_and_ends_the_queue(tmp_path: Path, stand_in: Path) -> None:

@@ -263,3 +263,49 @@ def test_a_killed_queue_leaves_runs_that_can_be_resumed(place: Place) -> None:
     assert place.standings()["toy-s1"] == "created"
     place.tclx("resume", "toy")
     assert set(place.standings().values()) == {"finished"}
+
+
+# ----------------------------------------------------------------------------------------------------------------- full disk
+
+
+@pytest.fixture
+def small_disk(place: Place) -> Iterator[Path]:
+    """The runs folder on a file system of its own, where this user may mount one."""
+    place.runs_dir.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place.runs_dir)]
+    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
+        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
+    yield place.runs_dir
+    place.until(lambda: subprocess.run(["umount", str(place.runs_dir)], check=False).returncode == 0)
+
+
+FILLS = """
+    if (runs.parent / "fill").exists():
+        from tclx.errors import RunFailed
+        import contextlib
+        with stop_request(), heartbeat(folder, every_seconds=0.1):
+            folder.write_state(replace(state, status="running", step=1, total_steps=9))
+            with contextlib.suppress(OSError), open(runs / "filler", "ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(512))
+            while True:
+                print("a row", file=sys.stderr, flush=True)
+                folder.write_state(replace(state, status="running", step=2, total_steps=9))
+"""
+
+
+def test_a_full_disk_is_told_and_the_queue_outlives_the_run(place: Place, small_disk: Path) -> None:
+    """The log is on that disk, too."""
+    stub = place.folder / "stub" / "sitecustomize.py"
+    stub.write_text(stub.read_text().replace("    with stop_request() as stop", FILLS + "    with stop_request() as stop"))
+    (place.folder / "fill").touch()
+    place.tclx("run", place.spec(seeds=[0, 1]), "--detach")
+    place.until(lambda: place.standings().get("toy-s0") == "failed")
+    state = place.folder_of("toy-s0").read_state()
+    assert state is not None
+    assert "the disk is full" in (state.reason or "")
+    (place.folder / "fill").unlink()
+    (small_disk / "filler").unlink()
+    place.until(lambda: "running" not in place.standings().values() and "queued" not in place.standings().values())
+    place.tclx("run", place.spec(seeds=[0, 1]))
+    assert set(place.standings().values()) == {"finished"}

@@ -12,9 +12,9 @@ import pytest
 
 from tclx.eval.results import RunResult
 from tclx.report.cost import read_cost
-from tclx.report.difference import differences
 from tclx.report.history import History, curve, history_of
 from tclx.runs import RunFolder, RunState
+from tclx.spec.difference import differences
 
 
 def history(values: Mapping[int, float | None]) -> History:
