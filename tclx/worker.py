@@ -32,6 +32,7 @@ from pathlib import Path
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
 from tclx.printing import print_into_log, screen
 from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
+from tclx.terminal import error_lines, printable
 from tclx.train.stopping import REQUESTS, end_start_up_on_request
 
 INTERRUPTED_AND_SAVED = 75
@@ -175,15 +176,16 @@ def _is_superseded(folder: RunFolder, since: float) -> bool:
 
 
 def _give_up(error: TclxError, exit_code: int) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    for line in error_lines(error):
+        print("error:", line, file=sys.stderr)
     return exit_code
 
 
 def _print_traceback() -> None:
     """Into the log, and on the screen: whoever mends it reads either."""
+    text = printable(traceback.format_exc())
     for stream in filter(None, (sys.stderr, screen())):
-        traceback.print_exc(file=stream)
+        print(text, end="", file=stream)
 
 
 def _rank() -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tclx.errors import TclxError
+from tclx.terminal import error_lines, one_line, printable
 
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", envvar="TCLX_RUNS", metavar="FOLDER", help="Where runs are kept.", file_okay=False)
@@ -27,19 +28,36 @@ DEFAULT_RUNS_DIR = Path("runs")
 def say(line: str) -> None:
     """A message for people, to stderr; nobody is there to read it when the terminal has been closed, and that ends nothing."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def show(text: str = "", *, end: str = "\n") -> None:
+    """What a command was asked for, to stdout."""
+    sys.stdout.write(printable(text) + end)
+
+
+def show_coloured(text: str, *, code: str, rest: str) -> None:
+    """The same with its beginning in a colour, for people who want it.
+
+    Args:
+        text: what is coloured.
+        code: of the colour, as terminals know it: `32`.
+        rest: follows on the line, uncoloured.
+    """
+    label = printable(text)
+    sys.stdout.write((f"\033[{code}m{label}\033[0m" if wants_colour(sys.stdout) else label) + printable(rest) + "\n")
 
 
 def print_error(error: TclxError) -> None:
     """Every problem on lines of its own, to stderr."""
     label = "\033[1;31merror:\033[0m" if wants_colour(sys.stderr) else "error:"
-    for line in str(error).splitlines() or [type(error).__name__]:
-        say(f"{label} {line}")
+    for line in error_lines(error):
+        print(label, line, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
     """The one JSON document of a command, to stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    show(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def wants_colour(stream: Any) -> bool:
@@ -49,6 +67,7 @@ def wants_colour(stream: Any) -> bool:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell: the first to the left, the others to the right."""
+    lines = [[one_line(cell) for cell in line] for line in lines]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     formats = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
     return "\n".join("  ".join(formats).format(*line).rstrip() for line in lines)

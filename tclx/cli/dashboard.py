@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say, show
 from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def dashboard(
         out.write_text(serialised(workspace) + "\n", encoding="utf-8")
         say(f"wrote {out}")
         return
-    print(save(workspace))
+    show(save(workspace))
 
 
 def _is_file(target: str) -> bool:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tclx.cli.console import Overrides, say
+from tclx.cli.console import Overrides, say, show
 from tclx.errors import InputError, Problem
+from tclx.terminal import one_line
 
 if TYPE_CHECKING:
     from tclx.spec.data import ScenesSource
@@ -49,7 +50,7 @@ def check(
         report = check_images(data)
         num_bad += len(report.bad)
         for picture in report.bad:
-            print(f"{picture.path}: {picture.reason}")
+            show(one_line(f"{picture.path}: {picture.reason}"))
         say(report.summary() if report.num_pictures else "the data are generated: there are no pictures to check")
     raise typer.Exit(InputError.exit_code if num_bad else 0)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, wants_colour
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, show, show_coloured
 from tclx.errors import MachineError
+from tclx.terminal import one_line
 
 if TYPE_CHECKING:
     from tclx.launch.doctor import Check
@@ -45,10 +45,8 @@ def doctor(
 def print_checks(checks: Sequence[Check]) -> None:
     """A line a check; below it what to do."""
     width = max(len(check.name) for check in checks)
-    colour = wants_colour(sys.stdout)
     for check in checks:
-        verdict = f"{check.verdict:<7}"
-        shown = f"\033[{_COLOURS[check.verdict]}m{verdict}\033[0m" if colour else verdict
-        print(f"{shown}  {check.name:<{width}}  {check.found}")
+        rest = one_line(f"  {check.name:<{width}}  {check.found}")
+        show_coloured(f"{check.verdict:<7}", code=_COLOURS[check.verdict], rest=rest)
         if check.advice:
-            print(f"{'':7}  {'':{width}}  -> {check.advice}")
+            show(one_line(f"{'':7}  {'':{width}}  -> {check.advice}"))

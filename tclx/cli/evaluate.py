@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import AsJson, Overrides, aligned, print_json
+from tclx.cli.console import AsJson, Overrides, aligned, print_json, show
 
 EXAMPLE = "Example:  tclx eval runs/quickstart-s0-1a2b3c4d --split test"
 
@@ -45,4 +45,4 @@ def evaluate(
     if as_json:
         print_json(evaluation)
         return
-    print(aligned([(name, f"{value:.2f}") for name, value in evaluation["metrics"].items()]))
+    show(aligned([(name, f"{value:.2f}") for name, value in evaluation["metrics"].items()]))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir
+from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, show
 from tclx.errors import InputError, Problem
 from tclx.runs import RunFolder
 
@@ -40,7 +40,7 @@ def logs(
     if not log.is_file():
         log = _before_training(folder)
     content = log.read_bytes()
-    sys.stdout.write("".join(content.decode(errors="replace").splitlines(keepends=True)[-lines:]))
+    show("".join(_text(content.decode(errors="replace")).splitlines(keepends=True)[-lines:]), end="")
     sys.stdout.flush()
     if follow:
         _follow(log, len(content))
@@ -60,6 +60,11 @@ def _before_training(folder: RunFolder) -> Path:
     raise InputError(Problem("--rank", f"{folder.run_id} has no log of this process yet", f"ranks with a log: {there}"))
 
 
+def _text(written: str) -> str:
+    """Progress bars of other programs go back to the beginning of their line; here each of their states is a line."""
+    return written.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _follow(log: Path, position: int) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a letter may be written in two halves
     try:
@@ -67,7 +72,7 @@ def _follow(log: Path, position: int) -> None:
             file.seek(position)
             while True:
                 if added := file.read():
-                    sys.stdout.write(decoder.decode(added))
+                    show(_text(decoder.decode(added)), end="")
                     sys.stdout.flush()
                 else:
                     time.sleep(FOLLOW_SECONDS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
 from tclx.cli.run import BackendChoice, with_backend
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def plan(
     if script:
         from tclx.launch.submit import script_of
 
-        print(script_of(runs, runs_dir=runs_dir), end="")
+        show(script_of(runs, runs_dir=runs_dir), end="")
         return
     described = [describe(run, with_cost=not quick) for run in runs]
     if as_json:
         print_json(described)
     elif len(runs) == 1:
-        print(aligned([(name, _text(value)) for name, value in _flat(described[0]).items()]))
+        show(aligned([(name, _text(value)) for name, value in _flat(described[0]).items()]))
     else:
         print_table(described)
 
@@ -81,7 +81,7 @@ def print_table(described: list[dict[str, Any]]) -> None:
     """What differs most between runs, one line each."""
     names = ["run_id", "global_batch_size", "steps_per_epoch", "total_steps", *described[0].get("cost", {})]
     rows = [[_text(_flat(run).get(name, _flat(run).get(f"cost/{name}"))) for name in names] for run in described]
-    print(aligned([names, *rows]))
+    show(aligned([names, *rows]))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

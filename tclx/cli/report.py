@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
 
 EXAMPLE = "Example:  tclx report experiments/ablation/scenes.yaml -o ablation.html"
 
@@ -33,4 +33,4 @@ def report(
     for gap in material.selection.gaps:
         say(gap)
     say(f"{len(material.runs)} runs in {len(material.groups)} groups")
-    print(output)
+    show(str(output))

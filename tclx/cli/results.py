@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, wants_colour
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show, wants_colour
+from tclx.terminal import one_line
 
 if TYPE_CHECKING:
     from tclx.eval.results import Results
@@ -59,28 +59,36 @@ def print_results(summary: Results) -> None:
 
 def print_table(summary: Results) -> None:
     """Aligned text, however wide; on a terminal rich tables, one below the other where it is too narrow for all metrics."""
+    head, *rows = _cells(summary)
     if not sys.stdout.isatty():
-        print(f"retrieval on {summary.split} (mean ± deviation over seeds; * best)")
-        print(aligned(_cells(summary, best="{}*", other="{} ")))
+        show(f"retrieval on {summary.split} (mean ± deviation over seeds; * best)")
+        marked = [[row[0].text, row[1].text, *(f"{cell.text}{'*' if cell.best else ' '}" for cell in row[2:])] for row in rows]
+        show(aligned([[cell.text for cell in head], *marked]))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(no_color=not wants_colour(sys.stdout))
-    console.print(f"retrieval on {summary.split} (mean ± deviation over seeds)", highlight=False)
-    columns = list(zip(*_cells(summary, best="[bold]{}[/bold]", other="{}"), strict=True))
+    console.print(Text(one_line(f"retrieval on {summary.split} (mean ± deviation over seeds)")))
+    columns = list(zip(*[head, *rows], strict=True))
     for shown in _fitting(columns, console.width):
         table = Table()
         for position, column in enumerate(shown):
-            table.add_column(column[0], justify="right" if position else "left", no_wrap=True)
+            table.add_column(Text(column[0].text), justify="right" if position else "left", no_wrap=True)
         for cells in list(zip(*shown, strict=True))[1:]:
-            table.add_row(*cells)
+            table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in cells))
         console.print(table)
 
 
-def _fitting(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequence[str]]]:
+class _Cell(NamedTuple):
+    text: str
+    best: bool = False
+
+
+def _fitting(columns: Sequence[Sequence[_Cell]], width: int) -> Iterator[list[Sequence[_Cell]]]:
     """The first two columns with as many of the others as a line holds, until all have been shown."""
-    widths = [max(len(re.sub(r"\[/?bold\]", "", cell)) for cell in column) + 3 for column in columns]
+    widths = [max(len(cell.text) for cell in column) + 3 for column in columns]
     line, used = list(columns[:2]), sum(widths[:2]) + 1
     for column, needed in zip(columns[2:], widths[2:], strict=True):
         if used + needed > width and len(line) > 2:
@@ -91,19 +99,16 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> Iterator[list[Sequ
     yield line
 
 
-def _cells(summary: Results, *, best: str, other: str) -> list[list[str]]:
+def _cells(summary: Results) -> list[list[_Cell]]:
     from tclx.eval.results import best_rows, column_title, format_spread
 
     winners = best_rows(summary)
-    head = ["experiment", "seeds", *(column_title(metric) for metric in summary.metrics)]
+    head = [_Cell(one_line(name)) for name in ("experiment", "seeds", *(column_title(metric) for metric in summary.metrics))]
     rows = [
         [
-            row.label,
-            str(len(row.runs)),
-            *(
-                (best if winners.get(metric) == index else other).format(format_spread(row.metrics.get(metric)))
-                for metric in summary.metrics
-            ),
+            _Cell(one_line(row.label)),
+            _Cell(str(len(row.runs))),
+            *(_Cell(format_spread(row.metrics.get(metric)), winners.get(metric) == index) for metric in summary.metrics),
         ]
         for index, row in enumerate(summary.rows)
     ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import say
+from tclx.cli.console import say, show
 
 EXAMPLE = "Example:  tclx schema -o experiments/schema.json"
 
@@ -35,7 +35,7 @@ def schema(
     made = experiment_schema() if kind is Kind.EXPERIMENT else sweep_schema()
     text = json.dumps(made, indent=1) + "\n"
     if output is None:
-        typer.echo(text, nl=False)
+        show(text, end="")
     else:
         write_atomically(output, text)
         say(f"wrote {output}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show
 
 if TYPE_CHECKING:
     from tclx.launch.watch import RunStatus
@@ -44,7 +44,7 @@ def status(
     if as_json:
         print_json([as_tree(status) for status in statuses])
     elif len(statuses) == 1 and runs:
-        print(aligned([(name, _text(value)) for name, value in _lines(statuses[0]) if value is not None]))
+        show(aligned([(name, _text(value)) for name, value in _lines(statuses[0]) if value is not None]))
     elif statuses:
         print_statuses(statuses)
     else:
@@ -72,7 +72,7 @@ def print_statuses(statuses: Sequence[RunStatus]) -> None:
         ]
         for status in statuses
     ]
-    print(aligned([["run", "state", "step", "ETA", "loss", "job", "node", "restarts"], *rows]))
+    show(aligned([["run", "state", "step", "ETA", "loss", "job", "node", "restarts"], *rows]))
     for status in statuses:
         if status.reason and status.standing not in ("finished", "running"):
             say(f"{status.folder.run_id}: {status.reason}")

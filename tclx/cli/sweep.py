@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
 from tclx.cli.run import BackendChoice
+from tclx.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +144,7 @@ class _Watch:
         if self._live is None:
             say(line)
         else:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def look(self, *, at_once: bool = False) -> None:
         """See what is new, every few seconds."""
@@ -177,13 +178,15 @@ def _running_table(trials: Sequence[FrozenTrial], standing: str, sweep: Sweep, f
     from tclx.sweep.summary import progress_of, short_key, values_of_trial
 
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
-    table = Table("trial", "step", *([f"{sweep.spec.objective[0].metric} so far"]), "tries", box=None, pad_edge=False)
+    table = Table(
+        "trial", "step", Text(printable(f"{sweep.spec.objective[0].metric} so far")), "tries", box=None, pad_edge=False
+    )
     for trial in running:
         step, total = progress_of(trial, folder)
         so_far = f"{list(trial.intermediate_values.values())[-1]:.4g}" if trial.intermediate_values else "-"
         tries = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
-        table.add_row(str(trial.number), f"{step}/{total}" if total else "-", so_far, Text(tries))
-    return Group(table, Text(standing))
+        table.add_row(str(trial.number), f"{step}/{total}" if total else "-", so_far, Text(one_line(tries)))
+    return Group(table, Text(printable(standing)))
 
 
 def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
@@ -268,7 +271,7 @@ def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
         name = f"{trial.number}" + (" (the experiment)" if trial.number == 0 else "")
         rows.append([name, *reached, *(as_text(values[key]) if key in values else "-" for key in keys)])
     if rows:
-        print(aligned([heading, *rows]))
+        show(aligned([heading, *rows]))
         sys.stdout.flush()
     say(_standing(summary, sweep))
 
@@ -290,9 +293,9 @@ def plan(
     if as_json:
         print_json(found)
         return
-    print(aligned([(name, str(value)) for name, value in found.items() if name != "space"]))
-    print()
-    print(
+    show(aligned([(name, str(value)) for name, value in found.items() if name != "space"]))
+    show()
+    show(
         aligned(
             [["key", "range", "the experiment's"], *([row["key"], row["range"], row["baseline"]] for row in found["space"])]
         )
@@ -343,7 +346,7 @@ def best(
     _, checked, study = _opened(sweep, runs_dir)
     text = experiment_of(study, checked, number=trial)
     if output is None:
-        typer.echo(text, nl=False)
+        show(text, end="")
     else:
         write_atomically(output, text)
         say(f"wrote {output}")
@@ -363,7 +366,7 @@ def report(
     folder, checked, study = _opened(sweep, runs_dir)
     output = output or Path(f"{checked.spec.name}.html")
     write_sweep_report(study, checked, folder, output)
-    print(output)
+    show(str(output))
 
 
 @app.command(epilog="Example:  tclx sweep cancel loss-weights")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say, show
 from tclx.errors import InputError, Problem, RunFailed
 from tclx.runs import RunFolder
 
@@ -54,7 +54,7 @@ def sync(
     else:
         for outcome in outcomes:
             name, count = ("run_id", "rows") if "run_id" in outcome else ("study", "trials")
-            print(f"{outcome[name]}  {outcome[f'num_{count}']} {count}  {outcome['url'] or '-'}  {outcome['outcome']}")
+            show(f"{outcome[name]}  {outcome[f'num_{count}']} {count}  {outcome['url'] or '-'}  {outcome['outcome']}")
         if not outcomes:
             say("nothing to upload: no run here was started with W&B")
     if code := max((outcome["exit_code"] for outcome in outcomes), default=0):

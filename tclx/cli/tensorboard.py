@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
 from tclx.errors import MachineError
 
 EXAMPLE = "Example:  tclx tensorboard quickstart && tensorboard --logdir runs"
@@ -36,6 +36,6 @@ def tensorboard(
         if status.standing in GOING_ON and load_spec_json(folder.spec).tracking.tensorboard:
             say(f"{folder.run_id}: keeps its copy itself")
             continue
-        print(f"{folder.run_id}  {write_copy(folder)} rows  {folder.tensorboard}")
+        show(f"{folder.run_id}  {write_copy(folder)} rows  {folder.tensorboard}")
     if not statuses:
         say(f"no runs in {runs_dir}; choose another folder with --runs-dir")

@@ -47,6 +47,7 @@ from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.printing import survive_unprintable
 from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, machine_error, read_submitted, write_submitted
 from tclx.system import num_cpus
+from tclx.terminal import printable
 from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -418,7 +419,7 @@ def _start_queue(submission: Path, folders: Sequence[RunFolder]) -> None:
 
 def say_when(line: str) -> None:
     """A line of a log that nobody watches: with its time, to stderr."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), printable(line), file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -28,6 +28,7 @@ from tclx.printing import survive_unprintable
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
+from tclx.terminal import printable
 from tclx.train.stopping import ignore_requests
 from tclx.worker import INTERRUPTED_AND_SAVED, print_into_run, work
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
             return run_rank(folder, submission)
         return look_after(folder, submission, exit_code=int(arguments[2]))
     except TclxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
 
 
@@ -218,7 +219,7 @@ def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
 
 
 def _end(folder: RunFolder, state: RunState) -> int:
-    print(f"{state.status}: {state.reason}", file=sys.stderr)
+    print(printable(f"{state.status}: {state.reason}"), file=sys.stderr)
     folder.write_state(state)
     with suppress(MachineError):  # a full disk may be what is being reported; the state has a reserve, events have none
         folder.add_event(state.status, step=state.step, reason=state.reason)

@@ -37,7 +37,8 @@ Locate = Callable[[int, int], Location]
 """Line and column, both from 1, to the place that an error names."""
 
 _TAG = "tag:yaml.org,2002:"
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0, C1, halves of pairs, and what turns the reading direction: nobody writes them on purpose, and terminals obey them."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tclx.launch import slurm
 from tclx.launch.task import SIGNALLED, STILL_OURS, job_id_of, requeue, state_of_job
 from tclx.sweep.cluster import STUDY
 from tclx.sweep.study import StudyFolder
+from tclx.terminal import printable
 from tclx.train.stopping import ignore_requests
 from tclx.worker import INTERRUPTED_AND_SAVED
 
@@ -55,7 +56,7 @@ def look_after(exit_code: int, *, max_restarts: int) -> int:
     try:
         return requeue(job_id)
     except (slurm.SlurmRefused, TclxError) as error:
-        print(f"could not requeue: {error}", file=sys.stderr)
+        print(printable(f"could not requeue: {error}"), file=sys.stderr)
         return RunFailed.exit_code
 
 

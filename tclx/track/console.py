@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tclx.terminal import printable
+
 _TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
 
 Row = Mapping[str, Any]
@@ -58,7 +60,7 @@ def watch(console: Console, *, title: str, first_step: int, total_steps: int) ->
     # What else is printed belongs above the bar where stderr is that terminal, and stays in the log where it is one.
     own = console.stderr
     with Progress(*columns, console=console, refresh_per_second=2, redirect_stdout=own, redirect_stderr=own) as progress:
-        task = progress.add_task(title, total=total_steps, completed=first_step, numbers="")
+        task = progress.add_task(printable(title), total=total_steps, completed=first_step, numbers="")
         yield _Bar(progress, task)
 
 
@@ -105,7 +107,7 @@ class _Bar:
             self.say(f"step {row['step']}: {retrieval}")
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
 
 class _Lines:
@@ -122,7 +124,7 @@ class _Lines:
         self.say(f"step {row['step']}/{self._total_steps}  {'  '.join(parts)}  ETA {self._remaining(row['step'])}")
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _remaining(self, step: int) -> str:
         num_done = step - self._first_step

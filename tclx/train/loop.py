@@ -38,6 +38,7 @@ from tclx.runs import RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
+from tclx.terminal import printable
 from tclx.track.console import Watcher, watch_each
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sending import sending
@@ -158,7 +159,7 @@ def _train(
 
     def say(text: str) -> None:
         for console in consoles:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     changed = distributed.on_main(lambda: environment.record(folder, device))
     if changed:

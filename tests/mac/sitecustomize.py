@@ -12,8 +12,11 @@ import io
 import multiprocessing
 import os
 import sys
+import sysconfig
 from multiprocessing import context
 from typing import Any
+
+import psutil  # noqa: F401  before the name of the system changes: it chooses by that
 
 _ABSENT = ("sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fallocate", "posix_fadvise", "pidfd_open")
 _LINUX_ONLY = ("/proc", "/dev/shm", "/sys")
@@ -50,6 +53,7 @@ if hasattr(os, "process_cpu_count"):
 for _module, _name in ((builtins, "open"), (io, "open"), (os, "open"), (os, "stat"), (os, "listdir"), (os, "scandir")):
     setattr(_module, _name, _refusing(getattr(_module, _name)))
 multiprocessing.set_start_method("spawn", force=True)
+sysconfig.get_config_vars()  # read from a file that is named after the system, and kept
 context.ForkProcess._Popen = staticmethod(_no_fork)
 sys.platform, _real = "darwin", sys.platform
 import tclx.system  # noqa: E402, F401  what differs between systems is decided here alone
