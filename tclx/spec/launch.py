@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tclx.spec.base import Count, Section, text_like
+from tclx.spec.secrets import written_secret
 
 Token = Annotated[
     str, text_like(r"^[A-Za-z0-9][A-Za-z0-9._:@/+,=-]{0,127}$", "letters, digits and `._:@/+,=-`, the first a letter or digit")
@@ -58,12 +58,6 @@ TAKEN_OPTIONS: dict[str, str] = {
     "wrap": "tclx writes the script",
 }
 """sbatch options that other keys of the spec set, and which."""
-
-_SECRET = re.compile(
-    r"(?<!\w)(?P<name>(?:\w*_)?(?:API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD)\d*(?:_(?!FILE|PATH|DIR)\w*)?)=(?![\"']?[$`])[^\s;]",
-    re.IGNORECASE | re.ASCII,
-)
-"""A secret written out; `NAME=$(cat file)`, `NAME=$OTHER` and `NAME_FILE=path` are none."""
 
 
 class LocalLaunch(Section):
@@ -146,9 +140,9 @@ class SlurmLaunch(Section):
         lines = [("setup", line) for line in self.setup]
         lines += [(f"sbatch_options.{name}", str(value)) for name, value in self.sbatch_options.items()]
         for key, line in lines:
-            if found := _SECRET.search(line):
+            if (name := written_secret(line)) is not None:
                 raise ValueError(
-                    f"`{key}` writes the secret {found['name']} into the job's script; export it where you submit (jobs "
+                    f"`{key}` writes the secret {name} into the job's script; export it where you submit (jobs "
                     "inherit your environment) or read it from a file there"
                 )
         return self

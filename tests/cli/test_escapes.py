@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tclx.runs import RunFolder, RunState
+from tclx.runs import RunFolder, RunState, Status
 from tests.cli.test_cli import Ended
 from tests.conftest import PROJECT
 from tests.eval.test_results import make_run
@@ -33,10 +33,10 @@ PAYLOADS = {
 MARKUP = "[red]not a colour[/red]"
 
 
-def _run(folder: Path, payload: str) -> RunFolder:
+def _run(folder: Path, payload: str, status: Status = "failed") -> RunFolder:
     """A run folder that somebody else wrote."""
     run = make_run(folder / "runs", name=f"MARK{payload.replace('/', '')}" if _is_a_name(payload) else "MARK", r_mean=1.0)
-    _write(run.state, RunState("failed", step=1, total_steps=2, reason=f"MARK{payload}").__dict__)
+    _write(run.state, RunState(status, step=1, total_steps=2, reason=f"MARK{payload}").__dict__)
     _write(run.spec, {**json.loads(run.spec.read_text()), "name": f"MARK{payload}"})
     (run.path / "logs").mkdir()
     run.log(0).write_bytes(f"MARK{payload}\n".encode(errors="surrogatepass"))
@@ -57,9 +57,9 @@ def _write(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value))
 
 
-def _of_a_run(*command: str, named: bool = False) -> Callable[[Path, str], list[str | Path]]:
+def _of_a_run(*command: str, named: bool = False, status: Status = "failed") -> Callable[[Path, str], list[str | Path]]:
     def arguments(folder: Path, payload: str) -> list[str | Path]:
-        run = _run(folder, payload)
+        run = _run(folder, payload, status)
         return [*command, *([run.path] if named else []), "--runs-dir", folder / "runs"]
 
     return arguments
@@ -87,7 +87,7 @@ def _tensor(folder: Path, payload: str) -> list[str | Path]:
 
 
 def _spec_key(folder: Path, payload: str) -> list[str | Path]:
-    (folder / "bad.yaml").write_text(f'MARK{json.dumps(payload)[1:-1]}: 1\n"MARK{json.dumps(payload)[1:-1]}": 1\n')
+    (folder / "bad.yaml").write_text(f"{json.dumps(f'MARK{payload}')}: 1\n")
     return ["plan", "--quick", folder / "bad.yaml"]
 
 
@@ -95,8 +95,8 @@ COMMANDS: dict[str, Callable[[Path, str], list[str | Path]]] = {
     "status": _of_a_run("status"),
     "status RUN": _of_a_run("status", named=True),
     "status --json": _of_a_run("status", "--json"),
-    "results": _of_a_run("results"),
-    "results --json": _of_a_run("results", "--json"),
+    "results": _of_a_run("results", status="finished"),
+    "results --json": _of_a_run("results", "--json", status="finished"),
     "logs": _of_a_run("logs", named=True),
     "data check": _picture,
     "plan, a key of the annotations": _key,
@@ -148,13 +148,15 @@ def on_a_terminal(*arguments: str | Path) -> str:
 
 
 def test_on_a_real_terminal_colours_are_ours_and_markup_is_text(tmp_path: Path) -> None:
-    run = _run(tmp_path, f"{PAYLOADS['title']}{MARKUP}")
-    for command in (["results"], ["status", run.path]):
-        text = on_a_terminal(*command, "--runs-dir", tmp_path / "runs")
+    name = f"{PAYLOADS['title']}{MARKUP}"
+    failed = _run(tmp_path / "failed", name)
+    _run(tmp_path, name, "finished")
+    table, status = on_a_terminal("results", "--runs-dir", tmp_path / "runs"), on_a_terminal("status", failed.path)
+    for text in (table, status):
         assert MARKUP in text
         assert "\x1b]" not in text
         assert "\\u001b]0;owned\\u0007" in text
-    assert "\x1b[1m" in on_a_terminal("results", "--runs-dir", tmp_path / "runs")  # the best is bold: it is a terminal
+    assert "\x1b[1m" in table  # the best is bold: it is a terminal
 
 
 def test_only_the_console_module_prints() -> None:
