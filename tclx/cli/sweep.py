@@ -171,7 +171,7 @@ class _Watch:
 def _running_table(trials: Sequence[FrozenTrial], standing: str, sweep: Sweep, folder: StudyFolder) -> RenderableType:
     """What runs at this moment, and how the study stands."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from tclx.sweep.metrics import as_text
@@ -179,7 +179,7 @@ def _running_table(trials: Sequence[FrozenTrial], standing: str, sweep: Sweep, f
 
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
     table = Table(
-        "trial", "step", Text(printable(f"{sweep.spec.objective[0].metric} so far")), "tries", box=None, pad_edge=False
+        "trial", "step", Column(Text(printable(f"{sweep.spec.objective[0].metric} so far"))), "tries", box=None, pad_edge=False
     )
     for trial in running:
         step, total = progress_of(trial, folder)

@@ -140,9 +140,9 @@ class SlurmLaunch(Section):
         lines = [("setup", line) for line in self.setup]
         lines += [(f"sbatch_options.{name}", str(value)) for name, value in self.sbatch_options.items()]
         for key, line in lines:
-            if (name := written_secret(line)) is not None:
+            if (secret := written_secret(line)) is not None:
                 raise ValueError(
-                    f"`{key}` writes the secret {name} into the job's script; export it where you submit (jobs "
+                    f"`{key}` writes the secret {secret} into the job's script; export it where you submit (jobs "
                     "inherit your environment) or read it from a file there"
                 )
         return self
