@@ -70,7 +70,8 @@ class Source(Protocol):
 class FileRows:
     """Rows of annotation files; pictures are decoded when asked for."""
 
-    def __init__(self, source: FilesSource, annotations: Annotations, data: DataSpec) -> None:
+    def __init__(self, source: FilesSource, annotations: Annotations, data: DataSpec, *, as_stored: bool) -> None:
+        self._as_stored = as_stored
         self._source = source
         self._annotations = annotations
         self._decoder = data.decoder
@@ -89,7 +90,8 @@ class FileRows:
 
     def picture(self, row: int) -> Picture:
         name = self._annotations.pictures[self._annotations.picture_of_row[row]]
-        return read_image(picture_path(self._source, name), decoder=self._decoder, max_pixels=self._max_pixels)
+        path = picture_path(self._source, name)
+        return read_image(path, decoder=self._decoder, max_pixels=self._max_pixels, as_stored=self._as_stored)
 
 
 class SceneRows:
@@ -115,12 +117,12 @@ class SceneRows:
         return picture
 
 
-def open_source(source: DataSource, data: DataSpec, *, key: str, training: bool) -> Source:
+def open_source(source: DataSource, spec: ExperimentSpec, *, key: str, training: bool) -> Source:
     """The rows of a source.
 
     Args:
         source: one of `data.train`, `data.val`, `data.test`.
-        data: its section, for the decoder and the size limit.
+        spec: its experiment, for how pictures are decoded.
         key: the source's key path, for messages.
         training: whether the rows are to be trained on.
 
@@ -129,7 +131,9 @@ def open_source(source: DataSource, data: DataSpec, *, key: str, training: bool)
     """
     if isinstance(source, ScenesSource):
         return SceneRows(Scenes(source))
-    return FileRows(source, read_annotations(source, key=key, training=training), data)
+    # The published code knows neither EXIF nor colour profiles.
+    as_stored = spec.compat == "official"
+    return FileRows(source, read_annotations(source, key=key, training=training), spec.data, as_stored=as_stored)
 
 
 def training_captions(data: DataSpec) -> Iterator[str]:
@@ -347,7 +351,7 @@ def train_batches(
         RunFailed: (while iterating) a picture cannot be read and nothing may take its place.
         MachineError: (while iterating) a worker process died.
     """
-    source = open_source(spec.data.train, spec.data, key="data.train", training=True)
+    source = open_source(spec.data.train, spec, key="data.train", training=True)
     order = KeyedOrder(
         num_rows=source.num_rows,
         batch_size=spec.training.batch_size_per_gpu,
@@ -437,7 +441,7 @@ def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
     source = spec.data.val if split == "val" else spec.data.test
     if source is None:
         raise InputError(Problem(f"data.{split}", "is not set, and the evaluation asks for it"))
-    rows = open_source(source, spec.data, key=f"data.{split}", training=False)
+    rows = open_source(source, spec, key=f"data.{split}", training=False)
     return EvaluationSet(rows, spec.data, image_size=spec.model.image_encoder.image_size)
 
 

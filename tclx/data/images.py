@@ -1,11 +1,12 @@
 """How does a file become an RGB array, and which files are refused?
 
-EXIF orientation is ignored, as in the official code: the annotation files were made for the pixels as stored.
+What a viewer shows is what is learned from: docs/data.md has the table of formats and of what each can say.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -13,13 +14,22 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from tclx.data.kinds import kind_of_file, open_ordinary
+from tclx.data.rendering import FORMATS, Coding, Unshowable, has_other_colours, orientation, rendered
+from tclx.data.structure import Excessive, Jpeg, walk_bmp, walk_gif, walk_jpeg, walk_png, walk_tiff
 
 Decoder = Literal["fast", "pil"]
 Picture = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
+MAX_BYTES_BESIDE_PIXELS = 64 << 20
+"""Of a file, besides 8 bytes for each of `max_pixels` (the most that a picture of 16 bits a channel takes uncompressed)."""
+READ_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF"
+
 _JPEG_START = b"\xff\xd8\xff"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class BadImage(Exception):
@@ -34,31 +44,49 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: Path, *, decoder: Decoder, max_pixels: int) -> Picture:
+def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Picture:
     """Read and decode one picture.
 
     Raises:
         BadImage: with the reason.
     """
+    return decode_image(
+        read_bytes(path, max_pixels=max_pixels), path, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored
+    )
+
+
+def read_bytes(path: Path, *, max_pixels: int) -> bytes:
+    """A picture's file: of ordinary files alone, and no more than a picture of `max_pixels` can need.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    limit = 8 * max_pixels + MAX_BYTES_BESIDE_PIXELS
     try:
-        content = path.read_bytes()
+        with open_ordinary(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise BadImage(path, f"has {size:,} bytes, more than the {limit:,} that data.bad_images.max_pixels allows")
+            return file.read(size)
     except FileNotFoundError:
         raise BadImage(path, "does not exist") from None
     except OSError as error:
         raise BadImage(path, f"cannot be read: {error.strerror}") from error
-    return decode_image(content, path, decoder=decoder, max_pixels=max_pixels)
+    except ValueError as error:  # a NUL or half a character in the path
+        raise BadImage(path, f"is no path that a file can have: {error}") from None
 
 
-def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int) -> Picture:
-    """Decode one picture in full, after its header has been found small enough.
+def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Picture:
+    """Decode one picture in full, as a viewer shows it, after its header has been found small enough.
 
     `fast` takes turbo-JPEG for ordinary JPEGs; everything else, and every JPEG that turbo-JPEG finds fault with, goes through
-    Pillow, so that both decoders refuse the same files. Palettes, transparency, 16 bits and CMYK become RGB as in Pillow.
+    Pillow, so that both decoders refuse the same files.
 
     Args:
         content: the file's bytes.
         path: named in the error.
         max_pixels: width x height above which nothing is decoded.
+        as_stored: leave orientation and colour profiles alone, as the published code does.
 
     Returns:
         [H, W, 3] uint8 RGB, writable or not.
@@ -68,11 +96,51 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
     """
     if not content:
         raise BadImage(path, "is empty")
-    if decoder == "fast" and content.startswith(_JPEG_START):
-        picture = _decode_jpeg(content, path, max_pixels)
-        if picture is not None:
-            return picture
-    return _decode_with_pillow(content, path, max_pixels)
+    try:
+        coding = None
+        if content.startswith(_JPEG_START):
+            jpeg = walk_jpeg(content)
+            if decoder == "fast" and (as_stored or not _is_seen_otherwise(content, jpeg)):
+                picture = _decode_jpeg(content, path, max_pixels)
+                if picture is not None:
+                    return picture
+        else:
+            coding = _walk(content)
+        return _decode_with_pillow(content, path, max_pixels, coding, as_stored=as_stored)
+    except (Excessive, Unshowable) as error:
+        raise BadImage(path, str(error)) from None
+
+
+def _walk(content: bytes) -> Coding | None:
+    """Refuse what would take too long; the colours in video's terms, where the file has them."""
+    if content.startswith(_PNG_START):
+        coding = walk_png(content)
+        return Coding(coding[0], coding[1]) if coding and len(coding) == 4 else None
+    if content.startswith(b"GIF8"):
+        walk_gif(content)
+    elif content.startswith(b"BM"):
+        walk_bmp(content)
+    elif content[:2] in (b"II", b"MM"):
+        walk_tiff(content)
+    elif content[4:12] in (b"ftypavif", b"ftypavis"):
+        place = content.find(b"colrnclx", 0, 1 << 16) + 8
+        return Coding(*(int.from_bytes(content[at : at + 2]) for at in (place, place + 2))) if place >= 8 else None
+    return None
+
+
+def _is_seen_otherwise(content: bytes, jpeg: Jpeg) -> bool:
+    """Whether a JPEG is turned by EXIF, or has other colours than sRGB's."""
+    if not (jpeg.has_exif or jpeg.has_profile):
+        return False
+    try:
+        with _opened(content) as image:
+            return orientation(image) != 1 or has_other_colours(image)
+    except Exception:  # whatever is wrong with it, Pillow's own path says it
+        return True
+
+
+def _opened(content: bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Picture | None:
@@ -88,21 +156,37 @@ def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Picture |
     return picture
 
 
-def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int) -> Picture:
+def _decode_with_pillow(
+    content: bytes, path: Path | str, max_pixels: int, coding: Coding | None, *, as_stored: bool
+) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities (broken EXIF, sizes) that decoding itself settles
-            with Image.open(io.BytesIO(content)) as image:
+            with _opened(content) as image:
                 _check_size(path, image.width, image.height, max_pixels)
-                return np.asarray(image.convert("RGB"))
-    except (BadImage, MemoryError):
+                if isinstance(image, TiffImagePlugin.TiffImageFile):
+                    tags = image.tag_v2
+                    _check_size(path, tags.get(322, 1), tags.get(323, 1), max_pixels)  # a tile is decoded whole
+                if image.format == "AVIF" and image.info.get("icc_profile"):
+                    coding = None
+                return np.asarray(rendered(image, coding=coding, as_stored=as_stored))
+    except (BadImage, Unshowable, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise BadImage(path, f"has more than {max_pixels:,} pixels") from None
+        raise BadImage(path, f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that Pillow decodes") from None
     except UnidentifiedImageError:
-        raise BadImage(path, "is not a picture in a known format") from None
+        raise BadImage(path, _unknown(content)) from None
     except Exception as error:  # decoders raise anything on hostile bytes: OSError, SyntaxError, struct.error, zlib.error
-        raise BadImage(path, f"cannot be decoded: {error}") from error
+        raise BadImage(path, f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _unknown(content: bytes) -> str:
+    kind = kind_of_file(content)
+    if kind is None:
+        return f"is not a picture in a known format ({READ_FORMATS} are read)"
+    if any(kind.startswith(f"a{n} {name} ") for n in ("", "n") for name in READ_FORMATS.replace(" and", ",").split(", ")):
+        return f"cannot be decoded: it begins as {kind} and does not go on so"
+    return f"is {kind}, not a picture in one of the formats that are read ({READ_FORMATS})"
 
 
 def _check_size(path: Path | str, width: int, height: int, max_pixels: int) -> None:
