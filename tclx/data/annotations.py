@@ -7,7 +7,9 @@ their reference counts are touched.
 from __future__ import annotations
 
 import difflib
-import json
+import math
+import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +18,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tclx.errors import InputError, Location, Problem
+from tclx.data.rows import ROWS_WANTED, Unreadable, read_items
+from tclx.errors import InputError, Problem
 from tclx.spec.data import FilesSource
 
 MAX_PROBLEMS_SHOWN = 20
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING_LEFT = str.maketrans("", "", " \t\r\n,.'!?\"()*#:;~-/")
 
 
 class PackedStrings(Sequence[str]):
     """Strings in one UTF-8 buffer; indexing decodes one."""
 
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
-        self._buffer = b"".join(encoded)
-        self._ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._buffer = bytearray()
+        self._ends = array("q")
+        for string in strings:
+            self.append(string)
+
+    def append(self, string: str) -> None:
+        """Add one at the end."""
+        self._buffer += string.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._buffer))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -59,6 +69,10 @@ class Annotations:
     """[R] index into `pictures`."""
     image_index: NDArray[np.int64]
     """[R] equal for rows of one `image_id` (where the rows have one), else for rows of one picture; dense from 0."""
+    row_digests: NDArray[np.int64]
+    """[R] equal for rows of one picture with the same captions; of this process alone."""
+    file_start: NDArray[np.int64]
+    """[F]: the first row of each file."""
     num_empty_captions: int
     """Captions without a letter or digit; they train as [CLS] alone."""
 
@@ -69,13 +83,6 @@ class Annotations:
     def captions_of(self, row: int) -> range:
         """The row's captions, as indices into `captions`."""
         return range(int(self.caption_start[row]), int(self.caption_start[row + 1]))
-
-
-@dataclass(frozen=True)
-class _Row:
-    image: str
-    captions: list[str]
-    image_id: str | int | None
 
 
 def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annotations:
@@ -90,12 +97,22 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
         InputError: a file is missing or no JSON list, rows lack keys or have wrong types: up to 20 problems and their number.
     """
     problems = _Problems(f"{key}.files")
-    rows = [row for path in source.files for row in _read_file(Path(path), source, problems, training=training)]
+    packer = _Packer()
+    for path in source.files:
+        packer.begin_file()
+        try:
+            for item in read_items(Path(path)):
+                faults = list(_faults(item.value, source, training=training))
+                for message, hint in faults:
+                    problems.add(f"{path}:{item.line}: row {item.number}: {message}", hint)
+                if not faults:
+                    packer.add(item.value)
+        except Unreadable as error:
+            problems.add(f"{path}{error.message}", error.hint)
     problems.raise_if_any()
-    if not rows:
-        expected = "expected JSON lists of objects with `image` and `caption`"
-        raise InputError(Problem(f"{key}.files", "the files hold no rows", expected))
-    return _pack(rows)
+    if not packer.image_index:
+        raise InputError(Problem(f"{key}.files", "the files hold no rows", ROWS_WANTED))
+    return packer.packed()
 
 
 def picture_path(source: FilesSource, image: str) -> Path:
@@ -111,46 +128,16 @@ class _Problems:
         self.kept: list[Problem] = []
         self.count = 0
 
-    def add(self, message: str, hint: str | None = None, where: Location | None = None) -> None:
+    def add(self, message: str, hint: str | None = None) -> None:
         self.count += 1
         if len(self.kept) < MAX_PROBLEMS_SHOWN:
-            self.kept.append(Problem(self.key, message, hint, where))
+            self.kept.append(Problem(self.key, message, hint))
 
     def raise_if_any(self) -> None:
         if self.count > len(self.kept):
             self.kept.append(Problem(self.key, f"{self.count:,} problems in all; the first {len(self.kept)} are shown"))
         if self.kept:
             raise InputError(*self.kept)
-
-
-def _read_file(path: Path, source: FilesSource, problems: _Problems, *, training: bool) -> Iterator[_Row]:
-    for number, item in enumerate(_read_list(path, problems)):
-        faults = list(_faults(item, source, training=training))
-        for message, hint in faults:
-            problems.add(f"{path}, row {number}: {message}", hint)
-        if not faults:
-            captions = item["caption"]
-            yield _Row(item["image"], [captions] if isinstance(captions, str) else captions, item.get("image_id"))
-
-
-def _read_list(path: Path, problems: _Problems) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        problems.add(f"{path} does not exist", _similar_file(path))
-    except OSError as error:
-        problems.add(f"{path} cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        problems.add(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}")
-    except json.JSONDecodeError as error:
-        problems.add(f"not valid JSON: {error.msg}", _json_hint(error), Location(path, error.lineno, error.colno))
-    except RecursionError:
-        problems.add(f"{path} is nested too deeply to be a list of rows")
-    else:
-        if isinstance(content, list):
-            return content
-        problems.add(f"{path} holds {_kind(content)}", "expected a list of objects with `image` and `caption`")
-    return []
 
 
 def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple[str, str | None]]:
@@ -164,10 +151,12 @@ def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple
             yield f"`{name}` is missing", _similar_key(name, item)
     if "image" in item and (not isinstance(item["image"], str) or not item["image"]):
         yield f"`image` is {_kind(item['image'])}", "expected the picture's path"
-    if not isinstance(item.get("image_id"), str | int | None):
+    if not isinstance(item.get("image_id"), str | int | None) or isinstance(item.get("image_id"), bool):
         yield f"`image_id` is {_kind(item['image_id'])}", "expected text or a whole number, equal for captions of one picture"
     if "caption" in item:
         yield from _caption_faults(item["caption"], row_per_caption=row_per_caption)
+    for name in ("image", "image_id", "caption"):
+        yield from _text_faults(name, item.get(name))
 
 
 def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[str, str | None]]:
@@ -186,27 +175,67 @@ def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[st
             yield f"`caption[{place}]` is {_kind(text)}", "expected text"
 
 
-def _pack(rows: list[_Row]) -> Annotations:
-    pictures: dict[str, int] = {}
-    identities: dict[tuple[str, str | int], int] = {}
-    picture_of_row = np.empty(len(rows), np.int64)
-    image_index = np.empty(len(rows), np.int64)
-    for number, row in enumerate(rows):
-        picture_of_row[number] = pictures.setdefault(row.image, len(pictures))
-        identity = ("path", row.image) if row.image_id is None else ("id", row.image_id)
-        image_index[number] = identities.setdefault(identity, len(identities))
-    captions = [caption for row in rows for caption in row.captions]
-    return Annotations(
-        pictures=PackedStrings(pictures),
-        captions=PackedStrings(captions),
-        caption_start=np.cumsum([0, *(len(row.captions) for row in rows)], dtype=np.int64),
-        picture_of_row=picture_of_row,
-        image_index=image_index,
-        num_empty_captions=sum(not caption.translate(_NOTHING_LEFT) for caption in captions),
-    )
+class _Packer:
+    """Rows one after the other into flat arrays."""
+
+    def __init__(self) -> None:
+        self.image_index = array("q")
+        self._pictures: dict[str, int] = {}
+        self._identities: dict[tuple[str, str | int], int] = {}
+        self._captions = PackedStrings()
+        self._caption_start = array("q", [0])
+        self._picture_of_row = array("q")
+        self._row_digests = array("q")
+        self._file_start = array("q")
+        self._num_empty_captions = 0
+
+    def begin_file(self) -> None:
+        self._file_start.append(len(self.image_index))
+
+    def add(self, row: dict[str, Any]) -> None:
+        image, image_id, caption = row["image"], row.get("image_id"), row["caption"]
+        captions = [caption] if isinstance(caption, str) else caption
+        picture = self._pictures.setdefault(image, len(self._pictures))
+        identity = ("path", image) if image_id is None else ("id", image_id)
+        self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
+        self._picture_of_row.append(picture)
+        for text in captions:
+            self._captions.append(text)
+            self._num_empty_captions += not text.translate(_NOTHING_LEFT)
+        self._caption_start.append(len(self._captions))
+        self._row_digests.append(hash((picture, *captions)))
+
+    def packed(self) -> Annotations:
+        return Annotations(
+            pictures=PackedStrings(self._pictures),
+            captions=self._captions,
+            caption_start=np.frombuffer(self._caption_start, np.int64),
+            picture_of_row=np.frombuffer(self._picture_of_row, np.int64),
+            image_index=np.frombuffer(self.image_index, np.int64),
+            row_digests=np.frombuffer(self._row_digests, np.int64),
+            file_start=np.frombuffer(self._file_start, np.int64),
+            num_empty_captions=self._num_empty_captions,
+        )
+
+
+def _text_faults(name: str, value: Any) -> Iterator[tuple[str, str | None]]:
+    """Text that no path and no tokenizer takes."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and "\0" in text:
+            yield f"`{name}` holds a NUL character", "it is no text; was the file damaged?"
+        elif isinstance(text, str) and not text.isascii() and _SURROGATE.search(text):
+            yield (
+                f"`{name}` holds half a character (a lone surrogate, `\\ud800` to `\\udfff`)",
+                "of an emoji cut in two, for instance",
+            )
+        else:
+            continue
+        return
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, a missing value as pandas writes it" if math.isnan(value) else f"{value}"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     if value == "":
         return "empty"
@@ -216,16 +245,3 @@ def _kind(value: Any) -> str:
 def _similar_key(name: str, item: dict[str, Any]) -> str:
     near = difflib.get_close_matches(name, item, n=1)
     return f"did the row's `{near[0]}` mean that?" if near else f"the row has: {', '.join(item) or 'no keys'}"
-
-
-def _similar_file(path: Path) -> str | None:
-    if not path.parent.is_dir():
-        return f"nor does its folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"did you mean {near[0]}?" if near else None
-
-
-def _json_hint(error: json.JSONDecodeError) -> str | None:
-    if not error.doc.strip():
-        return "the file is empty"
-    return "one object per line is JSON Lines; expected one list" if error.msg == "Extra data" else None
