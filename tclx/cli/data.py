@@ -41,13 +41,19 @@ def check(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
     overrides: Overrides = None,
 ) -> None:
-    """Open every picture of a spec's data and list the bad ones; exit code 2 where there are any."""
-    from tclx.data.facts import check_images
+    """Open every picture of a spec's data and list the bad ones; exit code 2 where there are any.
+
+    Pictures, rows and ids that are the same where they should differ are warned of, by path and by content.
+    """
+    from tclx.data.facts import check_images, examine
     from tclx.spec.load import load_experiments
 
     num_bad = 0
     for data in dict.fromkeys(experiment.spec.data for experiment in load_experiments(spec, overrides or [])):
+        warnings = examine(data, some_may_be_missing=True).warnings
         report = check_images(data)
+        for warning in (*warnings, *report.warnings):
+            say(f"warning: {warning}")
         num_bad += len(report.bad)
         for picture in report.bad:
             show(one_line(f"{picture.path}: {picture.reason}"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
-from tclx.cli.run import BackendChoice, with_backend
+from tclx.cli.run import BackendChoice, say_warnings, with_backend
 
 if TYPE_CHECKING:
     from tclx.launch.order import PlannedRun
@@ -42,9 +42,10 @@ def plan(
 
         show(script_of(runs, runs_dir=runs_dir), end="")
         return
+    say_warnings(runs)
     described = [describe(run, with_cost=not quick) for run in runs]
     if as_json:
-        print_json(described)
+        print_json([{**one, "warnings": list(run.warnings)} for one, run in zip(described, runs, strict=True)])
     elif len(runs) == 1:
         show(aligned([(name, _text(value)) for name, value in _flat(described[0]).items()]))
     else:

@@ -58,7 +58,14 @@ def run(
     from tclx.launch.order import plan_runs
 
     runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir)
+    say_warnings(runs)
     raise typer.Exit(start(runs, runs_dir=runs_dir, again=again, detach=detach, follow=follow))
+
+
+def say_warnings(runs: Sequence[PlannedRun]) -> None:
+    """What makes the figures of these runs doubtful, each once."""
+    for warning in dict.fromkeys(warning for run in runs for warning in run.warnings):
+        say(f"warning: {warning}")
 
 
 def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, follow: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Literal, NamedTuple
 
-from tclx.data.annotations import PackedStrings, picture_path, read_annotations
+from tclx.data.annotations import Annotations, PackedStrings, picture_path, read_annotations
+from tclx.data.overlap import content_overlaps, overlaps
+from tclx.data.presence import missing_pictures
 from tclx.data.scenes import NUM_CAPTIONS, Split
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
@@ -31,30 +34,51 @@ class SourceSize(NamedTuple):
     num_captions: int | None
 
 
+class Examination(NamedTuple):
+    """What planning learns from the annotation files."""
+
+    facts: DataFacts
+    warnings: tuple[str, ...]
+    """Data that are the same where they should differ, one line each."""
+
+
 def collect_facts(data: DataSpec, *, without_data: bool = False) -> DataFacts:
-    """Count rows, pictures and captions of every split; the pictures themselves are not looked at.
+    """As `examine`, without the warnings."""
+    return examine(data, without_data=without_data).facts
+
+
+def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: bool = False) -> Examination:
+    """Count rows, pictures and captions of every split, and look for a few of the pictures; none is opened.
 
     Args:
         data: the data section.
         without_data: believe `approximate_rows` and open no file.
+        some_may_be_missing: refuse only where none of the pictures looked for is there.
 
     Raises:
-        InputError: annotation files are wrong (all problems of all splits), or `approximate_rows` is needed and missing.
+        InputError: annotation files are wrong or the pictures are elsewhere (all problems of all splits), or
+            `approximate_rows` is needed and missing.
     """
     problems: list[Problem] = []
-    sizes: dict[str, SourceSize] = {}
-    for key, source in _sources(data):
+    sources = dict(_sources(data))
+    read: dict[str, Annotations] = {}
+    for key, source in sources.items() if not without_data else ():
         try:
-            sizes[key] = measure_source(source, key=key, training=key == "data.train", without_data=without_data)
+            if isinstance(source, FilesSource):
+                read[key] = read_annotations(source, key=key, training=key == "data.train")
+                skipped = key == "data.train" and data.bad_images.policy == "skip"
+                all_needed = not (skipped or some_may_be_missing)
+                problems += missing_pictures(source, read[key], key=key, all_needed=all_needed)
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(*problems)
+    sizes = {key: _size(source, read.get(key)) for key, source in sources.items()}
     train, val, test = (sizes.get(f"data.{split}", SourceSize(None, None, None)) for split in ("train", "val", "test"))
     if train.num_rows is None or train.num_images is None:
         hint = "say roughly how many rows the training files hold"
         raise InputError(Problem("data.train.approximate_rows", "is needed to plan without the data", hint))
-    return DataFacts(
+    facts = DataFacts(
         num_train_rows=train.num_rows,
         num_train_images=train.num_images,
         num_val_images=val.num_images,
@@ -62,21 +86,16 @@ def collect_facts(data: DataSpec, *, without_data: bool = False) -> DataFacts:
         num_test_images=test.num_images,
         num_test_captions=test.num_captions,
     )
+    return Examination(facts, tuple(overlaps(sources, read)))
 
 
-def measure_source(source: DataSource, *, key: str, training: bool, without_data: bool = False) -> SourceSize:
-    """Rows, different pictures and captions of one source.
-
-    Raises:
-        InputError: its annotation files are wrong.
-    """
+def _size(source: DataSource, annotations: Annotations | None) -> SourceSize:
+    """Rows, different pictures and captions of one source."""
     if isinstance(source, ScenesSource):
         return SourceSize(source.num_images, source.num_images, NUM_CAPTIONS * source.num_images)
-    if without_data:
+    if annotations is None:
         return SourceSize(source.approximate_rows, source.approximate_rows, None)
-    annotations = read_annotations(source, key=key, training=training)
-    num_images = int(annotations.image_index.max()) + 1
-    return SourceSize(annotations.num_rows, num_images, len(annotations.captions))
+    return SourceSize(annotations.num_rows, int(annotations.image_index.max()) + 1, len(annotations.captions))
 
 
 class BadPicture(NamedTuple):
@@ -95,6 +114,8 @@ class ImageCheck(NamedTuple):
     bad: list[BadPicture]
     """In the order of the files."""
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Pictures with the same bytes where they should differ."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -126,12 +147,14 @@ def check_images(
     tasks = [task for key, source in _sources(data) if key.removeprefix("data.") in splits for task in _tasks(key, source)]
     total, done = sum(len(task.images) for task in tasks), 0
     bad: list[BadPicture] = []
+    digests: dict[str, dict[str, bytes]] = {}
     for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
-        bad += found
+        bad += found.bad
+        digests.setdefault(task.key, {}).update(found.digests)
         done += len(task.images)
         if report is not None:
             report(done, total)
-    return ImageCheck(total, bad, time.monotonic() - started)
+    return ImageCheck(total, bad, time.monotonic() - started, tuple(content_overlaps(digests)))
 
 
 def refuse_bad_images(data: DataSpec, *, report: Callable[[int, int], None] | None = None) -> ImageCheck:
@@ -148,6 +171,8 @@ def refuse_bad_images(data: DataSpec, *, report: Callable[[int, int], None] | No
     if check.bad:
         shown = [Problem(bad.key, f"{bad.path}: {bad.reason}") for bad in check.bad[:MAX_BAD_SHOWN]]
         hint = "mend or remove them" if skips else "mend or remove them, or train past them with data.bad_images.policy: skip"
+        if len(check.bad) == check.num_pictures:
+            hint = "when none can be used, look at data.train.image_root and data.val.image_root"
         raise InputError(*shown, Problem("", f"{len(check.bad):,} of {check.num_pictures:,} pictures cannot be used", hint))
     return check
 
@@ -172,8 +197,14 @@ def _tasks(key: str, source: DataSource) -> Iterator[_Task]:
         yield _Task(key, source, pictures[start : start + PICTURES_PER_TASK])
 
 
-def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[list[BadPicture]]:
-    """The bad pictures of each task, in order."""
+class _Found(NamedTuple):
+    bad: list[BadPicture]
+    digests: dict[str, bytes]
+    """Of the files' bytes, by path: 4 million take about a gigabyte."""
+
+
+def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[_Found]:
+    """What each task found, in order."""
     check = partial(_check_task, decoder=data.decoder, limits=data.bad_images)
     if min(num_processes, len(tasks)) < 2:
         yield from map(check, tasks)
@@ -191,14 +222,16 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImagesSpec) -> list[BadPicture]:
-    from tclx.data.images import BadImage, read_image
+def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImagesSpec) -> _Found:
+    from tclx.data.images import BadImage, decode_image, read_bytes
 
-    bad = []
+    bad, digests = [], {}
     for image in task.images:
         path = picture_path(task.source, image)
         try:
-            read_image(path, decoder=decoder, max_pixels=limits.max_pixels)
+            content = read_bytes(path, max_pixels=limits.max_pixels)
+            digests[str(path)] = hashlib.blake2b(content, digest_size=16).digest()
+            decode_image(content, path, decoder=decoder, max_pixels=limits.max_pixels)
         except BadImage as error:
             bad.append(BadPicture(task.key, str(path), error.reason))
-    return bad
+    return _Found(bad, digests)

@@ -251,15 +251,15 @@ def _no_list_but_object(source: _Text) -> Unreadable:
 
 
 def _named_object(keys: list[str]) -> Unreadable:
-    seen = f"its keys: {', '.join(keys[:8])}" + (" and more" if len(keys) > 8 else "")
+    seen = f"with the keys {', '.join(keys[:8])}" + (" and more" if len(keys) > 8 else "")
     if "images" in keys and "sentences" in keys:
-        return Unreadable(f" is a Karpathy file ({seen}), not a list of rows", CONVERSION)
+        return Unreadable(f" is a Karpathy file {seen}, not a list of rows", CONVERSION)
     if "images" in keys and "annotations" in keys:
         without = "" if "caption" in keys else ", and its annotations have no `caption`"
-        return Unreadable(f" is a COCO file ({seen}){without}, not a list of rows", CONVERSION)
+        return Unreadable(f" is a COCO file {seen}{without}, not a list of rows", CONVERSION)
     if "image" in keys and "caption" in keys:
-        return Unreadable(f" holds one object ({seen}), not a list", "a table of pandas is written with orient='records'")
-    return Unreadable(f" holds an object ({seen})", ROWS_WANTED)
+        return Unreadable(f" holds one object {seen}, not a list", "a table of pandas is written with orient='records'")
+    return Unreadable(f" holds an object {seen}" if keys else " holds an empty object", ROWS_WANTED)
 
 
 _TOKENS = re.compile(r"\S+\.\w{3,4}#\d\t")

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tclx.data.facts import collect_facts
+from tclx.data.facts import Examination, examine
 from tclx.errors import InputError, Problem, nearest_place
-from tclx.plan import DataFacts, Plan, check_spec, make_plan, run_id
+from tclx.plan import Plan, check_spec, make_plan, run_id
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.load import Experiment, Origins, load_experiments
@@ -25,6 +25,8 @@ class PlannedRun(NamedTuple):
     """Id of the run whose best weights it starts from."""
     asked_for: bool
     """False for a run that only another one needs."""
+    warnings: tuple[str, ...] = ()
+    """What stops no run, and makes its figures doubtful: one line each."""
 
 
 Step = tuple[Path, str | None]
@@ -78,7 +80,7 @@ class _Planner:
         self.runs: dict[str, PlannedRun] = {}
         self._runs_dir = runs_dir
         self._without_data = without_data
-        self._facts: dict[DataSpec, DataFacts] = {}
+        self._examined: dict[DataSpec, Examination] = {}
 
     def add(self, experiment: Experiment, path: Path, *, before: tuple[Step, ...], asked_for: bool) -> str:
         """Plan one run after what it needs; returns its id."""
@@ -93,7 +95,9 @@ class _Planner:
             plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
             spec = spec.model_copy(update={"init": InitSpec(checkpoint=str((self._runs_dir / needs).resolve()))})
         known = self.runs.get(plan.run_id)
-        self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for or (known is not None and known.asked_for))
+        asked_for = asked_for or (known is not None and known.asked_for)
+        warnings = (*self._examine(spec.data).warnings, *queue_warnings(spec, plan))
+        self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for, warnings)
         return plan.run_id
 
     def _add_needed(self, experiment: Experiment, init: InitSpec, steps: tuple[Step, ...]) -> str:
@@ -107,15 +111,23 @@ class _Planner:
     def _plan(self, experiment: Experiment) -> Plan:
         spec, origins = experiment
         try:
-            facts = self._collect(spec.data)
+            facts = self._examine(spec.data).facts
         except InputError as unread:
             raise InputError(*_besides_rows(experiment), *(_located(one, origins) for one in unread.problems)) from unread
         return make_plan(spec, facts, origins, without_data=self._without_data)
 
-    def _collect(self, data: DataSpec) -> DataFacts:
-        if data not in self._facts:
-            self._facts[data] = collect_facts(data, without_data=self._without_data)
-        return self._facts[data]
+    def _examine(self, data: DataSpec) -> Examination:
+        if data not in self._examined:
+            self._examined[data] = examine(data, without_data=self._without_data)
+        return self._examined[data]
+
+
+def queue_warnings(spec: ExperimentSpec, plan: Plan) -> tuple[str, ...]:
+    """A queue that holds every picture more than once has a row's own epoch-old features among its negatives."""
+    if not plan.needs_momentum or spec.model.queue_size <= plan.num_train_rows:
+        return ()
+    held = f"the queue of {spec.model.queue_size:,} holds more than an epoch ({plan.num_train_rows:,} rows)"
+    return (f"model.queue_size: {held}: every row is in it several times, from weights of long ago",)
 
 
 def _besides_rows(experiment: Experiment) -> list[Problem]:

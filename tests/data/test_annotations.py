@@ -99,10 +99,10 @@ def test_all_problems_are_counted_and_twenty_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "rows.json:1:1: data.train.files: not valid JSON: Expecting value (the file is empty)"),
-        ('[{"image": "a",\n "caption" "x"}]', "rows.json:2:12: data.train.files: not valid JSON: Expecting ':' delimiter"),
-        ('{"image": "a"}\n{"image": "b"}', "rows.json:2:1: data.train.files: not valid JSON: Extra data (one object per line"),
-        ('{"image": "a"}', "holds an object (expected a list of objects"),
+        ("", "rows.json:1:1: not valid JSON: Expecting value (the file is empty)"),
+        ('[{"image": "a",\n "caption" "x"}]', "rows.json:2:12: not valid JSON: Expecting ':' delimiter"),
+        ('{"image": "a"}\n{"image": "b"}', "rows.json:2:1: not valid JSON: Extra data (one object per line"),
+        ('{"image": "a"}', "holds an object with the keys image (expected a list of objects"),
         ("[]", "the files hold no rows"),
         ("[" * 100_000, "nested too deeply"),
     ],
