@@ -185,7 +185,7 @@ def _unknown(content: bytes) -> str:
     if kind is None:
         return f"is not a picture in a known format ({READ_FORMATS} are read)"
     if any(kind.startswith(f"a{n} {name} ") for n in ("", "n") for name in READ_FORMATS.replace(" and", ",").split(", ")):
-        return f"cannot be decoded: it begins as {kind} and does not go on so"
+        return f"cannot be decoded: it begins as {kind}, but is damaged or of a kind that is not read (save it as PNG)"
     return f"is {kind}, not a picture in one of the formats that are read ({READ_FORMATS})"
 
 

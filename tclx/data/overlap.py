@@ -119,4 +119,4 @@ def content_overlaps(digests: Mapping[str, Mapping[str, bytes]]) -> Iterator[str
         firsts: dict[bytes, str] = {}
         again = [f"{path} = {firsts[digest]}" for path, digest in paths.items() if firsts.setdefault(digest, path) != path]
         if len(again) > DUPLICATES_TOLERATED * len(paths):
-            yield f"{key}: {len(again):,} pictures have the bytes of another and are taken for different ones: {examples(again)}"
+            yield f"{key}: {len(again):,} pictures have the bytes of another and count as different ones: {examples(again)}"

@@ -155,9 +155,6 @@ def _sixteen_bits(image: Image.Image) -> NDArray[Any]:
     return values
 
 
-_TIFF_COLOURS = {0, 1, 2, 3, 5, 6, 8}
-
-
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     """Refuse what Pillow opens and shows as something else."""
     tags = image.tag_v2
@@ -170,8 +167,8 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise Unshowable(
             "is a raw photograph or begins with a thumbnail of another page: save the picture itself, as JPEG or PNG"
         )
-    if tags.get(262) not in _TIFF_COLOURS:
-        raise Unshowable(f"is a TIFF of colours (photometric interpretation {tags.get(262)}) that are not read")
+    if tags.get(284) == 2 and (max(tags.get(258, (1,))) > 8 or len(tags.get(273, tags.get(324, ()))) < len(tags.get(258, ()))):
+        raise Unshowable("stores each channel by itself, with more than 8 bits or in too few strips: save it as PNG")
     if tags.get(262) == 5 and tags.get(332, 1) != 1:
         raise Unshowable("is printed with other inks than cyan, magenta, yellow and black")
 
@@ -260,8 +257,8 @@ def _from_primaries(picture: Image.Image, chromaticities: tuple[float, ...], exp
         return picture.point(list(_encoded(linear)) * 3)
     try:
         matrix = np.linalg.inv(_to_xyz(_D65_BT709)) @ _to_xyz(chromaticities)
-    except (np.linalg.LinAlgError, ZeroDivisionError):
-        return picture  # no colours at all: viewers ignore it
+    except np.linalg.LinAlgError:
+        return picture  # they span no colours: viewers ignore them
     pixels = np.asarray(picture).copy()
     for start in range(0, len(pixels), 64):  # floating-point rows of the whole picture would take 12 bytes a channel
         pixels[start : start + 64] = _encoded(linear[pixels[start : start + 64]] @ matrix.T)
@@ -284,6 +281,8 @@ def _encoded(light: NDArray[np.float64]) -> NDArray[np.uint8]:
 def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
     """[3, 3] from linear RGB to CIE XYZ, relative to D65: white is adapted as by Bradford (Lindbloom, lindbloom.com)."""
     x, y = np.array(chromaticities).reshape(4, 2).T
+    if min(y) <= 0:
+        raise np.linalg.LinAlgError("a colour without light")
     xyz = np.stack([x / y, np.ones(4), (1 - x - y) / y])
     matrix = xyz[:, 1:] * np.linalg.solve(xyz[:, 1:], xyz[:, 0])
     bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

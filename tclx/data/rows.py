@@ -215,12 +215,8 @@ def _no_list(source: _Text) -> Unreadable:
     if text[0] == "{":
         return _no_list_but_object(source)
     looks = _looks_like(text)
-    what = (
-        f" looks like {looks[0]}, not like a JSON list of rows"
-        if looks
-        else f"{source.place()}: not valid JSON: Expecting a list"
-    )
-    return Unreadable(what, looks[1] if looks else ROWS_WANTED)
+    what = f"looks like {looks[0]}, not like a JSON list of rows" if looks else "not valid JSON: Expecting value"
+    return Unreadable(f"{source.place()}: {what}", looks[1] if looks else ROWS_WANTED)
 
 
 def _no_list_but_object(source: _Text) -> Unreadable:

@@ -23,8 +23,6 @@ def odd_pictures() -> dict[str, bytes]:
     """Pictures that are none of 8-bit RGB JPEG."""
     picture = photograph()
     image = Image.fromarray(picture)
-    alpha = Image.merge("RGBA", (*image.split(), image.split()[0]))
-    sixteen_bits = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
     return {
         "gray JPEG": encoded(image.convert("L")),
         "CMYK JPEG": encoded(image.convert("CMYK")),
@@ -33,9 +31,6 @@ def odd_pictures() -> dict[str, bytes]:
         "PNG": encoded(picture, "PNG"),
         "gray PNG": encoded(image.convert("L"), "PNG"),
         "palette PNG": encoded(image.convert("P"), "PNG"),
-        "palette PNG with transparency": encoded(image.convert("P"), "PNG", transparency=bytes([7, 200])),
-        "PNG with alpha": encoded(alpha, "PNG"),
-        "16-bit PNG": encoded(sixteen_bits, "PNG"),
         "bilevel PNG": encoded(image.convert("1"), "PNG"),
         "WebP": encoded(picture, "WEBP", lossless=True),
         "GIF": encoded(picture, "GIF"),
@@ -93,14 +88,8 @@ def test_a_picture_above_the_limit_is_not_decoded(decoder: Decoder, monkeypatch:
 def test_missing_files_and_folders_are_bad_images(decoder: Decoder, tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="does not exist"):
         read_image(tmp_path / "absent.jpg", decoder=decoder, max_pixels=MAX_PIXELS)
-    with pytest.raises(BadImage, match="cannot be read: Is a directory"):
+    with pytest.raises(BadImage, match="cannot be read: it is a folder, not a file"):
         read_image(tmp_path, decoder=decoder, max_pixels=MAX_PIXELS)
-
-
-def test_exif_orientation_is_ignored_as_in_the_official_code() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    assert decode(encoded(photograph(), exif=exif), "fast").shape == (60, 80, 3)
 
 
 def test_bytes_after_a_jpeg_harm_neither_decoder() -> None:
