@@ -312,6 +312,25 @@ def test_data_check_lists_bad_pictures_and_ends_with_2(tmp_path: Path) -> None:
     assert "broken.jpg: " in ended.out
 
 
+def test_plan_and_data_check_warn_of_pictures_that_are_trained_on(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "train.json").write_text(json.dumps([{"image": "a.png", "caption": str(number)} for number in range(8)]))
+    (tmp_path / "val.json").write_text('[{"image": "a.png", "caption": ["x", "y"]}]')
+    data = {
+        split: {"source": "files", "form": "pretrain", "files": [f"{split}.json"], "image_root": "."}
+        for split in ("train", "val")
+    }
+    spec = write_spec(tmp_path, data=data, evaluation={})
+    warning = "warning: 1 of 1 pictures of data.val are in data.train as well: a.png."
+    ended = Ended("plan", spec, "--quick", "--json")
+    assert ended.code == 0
+    assert warning in ended.stderr
+    assert any("are in data.train as well" in one for one in json.loads(ended.stdout)[0]["warnings"])
+    checked = Ended("data", "check", spec)
+    assert checked.code == 0
+    assert warning in checked.stderr
+
+
 def test_data_write_of_files_has_nothing_to_generate(tmp_path: Path) -> None:
     data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
     assert Ended("data", "write", write_spec(tmp_path, data=data, evaluation={}), tmp_path).code == 2

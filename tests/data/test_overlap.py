@@ -1,0 +1,243 @@
+"""What planning says of data that are the same where they should differ, and of pictures that are elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tclx.data.facts import check_images, examine, refuse_bad_images
+from tclx.errors import InputError
+from tests.data.small import data_section, encoded, files_source, photograph
+
+DOCS = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "img").mkdir()
+    for number in range(20):
+        (tmp_path / "img" / f"{number}.jpg").write_bytes(encoded(photograph(seed=number)))
+    return tmp_path
+
+
+def source(folder: Path, rows: Any, name: str, *, form: str = "pretrain", **changes: Any) -> dict[str, Any]:
+    return {**files_source(folder, rows, name=name, form=form).model_dump(mode="json"), **changes}
+
+
+def rows(numbers: range, *, captions: int = 1) -> list[dict[str, Any]]:
+    return [{"image": f"img/{number}.jpg", "caption": [f"{number} {one}" for one in range(captions)]} for number in numbers]
+
+
+def warnings(**sources: Any) -> str:
+    return "\n".join(examine(data_section(**sources)).warnings)
+
+
+# Overlap
+
+
+def test_separate_splits_get_no_warning(photos: Path) -> None:
+    train = source(photos, rows(range(10)), "train.json")
+    assert (
+        warnings(
+            train=train, val=source(photos, rows(range(10, 15)), "v.json"), test=source(photos, rows(range(15, 20)), "t.json")
+        )
+        == ""
+    )
+
+
+def test_pictures_of_val_and_test_that_are_trained_on_are_counted(photos: Path) -> None:
+    train = source(photos, rows(range(10)), "train.json")
+    val = source(photos, rows(range(5, 15)), "val.json")
+    said = warnings(train=train, val=val)
+    assert said.startswith(
+        "5 of 10 pictures of data.val are in data.train as well: img/5.jpg, img/6.jpg, img/7.jpg and others."
+    )
+    test = source(photos / "img", [{"image": "./../img/9.jpg", "caption": "x"}], "test.json")
+    assert "1 of 1 pictures of data.test are in data.train as well: ./../img/9.jpg" in warnings(train=train, test=test)
+
+
+def test_val_and_test_that_are_the_same_are_told(photos: Path) -> None:
+    train, val = source(photos, rows(range(10)), "train.json"), source(photos, rows(range(10, 20)), "val.json")
+    assert "data.test reads files that data.val reads: " in warnings(train=train, val=val, test=val)
+    copied = source(photos, rows(range(10, 20)), "test.json")
+    assert "10 of 10 pictures of data.test are in data.val as well" in warnings(train=train, val=val, test=copied)
+
+
+def test_ids_that_do_not_fit_the_pictures_are_told_across_files(photos: Path) -> None:
+    first = [{"image": f"img/{number}.jpg", "image_id": number, "caption": f"a {number}"} for number in range(4)]
+    second = [{"image": f"img/{number + 4}.jpg", "image_id": number, "caption": f"b {number}"} for number in range(3)]
+    files = [source(photos, made, name, form="retrieval")["files"][0] for made, name in ((first, "1.json"), (second, "2.json"))]
+    said = warnings(train=source(photos, [], "x.json", form="retrieval", files=files))
+    assert said.startswith(
+        "data.train: 3 image ids stand for different pictures, which are taken for one: img/0.jpg, img/1.jpg"
+    )
+    first[3]["image"] = "img/0.jpg"
+    said = warnings(train=source(photos, first, "1.json", form="retrieval"))
+    assert said == "data.train: 1 pictures have different image ids, and are taken for different ones: img/0.jpg"
+
+
+def test_repeated_rows_are_told_and_a_few_are_not(photos: Path) -> None:
+    repeated = [*rows(range(10)), *rows(range(3))]
+    said = warnings(train=source(photos, repeated, "train.json"))
+    assert said == "data.train: 3 of 13 rows repeat another's picture and caption: img/0.jpg, img/1.jpg, img/2.jpg"
+    official = [{"image": "img/0.jpg", "caption": f"{number}"} for number in range(3000)] + rows(range(1)) * 3
+    assert warnings(train=source(photos, official, "train.json")) == ""
+
+
+def test_scenes_of_one_split_are_told() -> None:
+    scenes = {"source": "scenes", "num_images": 10, "split": "train"}
+    assert warnings(train=scenes, val={**scenes, "split": "val"}) == ""
+    assert "data.val draws from the same scenes as data.train" in warnings(train=scenes, val={**scenes, "seed": 7})
+
+
+def test_pictures_with_the_same_bytes_under_other_names_are_found_by_opening_them(photos: Path) -> None:
+    (photos / "img" / "19.jpg").write_bytes((photos / "img" / "3.jpg").read_bytes())
+    (photos / "img" / "18.jpg").write_bytes((photos / "img" / "17.jpg").read_bytes())
+    train, val = source(photos, rows(range(10)), "train.json"), source(photos, rows(range(15, 20)), "val.json")
+    data = data_section(train=train, val=val)
+    assert examine(data).warnings == ()
+    copied, twice = check_images(data, num_processes=1).warnings
+    assert copied.startswith(
+        f"1 pictures of data.val have the bytes of others in data.train: {photos}/img/19.jpg = {photos}/img/3.jpg"
+    )
+    assert twice.startswith("data.val: 1 pictures have the bytes of another")
+
+
+def test_the_official_forms_of_real_data_get_no_warning(shared: Path) -> None:
+    folder = shared / "real-bench" / "flickr8k"
+    if not folder.is_dir():
+        pytest.skip("no real photos beside the project")
+    sources = {
+        split: {"source": "files", "form": "retrieval", "files": [str(folder / f"{split}.json")], "image_root": str(folder)}
+        for split in ("train", "val", "test")
+    }
+    assert warnings(**sources) == ""
+
+
+# Where the pictures are
+
+
+def refused(**sources: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        examine(data_section(**sources))
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["img", "img/deeper/still"])
+def test_an_image_root_too_deep_is_named_with_the_right_one(photos: Path, root: str) -> None:
+    (photos / "img/deeper/still").mkdir(parents=True)
+    said = refused(train=source(photos, rows(range(9)), "train.json", image_root=str(photos / root)))
+    assert said.startswith(
+        f"data.train.image_root: none of 9 pictures looked for is there: {photos}/{root}/img/0.jpg does not exist"
+    )
+    assert said.endswith(f"(image_root: {photos}: found there)")
+
+
+def test_an_image_root_too_shallow_is_named_with_the_right_one(photos: Path) -> None:
+    made = [{"image": f"{number}.jpg", "caption": "x"} for number in range(5)]
+    said = refused(train=source(photos, made, "train.json", image_root=str(photos)))
+    assert said.endswith(f"(image_root: {photos}/img: found there)")
+    (photos / "outer" / "inner").mkdir(parents=True)
+    (photos / "outer" / "inner" / "only.jpg").write_bytes(encoded(photograph()))
+    said = refused(train=source(photos, [{"image": "only.jpg", "caption": "x"}], "train.json"))
+    assert said.endswith(f"(image_root: {photos}/outer/inner: found there)")
+
+
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        (r"img\{}.jpg", "backslashes, as written on Windows: write img/0.jpg"),
+        ("https://a.b/{}.jpg", "these are web addresses"),
+        ("/nowhere/{}.jpg", "the paths are absolute"),
+        ("photos/img/{}.jpg", "/img/0.jpg exists: the rows' paths begin with a folder too much"),
+        ("img/{}.JPG", "/img holds 0.jpg: capital letters count"),
+        ("img/{}.png", "/img holds 0.jpg"),
+        ("img/{}", "/img holds 0.jpg"),
+    ],
+)
+def test_paths_of_another_machine_get_one_message_with_the_cure(photos: Path, image: str, hint: str) -> None:
+    made = [{"image": image.format(number), "caption": "x"} for number in range(20)]
+    said = refused(train=source(photos, made, "train.json"))
+    assert hint in said
+    assert "skip" not in said
+
+
+def test_names_in_another_unicode_form_are_explained(photos: Path) -> None:
+    (photos / unicodedata.normalize("NFD", "Übung.jpg")).write_bytes(encoded(photograph()))
+    said = refused(train=source(photos, [{"image": unicodedata.normalize("NFC", "Übung.jpg"), "caption": "x"}], "train.json"))
+    assert "holds the same name in another Unicode form (NFD, as macOS writes it)" in said
+
+
+def test_some_missing_pictures_are_refused_unless_they_are_skipped(photos: Path) -> None:
+    (photos / "img" / "9.jpg").unlink()
+    train = source(photos, rows(range(10)), "train.json")
+    assert "1 of 10 pictures looked for do not exist, the first: " in refused(train=train)
+    examine(data_section(train=train, bad_images={"policy": "skip"}))
+    with pytest.raises(InputError, match=r"data\.val\.files: 1 of 10 pictures"):
+        examine(data_section(train=train, val=train, bad_images={"policy": "skip"}))
+
+
+def test_the_first_and_last_picture_of_every_file_are_looked_for(photos: Path) -> None:
+    made = [{"image": f"img/{number % 8}.jpg", "caption": str(number)} for number in range(100)]
+    second = [{"image": "img/0.jpg", "caption": "x"}, {"image": "img/gone.jpg", "caption": "x"}]
+    files = [source(photos, one, name)["files"][0] for one, name in ((made, "1.json"), (second, "2.json"))]
+    assert "img/gone.jpg" in refused(train=source(photos, [], "x.json", files=files))
+
+
+def test_nobody_is_led_past_pictures_that_are_all_missing(photos: Path) -> None:
+    train = source(photos, rows(range(10)), "train.json", image_root=str(photos / "img"))
+    with pytest.raises(InputError) as caught:
+        refuse_bad_images(data_section(train=train))
+    assert "skip" not in str(caught.value)
+    assert "image_root" in str(caught.value)
+
+
+# The documentation
+
+
+def converters() -> dict[str, str]:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {re.search(r'open\("([\w.]+)"', block)[1]: block for block in blocks}  # type: ignore[index]
+
+
+OTHERS = {
+    "captions.json": json.dumps(
+        {
+            "images": [{"id": 7, "file_name": "img/0.jpg"}, {"id": 8, "file_name": "img/1.jpg"}],
+            "annotations": [{"image_id": 8, "caption": "b"}, {"image_id": 7, "caption": "a"}],
+        }
+    ),
+    "karpathy.json": json.dumps(
+        {
+            "images": [
+                {"filename": f"img/{number}.jpg", "split": split, "sentences": [{"raw": "ab"[number % 2]}]}
+                for number, split in enumerate(["train", "restval", "val"])
+            ]
+        }
+    ),
+    "captions.csv": "\ufeffimage,caption\r\nimg/0.jpg,a\r\nimg/1.jpg,b\r\n",
+    "results.token": "img/0.jpg#0\ta\nimg/1.jpg#0\tb\n",
+    "rows.jsonl": '{"image": "img/0.jpg", "caption": "a"}\n{"image": "img/1.jpg", "caption": "b"}\n',
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # five lines leave closing to Python
+def test_other_forms_are_named_and_docs_make_rows_of_them(photos: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / name).write_text(OTHERS[name], encoding="utf-8", newline="")
+    said = refused(train=source(photos, [], "x.json", files=[str(photos / name)]))
+    assert name in said
+    assert "docs/data.md has the five lines that make rows of it" in said
+    monkeypatch.chdir(photos)
+    block = converters()[name]
+    assert len(block.splitlines()) <= 6
+    exec(block, {})
+    made = json.loads((photos / "rows.json").read_text(encoding="utf-8"))
+    assert [(row["image"], "".join(row["caption"])) for row in made] == [("img/0.jpg", "a"), ("img/1.jpg", "b")]
+    assert examine(data_section(train=source(photos, made, "made.json"))).facts.num_train_rows == 2
