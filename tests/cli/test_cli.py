@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from tclx import __version__
@@ -324,11 +325,11 @@ def test_plan_and_data_check_warn_of_pictures_that_are_trained_on(tmp_path: Path
     warning = "warning: 1 of 1 pictures of data.val are in data.train as well: a.png."
     ended = Ended("plan", spec, "--quick", "--json")
     assert ended.code == 0
-    assert warning in ended.stderr
-    assert any("are in data.train as well" in one for one in json.loads(ended.stdout)[0]["warnings"])
+    assert warning in ended.err
+    assert any("are in data.train as well" in one for one in json.loads(ended.out)[0]["warnings"])
     checked = Ended("data", "check", spec)
     assert checked.code == 0
-    assert warning in checked.stderr
+    assert warning in checked.err
 
 
 def test_data_write_of_files_has_nothing_to_generate(tmp_path: Path) -> None:
