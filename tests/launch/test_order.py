@@ -94,3 +94,15 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         plan(one, two)
     assert {problem.key for problem in caught.value.problems} >= {"trainnig", "training.batch_size_per_gpu"}
+
+
+def test_a_queue_larger_than_an_epoch_is_warned_of(tmp_path: Path) -> None:
+    (small,) = plan(write_spec(tmp_path))
+    num_rows = small.plan.num_train_rows
+    assert small.warnings == ()
+    batch = small.plan.global_micro_batch_size
+    (large,) = plan(write_spec(tmp_path), overrides=(f"model.queue_size={num_rows + batch}",))
+    assert len(large.warnings) == 1
+    assert large.warnings[0].startswith(
+        f"model.queue_size: the queue of {num_rows + batch} holds more than an epoch ({num_rows} rows)"
+    )
