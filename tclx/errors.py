@@ -65,6 +65,10 @@ class MachineError(TclxError):
     exit_code = 3
 
 
+class StandStill(MachineError):
+    """Something that was waited for shows no sign of life any more. Another start, perhaps on another node, may get on."""
+
+
 class RunFailed(TclxError):
     """A run started and could not go on, for a reason that the message explains (a non-finite loss, for instance)."""
 

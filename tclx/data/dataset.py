@@ -8,13 +8,21 @@ micro-step that it wants next.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
+import os
+import re
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, partial
 from itertools import chain, count
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
@@ -22,7 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from tclx.data.annotations import Annotations, picture_path, read_annotations
 from tclx.data.augment import apply_view, draw_view, resize_for_evaluation
@@ -32,11 +42,13 @@ from tclx.data.images import BadImage, Picture, read_image
 from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.scenes import Scenes
 from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
-from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
+from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.plan import needs_second_view
+from tclx.processes import look_at
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.launch import SlurmLaunch
 from tclx.system import START_METHOD
 
 Item = TypeVar("Item")
@@ -45,6 +57,25 @@ MAX_BAD_IN_A_ROW = 100
 """Consecutive unreadable rows after which a run stops under `bad_images.policy: skip`: the folder is gone, not a picture."""
 IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """A terminal or SLURM signals whole process groups; the training process decides, saves and stops its loaders itself."""
+
+PREFETCHED_BATCHES = 2
+"""Of each loader process, ready before they are asked for."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where loader processes put their batches, on Linux."""
+
+POLL_SECONDS = 5.0
+"""While a batch is waited for, the loader processes are looked at so often."""
+
+IDLE_SECONDS = 300.0
+"""No batch, and the loader processes have done nothing for so long: they will send none."""
+
+STOPPED_SECONDS = 60.0
+"""The same where one of them was stopped by a signal: nothing is to be expected of it."""
+
+IDLE_CPU_SECONDS = 0.02
+"""What a process may use of a processor in that time and still count as idle: it looks for work every 5 s. Five pictures take
+more, so that a slow file system is told from one that does not answer."""
 
 
 class Source(Protocol):
@@ -349,7 +380,8 @@ def train_batches(
     Raises:
         InputError: the data are wrong or smaller than one optimizer step.
         RunFailed: (while iterating) a picture cannot be read and nothing may take its place.
-        MachineError: (while iterating) a worker process died.
+        MachineError: shared memory is too small; (while iterating) a worker process died, or there is no room for its batch.
+        StandStill: (while iterating) the worker processes live and do nothing.
     """
     source = open_source(spec.data.train, spec, key="data.train", training=True)
     order = KeyedOrder(
@@ -365,10 +397,17 @@ def train_batches(
         needed = world_size * order.batch_size * order.accumulation_steps
         problem = f"one optimizer step takes {needed} rows, data.train has {source.num_rows}"
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
+    check_shared_memory(spec, num_bytes=_bytes_of_batch(spec))
     pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()
     # Token features are gathered over processes, which takes equal shapes.
     dataset = TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
     return _stream(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory))
+
+
+def _bytes_of_batch(spec: ExperimentSpec) -> int:
+    """Of its pictures, which are nearly all of it."""
+    views = 2 if needs_second_view(spec) else 1
+    return spec.training.batch_size_per_gpu * views * 3 * spec.model.image_encoder.image_size**2
 
 
 # Evaluation
@@ -467,13 +506,41 @@ def _loader(dataset: Dataset[Item], order: Iterable[Any], *, num_workers: int, p
         sampler=order,
         collate_fn=_as_it_is,
         num_workers=num_workers,
+        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
+        timeout=POLL_SECONDS if num_workers else 0,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
-        # Forked workers share the annotation arrays; a started one would get its own copy of them.
-        multiprocessing_context=START_METHOD if num_workers else None,
+        multiprocessing_context=_context() if num_workers else None,
         # Without its own generator the loader would take a number from the global one, which dropout shares.
         generator=torch.Generator(),
     )
+
+
+def _context() -> BaseContext:
+    """How loader processes are started. Forked ones share the annotation arrays; a started one gets its own copy of them."""
+    kind = type(multiprocessing.get_context(START_METHOD))
+    context: BaseContext = type("Context", (_TellingQueues, kind), {})()
+    return context
+
+
+class _TellingQueue(Queue):  # type: ignore[type-arg]  # it takes none before Python 3.12
+    """A queue that says what could not be sent.
+
+    Items are sent by a thread, which only prints what goes wrong there, full shared memory for instance: the batch is lost, and
+    is waited for for ever.
+    """
+
+    def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:  # concurrent.futures uses the same hook
+        number, _ = item
+        trace = (type(error), error, error.__traceback__)
+        self.put((number, shared_memory_error(error) or ExceptionWrapper(trace)))  # type: ignore[no-untyped-call]
+
+
+class _TellingQueues:
+    """The context's queues, replaced."""
+
+    def Queue(self: Any, maxsize: int = 0) -> _TellingQueue:
+        return _TellingQueue(maxsize, ctx=self.get_context())
 
 
 def _as_it_is(item: Item) -> Item:
@@ -499,22 +566,120 @@ def _stream(loader: DataLoader[Item | TclxError]) -> Iterator[Item]:
 def _received(items: Iterator[Item | TclxError], close: Callable[[], None]) -> Iterator[Item]:
     """What the workers send, with their failures raised here."""
     try:
-        for item in items:
+        while True:
+            try:
+                item = _wait_for_next(items)
+            except StopIteration:
+                return
             if isinstance(item, TclxError):
                 raise item
             yield item
     except (RuntimeError, EOFError, ConnectionError) as error:
-        raise worker_death(error) or error from None
+        raise shared_memory_error(error) or worker_death(error) or error from None
     finally:
         close()
         atexit.unregister(close)
 
 
+def _wait_for_next(items: Iterator[Item | TclxError]) -> Item | TclxError:
+    """The next item, however long it takes, as long as somebody works on it.
+
+    Raises:
+        StopIteration: there is none.
+        StandStill: the loader processes live and do nothing.
+    """
+    idle, used_before = 0.0, -1.0
+    while True:
+        try:
+            return next(items)
+        except RuntimeError as error:
+            if _TIMED_OUT not in str(error):
+                raise
+        # Nothing is lost: the next call goes on waiting for the same item.
+        seen = look_at(process.pid for process in _workers_of(items) if process.pid)
+        if used_before < 0 or seen.cpu_seconds - used_before > IDLE_CPU_SECONDS * len(_workers_of(items)):
+            idle, used_before = 0.0, seen.cpu_seconds
+            continue
+        idle += POLL_SECONDS
+        if idle >= (STOPPED_SECONDS if seen.stopped else IDLE_SECONDS):
+            _kill(items)
+            raise StandStill(
+                f"no batch has come for {idle + POLL_SECONDS:.0f} s and no data loader process does anything: {seen.words}. "
+                "If nobody stopped them, the file system with the pictures does not answer"
+            )
+
+
+_TIMED_OUT = "DataLoader timed out"
+
+
+def _workers_of(items: Any) -> Sequence[BaseProcess]:
+    """torch has no public name for them."""
+    return getattr(items, "_workers", ())
+
+
+def _kill(items: Any) -> None:
+    """End workers that would not end by themselves; torch must not take it for a death that concerns it."""
+    signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]
+    items._worker_pids_set = False
+    for process in _workers_of(items):
+        process.kill()
+    for process in _workers_of(items):
+        process.join(POLL_SECONDS)
+
+
 def _end_workers(reference: weakref.ref[Iterator[Any]]) -> None:
     """torch does this when its iterator is collected, which is too late here; it has no public name."""
-    end = getattr(reference(), "_shutdown_workers", None)
-    if end is not None:  # None without workers
-        end()
+    items = reference()
+    if not _workers_of(items):
+        return
+    for process in _workers_of(items):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signal.SIGCONT)  # one that was stopped would be waited for
+    getattr(items, "_shutdown_workers")()  # noqa: B009
+    for process in _workers_of(items):
+        process.kill()  # they ignore the SIGTERM by which Python ends what is left, and would be waited for at exit
+
+
+def shared_memory_error(error: Exception) -> MachineError | None:
+    """The user's words for a batch that found no place on its way, None for any other error."""
+    if not isinstance(error, OSError | RuntimeError) or not _NO_PLACE.search(str(error)):
+        return None
+    return MachineError(f"a batch could not be handed over by a data loader process: {error}. {_MORE_SHARED_MEMORY}")
+
+
+_NO_PLACE = re.compile(
+    r"shared memory|No space left|Cannot allocate memory|Too many open files|Disk quota|unable to (?:mmap|open|resize)",
+    re.IGNORECASE,
+)
+_MORE_SHARED_MEMORY = (
+    "Batches travel through shared memory (/dev/shm): make it larger (docker run --shm-size=8g), or data.num_workers or the "
+    "batch smaller; data.num_workers: 0 needs none"
+)
+
+
+def check_shared_memory(spec: ExperimentSpec, *, num_bytes: int) -> None:
+    """Refuse a run whose batches cannot all be in shared memory at once, as they are whenever loading is faster than training.
+
+    Args:
+        spec: says how many processes of this machine load how many batches ahead.
+        num_bytes: of one batch.
+
+    Raises:
+        MachineError: there is not so much of it left.
+    """
+    launch = spec.launch
+    processes = launch.processes_per_node if isinstance(launch, SlurmLaunch) else launch.num_processes
+    needed = num_bytes * PREFETCHED_BATCHES * spec.data.num_workers * processes
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return  # not Linux: elsewhere it is not a folder of its own
+    if needed > free.f_bavail * free.f_frsize:
+        raise MachineError(
+            f"{needed / 2**20:.1f} MiB of shared memory are needed ({num_bytes / 2**20:.1f} MiB a batch x {PREFETCHED_BATCHES} "
+            f"batches ahead x {spec.data.num_workers} data.num_workers x {processes} training processes on a machine), and "
+            f"{free.f_bavail * free.f_frsize / 2**20:.1f} MiB are free. {_MORE_SHARED_MEMORY}"
+        )
 
 
 def worker_death(error: Exception) -> MachineError | None:
