@@ -34,7 +34,8 @@ _KEEP_BUFFERS: dict[str, Any] = {
 }
 
 # Rank 0 alone trains a tokenizer and writes checkpoints while the others wait in a collective. A dead rank does not need this
-# timeout: its connections close, and torchrun ends the rest.
+# timeout: its connections close, and torchrun ends the rest. One that stands still does not, either: the watchdog
+# (train/watchdog.py) ends the others long before.
 _PATIENCE = timedelta(hours=1)
 
 # A gloo thread drops its last finished all-reduce a moment after we saw the result, and needs the interpreter for that. Found

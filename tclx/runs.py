@@ -8,6 +8,7 @@
     RUN/job.json           whom it was handed to        RUN/attempt.json      the one process group that may write here
     RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
     RUN/cancel.json        somebody wants it to stop    RUN/errors/           rank<r>.json: why a process gave up
+    RUN/ranks/             rank<r>.json: what it does
     RUN/wandb.json         its run on W&B               RUN/wandb/            what W&B's own client writes
     RUN/tensorboard/       a copy of metrics.jsonl, when asked for
 
@@ -287,6 +288,14 @@ class RunFolder:
     def error(self, rank: int) -> Path:
         """Why one process gave up."""
         return self.path / "errors" / f"rank{rank}.json"
+
+    def stacks(self, rank: int) -> Path:
+        """Where its threads were when a process ended because nothing moved any more."""
+        return self.path / "errors" / f"rank{rank}.stacks.txt"
+
+    def rank(self, rank: int) -> Path:
+        """What one process does, written by it every few seconds."""
+        return self.path / "ranks" / f"rank{rank}.json"
 
     def read_job(self) -> Job | None:
         """Whom the run was last handed to, or None."""

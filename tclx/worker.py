@@ -28,8 +28,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
+from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.printing import print_into_log, screen
 from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
 from tclx.terminal import error_lines, printable
@@ -91,7 +92,7 @@ def work(folder: RunFolder, attempt: Attempt, *, takes_over: bool = False) -> in
     except (_Held, Superseded) as error:
         return _give_up(error, error.exit_code)
     except TclxError as error:
-        _note_error(folder, str(error), since=since, lost_peer=isinstance(error, LostPeer))
+        _note_error(folder, str(error), since=since, lost_peer=isinstance(error, LostPeer), still=isinstance(error, StandStill))
         _record(folder, "failed", str(error))
         return _give_up(error, error.exit_code)
     except Exception as error:  # a bug: kept for whoever mends it, and said in the state
@@ -157,11 +158,13 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
             folder.heartbeat.unlink()  # the state still says that it runs; without a heartbeat nobody believes it
 
 
-def _note_error(folder: RunFolder, reason: str, *, since: float, lost_peer: bool) -> None:
+def _note_error(folder: RunFolder, reason: str, *, since: float, lost_peer: bool, still: bool = False) -> None:
     """Leave this process's own word for whoever asks why the run ended, unless a newer attempt has begun since."""
     if not folder.path.is_dir() or _is_superseded(folder, since):
         return
-    note = {"attempt": folder.attempt_name, "host": os.uname().nodename, "time": time.time()}
+    note: dict[str, Any] = {"attempt": folder.attempt_name, "host": os.uname().nodename, "time": time.time()}
+    if still:  # as the watchdog writes it
+        note["stood_still"] = {"rank": _rank(), "node": os.environ.get("SLURMD_NODENAME", os.uname().nodename)}
     with suppress(MachineError):  # a full disk is what is being reported; stderr has it
         folder.write_json(folder.error(_rank()), {**note, "reason": reason, "lost_peer": lost_peer})
 

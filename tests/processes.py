@@ -41,8 +41,16 @@ def start_processes(
 
 
 def finish_processes(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120) -> list[str]:
-    """Wait for all of them and return what each printed; fails with the first error output otherwise."""
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+    """Wait for all of them and return what each printed; fails with the first error output otherwise. None of them outlives
+    this, however it ends.
+    """
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
     for process, (_, error) in zip(processes, outputs, strict=True):
         if process.returncode != 0:
             raise AssertionError(f"exit code {process.returncode}:\n{error}")

@@ -554,8 +554,15 @@ def _start_worker(_: int) -> None:
 
 
 def _stream(loader: DataLoader[Item | TclxError]) -> Iterator[Item]:
-    """Start the workers now and yield what they send; they end with the stream, or at the latest with this process."""
-    items = iter(loader)
+    """Start the workers now and yield what they send; they end with the stream, or at the latest with this process.
+
+    Raises:
+        MachineError: there is no shared memory left.
+    """
+    try:
+        items = iter(loader)
+    except OSError as error:  # locks lie in shared memory, too
+        raise shared_memory_error(error) or error from None
     # A traceback or a forgotten variable keeps a stream alive until exit, where Python terminates and awaits its workers. Since
     # they ignore SIGTERM, it would wait for ever.
     close = partial(_end_workers, weakref.ref(items))
@@ -638,13 +645,14 @@ def _end_workers(reference: weakref.ref[Iterator[Any]]) -> None:
     getattr(items, "_shutdown_workers")()  # noqa: B009
     for process in _workers_of(items):
         process.kill()  # they ignore the SIGTERM by which Python ends what is left, and would be waited for at exit
+        process.join(POLL_SECONDS)
 
 
 def shared_memory_error(error: Exception) -> MachineError | None:
     """The user's words for a batch that found no place on its way, None for any other error."""
     if not isinstance(error, OSError | RuntimeError) or not _NO_PLACE.search(str(error)):
         return None
-    return MachineError(f"a batch could not be handed over by a data loader process: {error}. {_MORE_SHARED_MEMORY}")
+    return MachineError(f"data loader processes and training do not reach each other: {error}. {_MORE_SHARED_MEMORY}")
 
 
 _NO_PLACE = re.compile(

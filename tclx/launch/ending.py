@@ -24,6 +24,9 @@ _KILLED_TASK = re.compile(
 _EARLIER_START = re.compile(r".*\*\*\* JOB [^\n]*DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)[^\n]*", re.DOTALL)
 """A job that starts again goes on in the same log."""
 
+AT_ONCE_SECONDS = 15.0
+"""Processes that end because one stands still do so within this time of each other."""
+
 TAIL_BYTES = 20_000
 TAIL_LINES = 15
 
@@ -34,6 +37,10 @@ class Cause(NamedTuple):
     reason: str
     by_itself: bool
     """Its own doing: started again it would end the same way."""
+    stood_still: bool = False
+    """Nothing moved any more, and its processes ended themselves."""
+    node: str | None = None
+    """On which it happened, where that is known."""
 
 
 def find_cause(
@@ -50,6 +57,10 @@ def find_cause(
     """
     own = [note for note in _notes(folder) if note.get("attempt") == attempt]
     causes = sorted((note for note in own if not note["lost_peer"]), key=lambda note: note["time"])
+    # A process that a companion ends for standing still may yet say that it was disturbed.
+    still = next((note for note in causes if note.get("stood_still")), None)
+    if still is not None and causes[0]["time"] > still["time"] - AT_ONCE_SECONDS:
+        return Cause(still["reason"], by_itself=False, stood_still=True, node=still["stood_still"].get("node"))
     if causes:
         first = causes[0]
         where = f"rank {first['rank']} on {first['host']}: " if len(own) > 1 or first["rank"] else ""
@@ -63,7 +74,17 @@ def find_cause(
             f"{who} ran out of memory and was killed: {advice}, or lower data.num_workers or the batch", by_itself=True
         )
     how = f" ({killed[2].lower()})" if killed else ""
-    return Cause(f"{who} was killed{how} without a word", by_itself=False)
+    node = _node_of(folder, attempt, int(killed[1])) if killed else None
+    return Cause(f"{who} was killed{how} without a word", by_itself=False, node=node)
+
+
+def _node_of(folder: RunFolder, attempt: str, rank: int) -> str | None:
+    """Where a process of this attempt ran, by its own last word."""
+    try:
+        word = folder.read_json(folder.rank(rank))
+        return str(word["node"]) if word["attempt"] == attempt else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _notes(folder: RunFolder) -> Iterable[dict[str, Any]]:

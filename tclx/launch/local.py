@@ -10,6 +10,7 @@ into its run folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -22,6 +23,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
@@ -52,6 +55,9 @@ from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_I
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.05
+
+INSISTED_SECONDS = 15.0
+"""Asked a second time to stop, a run ends itself within 5 s. One that cannot, stopped by a signal perhaps, is killed then."""
 
 
 def launch(
@@ -105,11 +111,22 @@ class _Started:
     started_at: float
     closing: ExitStack
     asked_to_stop: bool = False
+    killed_at: float = math.inf
+    """When its processes are killed, should they live so long."""
+    was_killed: bool = False
 
     def stop(self, number: int) -> None:
-        """Ask it to save and stop."""
+        """Ask it to save and stop; a second time, to end within seconds."""
+        if self.asked_to_stop:
+            self.killed_at = min(self.killed_at, time.monotonic() + INSISTED_SECONDS)
         self.asked_to_stop = True
         pass_on(number, self.folder, self.process.pid, since=self.started_at)
+
+    def kill_if_overdue(self) -> None:
+        """End it where it has not ended itself, for the queue waits for it."""
+        if time.monotonic() > self.killed_at and self.process.poll() is None:
+            self.was_killed = True
+            kill_all(self.process.pid)
 
 
 class _Queue:
@@ -132,6 +149,8 @@ class _Queue:
                 self._start_what_fits()
             else:
                 self._waiting.clear()
+            for started in self._running:
+                started.kill_if_overdue()
             for started in [one for one in self._running if one.process.poll() is not None]:
                 self._running.remove(started)
                 self._ended(started)
@@ -250,6 +269,7 @@ class _Queue:
                 attempt=started.attempt,
                 since=started.started_at,
                 asked_to_stop=started.asked_to_stop,
+                was_killed=started.was_killed,
             )
             if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
                 self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
@@ -301,6 +321,15 @@ def pass_on(number: int, folder: RunFolder, pid: int, *, since: float) -> None:
         return  # it ended between the signal and here; wait() tells how
 
 
+def kill_all(pid: int) -> None:
+    """SIGKILL to a process and all that it started, in whatever sessions they are."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 @contextmanager
 def passing_signals(receive: Callable[[int], None], signals: Sequence[signal.Signals] = PASSED_ON) -> Iterator[None]:
     """Requests to stop go to `receive` while the block runs."""
@@ -317,7 +346,14 @@ def passing_signals(receive: Callable[[int], None], signals: Sequence[signal.Sig
 
 
 def outcome_of(
-    run: PlannedRun, folder: RunFolder, exit_code: int, *, attempt: str, since: float, asked_to_stop: bool
+    run: PlannedRun,
+    folder: RunFolder,
+    exit_code: int,
+    *,
+    attempt: str,
+    since: float,
+    asked_to_stop: bool,
+    was_killed: bool = False,
 ) -> Outcome:
     """How a run ended: what its processes and its state say, since torchrun replaces the worker's exit code with its own; the
     code where nothing was said.
@@ -329,6 +365,7 @@ def outcome_of(
         attempt: this start of the run.
         since: when it was started.
         asked_to_stop: whether the process was sent a signal to stop, which ends a start-up at once.
+        was_killed: whether it was killed because it did not end when it was asked a second time.
     """
     several = run.spec.launch.num_processes > 1
     if exit_code == HELD_BY_ANOTHER or (exit_code > 0 and several and _never_began(folder, attempt)):
@@ -338,7 +375,9 @@ def outcome_of(
     if said_now and state.status == "finished":
         return Outcome(folder, "finished")
     cause = find_cause(folder, attempt, log=None, memory_key=None) if several else None
-    if cause is not None and cause.by_itself:  # before any wish to stop: torchrun sends SIGTERM when one process has fallen
+    if cause is not None and (
+        cause.by_itself or cause.stood_still
+    ):  # before any wish to stop: torchrun sends SIGTERM when one process has fallen
         state, said_now = replace(state, status="failed", reason=cause.reason), True
         folder.write_state(state)
     if said_now and state.status == "interrupted":
@@ -348,6 +387,10 @@ def outcome_of(
         return Outcome(folder, "failed", state.reason, exit_code if known else RunFailed.exit_code)
     if exit_code == INTERRUPTED_AND_SAVED or (exit_code == 0 and several) or (asked_to_stop and not said_now):
         return Outcome(folder, "interrupted", "stopped before it began", Interrupted.exit_code)
+    if was_killed:
+        reason = "it did not end when it was asked a second time, and was killed; the newest checkpoint counts"
+        folder.write_state(replace(state, status="interrupted", reason=reason))
+        return Outcome(folder, "interrupted", reason, Interrupted.exit_code)
     sudden = _sudden_end(exit_code)
     folder.write_state(RunState("failed", state.step, state.total_steps, sudden))
     return Outcome(folder, "failed", sudden, RunFailed.exit_code)

@@ -351,6 +351,32 @@ def job_state(job_id: str) -> str | None:
     return found[1] if found else None
 
 
+def leave_out(job_id: str, nodes: Iterable[str]) -> list[str]:
+    """Keep a job that waits to be started again from some nodes, besides those that it avoids already; no more than leaves
+    enough nodes in its partition. SLURM changes this of waiting jobs only.
+
+    Returns:
+        All nodes that it avoids from now on.
+
+    Raises:
+        SlurmRefused, SlurmSilent, MachineError: as `call`.
+    """
+    shown = call(["scontrol", "show", "job", job_id, "--oneliner"])
+    facts = dict(re.findall(r"(Partition|ExcNodeList|NumNodes)=(\S+)", shown))
+    listed = "" if facts.get("ExcNodeList") in (None, "(null)") else facts["ExcNodeList"]
+    avoided = call(["scontrol", "show", "hostnames", listed]).split() if listed else []
+    there = set(
+        call(["sinfo", "--noheader", "--Node", "--responding", f"--partition={facts['Partition']}", "--format=%N"]).split()
+    )
+    needed = int(re.split(r"\D", facts.get("NumNodes", "1"))[0] or 1)
+    for node in nodes:
+        if node not in avoided and len(there - {*avoided, node}) >= needed:
+            avoided.append(node)
+    if avoided:
+        call(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(avoided)}"])
+    return avoided
+
+
 def max_array_size() -> int:
     """The cluster's MaxArraySize, which an array's indices stay below; 1 where it has no arrays (it says 0).
 

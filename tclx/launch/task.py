@@ -5,7 +5,8 @@ the run folder, tells torch.distributed who it is, and becomes the worker.
 
 `after` is started once by the batch script's shell when all ranks have ended, whichever way. It says in the run folder why the
 run ended, and decides: finished; stopped at SLURM's request, so requeue; killed without a word, so requeue unless that happened
-twice at the same step; failed by itself, so leave it failed. A cancelled job is never brought back.
+twice at the same step; stood still, so requeue unless that happened four times at the same step; failed by itself, so leave it
+failed. A node on which runs of this kind ended twice is left out from then on. A cancelled job is never brought back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
@@ -45,6 +47,15 @@ _REQUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 _SAME_STEP_LIMIT = 2
 """Ends without a word at the same step: the second is no accident."""
+
+_STILL_LIMIT = 4
+"""Ends at the same step because nothing moved: after two on a bad node, which is left out then, two more are no accident."""
+
+_BAD_NODE_LIMIT = 2
+"""So many ends of a run on a node, killed without a word or standing still: it is left out."""
+
+_LEAVE_OUT_SECONDS = 20.0
+"""A requeued job's processes are ended after KillWait, 30 s by default: until then it can be changed."""
 
 _NO_PROGRESS_LIMIT = 3
 """Stops in a row at the same step: an allocation is too short for even one."""
@@ -157,9 +168,11 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     cause = find_cause(folder, attempt.name, log=log, memory_key="launch.memory_gb", own_word=own_word)
     if cause.by_itself:  # before any wish to stop: when one process falls, srun sends SIGTERM to the others
         return _end(folder, replace(state, status="failed", reason=cause.reason))
+    if cause.stood_still:
+        return _go_on(folder, state, attempt, launch, why="stood_still", said=cause.reason, node=cause.node)
     if said_now and state.status == "interrupted":
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
-    return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason)
+    return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason, node=cause.node)
 
 
 def _batch_log(submission: Path, environment: Mapping[str, str]) -> Path:
@@ -176,34 +189,71 @@ def state_of_job(job_id: str) -> str | None:
     return None
 
 
-def _go_on(folder: RunFolder, state: RunState, attempt: Attempt, launch: SlurmLaunch, *, why: str, said: str | None) -> int:
+_LIMITS = {"stopped": _NO_PROGRESS_LIMIT, "killed": _SAME_STEP_LIMIT, "stood_still": _STILL_LIMIT}
+
+
+def _go_on(
+    folder: RunFolder,
+    state: RunState,
+    attempt: Attempt,
+    launch: SlurmLaunch,
+    *,
+    why: str,
+    said: str | None,
+    node: str | None = None,
+) -> int:
     """Requeue the job, unless it was started often enough."""
-    step = _saved_step(folder)
-    limit = _NO_PROGRESS_LIMIT if why == "stopped" else _SAME_STEP_LIMIT
+    step, limit = _saved_step(folder), _LIMITS[why]
     if attempt.restart >= launch.max_restarts:
         reason = f"{said}; it was restarted {attempt.restart} times, and launch.max_restarts is {launch.max_restarts}"
         return _end(folder, replace(state, status="failed", step=step, reason=reason))
     if _times_at_this_step(folder, why, step) + 1 >= limit:
-        advice = "raise launch.time_limit_minutes" if why == "stopped" else "its log may say more"
+        advice = "raise launch.time_limit_minutes" if why == "stopped" else "its logs and errors/ may say more"
         reason = f"{said}, {limit} times at step {step}: {advice}; tclx resume tries again"
         return _end(folder, replace(state, status="failed", step=step, reason=reason))
-    folder.add_event(why, step=step, attempt=attempt.name, reason=said)
+    folder.add_event(why, step=step, attempt=attempt.name, reason=said, **({"node": node} if node else {}))
     folder.write_state(replace(state, status="interrupted", step=step, reason=f"{said}; requeued"))
     try:
-        return requeue(attempt.job_id or "")
+        return requeue(attempt.job_id or "", without=bad_nodes(folder))
     except (slurm.SlurmRefused, TclxError) as error:
         return _end(folder, replace(state, status="interrupted", step=step, reason=f"{said}; could not requeue: {error}"))
 
 
-def requeue(job_id: str) -> int:
+def requeue(job_id: str, *, without: Sequence[str] = ()) -> int:
     """Have this job start again, and wait to be ended for it; returns its exit code should nobody end it.
 
+    Args:
+        job_id: of this job.
+        without: nodes that it is not to be started on.
+
     Raises:
-        SlurmRefused, TclxError: it cannot be.
+        SlurmRefused, TclxError: it cannot be requeued.
     """
     slurm.patiently(lambda: slurm.call(["scontrol", "requeue", job_id]), say=print)
+    if without:
+        _leave_out(job_id, without)
     time.sleep(WAIT_TO_BE_ENDED_SECONDS)
     return INTERRUPTED_AND_SAVED
+
+
+def _leave_out(job_id: str, nodes: Sequence[str]) -> None:
+    """Keep the requeued job from some nodes; where SLURM refuses, it may be started there again."""
+    deadline = time.monotonic() + _LEAVE_OUT_SECONDS
+    while True:
+        try:
+            print(f"left out from now on: {', '.join(slurm.leave_out(job_id, nodes)) or 'no node, too few would be left'}")
+            return
+        except (slurm.SlurmRefused, TclxError) as error:
+            if time.monotonic() > deadline:
+                print(f"could not leave out {', '.join(nodes)}: {error}", file=sys.stderr)
+                return
+            time.sleep(0.5)
+
+
+def bad_nodes(folder: RunFolder) -> list[str]:
+    """The nodes on which this run has ended too often without its own doing."""
+    ended = (event.get("node") for event in folder.read_events() if event["event"] in ("killed", "stood_still"))
+    return sorted(node for node, times in Counter(ended).items() if node and times >= _BAD_NODE_LIMIT)
 
 
 def _saved_step(folder: RunFolder) -> int:
@@ -214,7 +264,7 @@ def _saved_step(folder: RunFolder) -> int:
 
 def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:
     """How often in a row the run has ended this way without getting on."""
-    stops = [event for event in folder.read_events() if event["event"] in ("stopped", "killed")]
+    stops = [event for event in folder.read_events() if event["event"] in _LIMITS]
     return sum(1 for _ in takewhile(lambda event: (event["event"], event.get("step")) == (why, step), reversed(stops)))
 
 

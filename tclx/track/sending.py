@@ -23,6 +23,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -41,6 +42,9 @@ Ending = Literal["finished", "interrupted", "failed"]
 
 INTERRUPTED_SECONDS = 5.0
 """How long a run that was asked to stop waits for W&B: whoever asked will not wait long."""
+
+POLL_SECONDS = 0.2
+"""So often it is looked whether somebody is in a hurry."""
 
 _SAID = (0, RunFailed.exit_code, MachineError.exit_code)
 """Exit codes with which the uploading process has said what is the matter, if anything is."""
@@ -260,7 +264,9 @@ def start_process(module: str, folder: Path, *arguments: str) -> subprocess.Pope
 
 
 @contextmanager
-def sending(folder: RunFolder, spec: WandbSpec | None, *, say: Say) -> Iterator[None]:
+def sending(
+    folder: RunFolder, spec: WandbSpec | None, *, say: Say, hurried: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Upload what the block writes into the run folder, from another process.
 
     Nothing that happens to the upload reaches the block. At its end the last rows are waited for, at most
@@ -270,6 +276,7 @@ def sending(folder: RunFolder, spec: WandbSpec | None, *, say: Say) -> Iterator[
         folder: of the run that trains.
         spec: None does nothing at all.
         say: receives what a user wants to know.
+        hurried: whether somebody has asked the run to stop; then `INTERRUPTED_SECONDS` are enough.
     """
     mode = wandb_mode(spec, os.environ)
     if spec is None or mode == "disabled":
@@ -290,7 +297,7 @@ def sending(folder: RunFolder, spec: WandbSpec | None, *, say: Say) -> Iterator[
         raise
     finally:
         seconds = float(spec.finish_timeout_seconds)
-        upload.end(ending, seconds if ending != "interrupted" else min(seconds, INTERRUPTED_SECONDS))
+        upload.end(ending, seconds, hurried=hurried)
 
 
 class _Upload:
@@ -309,19 +316,24 @@ class _Upload:
         if (code := self._process.wait()) not in _SAID and not self._ended:
             degraded(self._folder, f"the uploading process ended with {code} (logs/wandb.log)", self._say)
 
-    def end(self, ending: Ending, seconds: float) -> None:
-        """Say that it is over, and wait so long and no longer."""
+    def end(self, ending: Ending, seconds: float, *, hurried: Callable[[], bool]) -> None:
+        """Say that it is over, and wait so long and no longer; `INTERRUPTED_SECONDS` from when somebody is in a hurry."""
         if self._process.stdin is not None:
             with suppress(BrokenPipeError), self._process.stdin as stdin:  # it has ended before, and said so
                 stdin.write(f"{ending}\n")
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
+        began = time.monotonic()
+        ends, in_a_hurry = began + seconds, False
+        while self._process.poll() is None and time.monotonic() < ends:
+            if not in_a_hurry and (ending == "interrupted" or hurried()):
+                ends, in_a_hurry = min(ends, time.monotonic() + INTERRUPTED_SECONDS), True
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(POLL_SECONDS, max(0.0, ends - time.monotonic())))
+        if self._process.poll() is None:
             self._ended = True
             self._process.kill()
-            degraded(self._folder, f"not everything was taken within {seconds:g} s", self._say)
-        self._listener.join()
-        if self._process.stdout is not None:
+            degraded(self._folder, f"not everything was taken within {time.monotonic() - began:.0f} s", self._say)
+        self._listener.join(INTERRUPTED_SECONDS)  # a process of the client's that outlived it may hold the pipe open
+        if self._process.stdout is not None and not self._listener.is_alive():
             self._process.stdout.close()
 
 

@@ -50,7 +50,8 @@ from tclx.train.measure import Tally, average, describe_nonfinite, temperatures,
 from tclx.train.optim import build_optimizer, learning_rate, parameters_of, soft_label_weight
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
 from tclx.train.step import QueueKeys, StepOutput, TrainingStep
-from tclx.train.stopping import StopRequest, stop_request
+from tclx.train.stopping import StopRequest, hearing_requests, stop_request
+from tclx.train.watchdog import BATCH, EVALUATING, SAVING, STARTING, UPLOADING, Watchdog
 
 
 class Best(NamedTuple):
@@ -80,6 +81,7 @@ class Session:
     """Of rank 0, when the spec asks for it."""
     watcher: Watcher
     stop: StopRequest
+    watchdog: Watchdog
     tally: Tally
     best: Best | None = None
 
@@ -110,10 +112,11 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, consoles: Sequ
     if state is not None and state.status == "finished":
         return state
     device = choose_device(spec.training)
-    with _beating(folder), distributed.start(device), stop_request() as stop:
+    watchdog = Watchdog(folder, rank=distributed.rank_to_be(), world_size=plan.world_size)
+    with _beating(folder), watchdog, _hearing(watchdog), distributed.start(device), stop_request() as stop:
         own_consoles = (consoles or _consoles()) if distributed.is_main() else []
         try:
-            _train(folder, spec, plan, device, stop, own_consoles)
+            _train(folder, spec, plan, device, stop, watchdog, own_consoles)
         except TclxError as error:
             _record_end(folder, plan, error)
             raise
@@ -148,7 +151,13 @@ def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | Non
 
 
 def _train(
-    folder: RunFolder, spec: ExperimentSpec, plan: Plan, device: torch.device, stop: StopRequest, consoles: Sequence[Console]
+    folder: RunFolder,
+    spec: ExperimentSpec,
+    plan: Plan,
+    device: torch.device,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    consoles: Sequence[Console],
 ) -> None:
     if plan.world_size != distributed.world_size():
         message = f"the run is planned for {plan.world_size} processes, and {distributed.world_size()} have started"
@@ -176,18 +185,29 @@ def _train(
     with watch_each(consoles, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
         session = Session(
             folder, spec, plan, device, tokenizer, model, step, optimizer, scaler,
-            MetricsFile(folder.metrics), _board(folder, spec, watcher), watcher, stop,
+            MetricsFile(folder.metrics), _board(folder, spec, watcher), watcher, stop, watchdog,
             _tally(progress),
         )  # fmt: skip
         _catch_up(session, progress.step)
-        with sending(folder, spec.tracking.wandb if distributed.is_main() else None, say=watcher.say):
+        with sending(
+            folder, spec.tracking.wandb if distributed.is_main() else None, say=watcher.say, hurried=lambda: bool(stop)
+        ):
             _run_steps(session, progress.step)
             _finish(session)
+            watchdog.enter(UPLOADING)
 
 
 def _beating(folder: RunFolder) -> AbstractContextManager[None]:
     """Rank 0's heartbeat is the run's. The other processes have not met yet when it starts, so its rank comes from outside."""
     return heartbeat(folder) if distributed.rank_to_be() == 0 else nullcontext()
+
+
+def _hearing(watchdog: Watchdog) -> AbstractContextManager[None]:
+    """A second request to stop ends this process without the main thread, which may wait for something that never comes."""
+    return hearing_requests(
+        doing=lambda: watchdog.stage.name,
+        leave=lambda reason: watchdog.leave("interrupted", reason, exit_code=os.EX_TEMPFAIL),
+    )
 
 
 def _board(folder: RunFolder, spec: ExperimentSpec, watcher: Watcher) -> TensorBoard | None:
@@ -217,7 +237,8 @@ def _run_steps(session: Session, first_step: int) -> None:
         ),
     )
     with closing(stream):
-        first = next(stream)
+        with session.watchdog.during(BATCH):
+            first = next(stream)
         distributed.settle_buckets(session.step, lambda: _forward(session, first, soft_label_weight=0.0, draw=0).loss)
         _take_steps(session, first_step, chain([first], stream))
 
@@ -233,7 +254,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> 
         writes_row = done in (1, plan.total_steps) or _is_due(done, spec.tracking.log_every_steps)
         measures_terms = _is_due(done, spec.tracking.term_gradient_norms_every_steps)
 
-        with session.tally.timing():
+        with session.tally.timing(), session.watchdog.step(step, compiles=spec.training.compile):
             row, stopping = _update(session, step, batches, measure=writes_row or measures_terms, measures_terms=measures_terms)
         session.watcher.step(done)
         if row is not None or done % plan.steps_per_epoch == 0:
@@ -327,7 +348,7 @@ def _backward(
     passes = Passes([], [], [], [], {})
     optimizer.zero_grad(set_to_none=True)
     for number in range(num_passes):
-        with tally.waiting():
+        with tally.waiting(), session.watchdog.during(BATCH):
             batch = next(batches)
         tally.count(batch)
         is_last = number == num_passes - 1
@@ -518,7 +539,8 @@ def _save(session: Session, step: int) -> None:
         session.folder.add_event("saved", step=step, checkpoint=path.name)
         _prune(session)
 
-    distributed.on_main(save)
+    with session.watchdog.during(SAVING):
+        distributed.on_main(save)
 
 
 def _prune(session: Session) -> None:
@@ -529,6 +551,11 @@ def _prune(session: Session) -> None:
 
 def _evaluate(session: Session, step: int) -> None:
     """Evaluate during training: a row of metrics, and the best checkpoint so far."""
+    with session.watchdog.during(EVALUATING):
+        _evaluate_and_keep(session, step)
+
+
+def _evaluate_and_keep(session: Session, step: int) -> None:
     split = session.spec.evaluation.during_training
     if split is None:
         raise RuntimeError("an evaluation is due and no split is named")
@@ -600,10 +627,12 @@ def _finish(session: Session) -> None:
     distributed.on_main(folder.check_attempt)
     if distributed.any_rank(bool(session.stop)):
         raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'}, trained but not evaluated")
+    session.watchdog.enter(STARTING)  # a checkpoint is read
     if (split := session.spec.evaluation.at_end) is not None:
         chosen = distributed.on_main(lambda: checkpoint.best_or_newest(folder))
         if chosen is not None:  # a run of no steps evaluates what it starts from
             checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
+        session.watchdog.enter(EVALUATING)
         evaluation = _retrieval(session, split)
         step = checkpoint.step_of(chosen) if chosen is not None else 0
         name = chosen.name if chosen is not None else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tclx.launch.ending import find_cause, last_lines, tail
+from tclx.launch.ending import Cause, find_cause, last_lines, tail
 from tclx.runs import RunFolder
 
 ATTEMPT = "job7.0"
@@ -26,7 +26,8 @@ def cause(folder: RunFolder, log: str | None = None, *, memory_key: str | None =
     path = folder.path / "slurm.out"
     if log is not None:
         path.write_text(log)
-    return tuple(find_cause(folder, ATTEMPT, log=path, memory_key=memory_key))  # type: ignore[return-value]
+    found = find_cause(folder, ATTEMPT, log=path, memory_key=memory_key)
+    return found.reason, found.by_itself
 
 
 def test_the_earliest_error_that_is_no_consequence_is_the_cause(folder: RunFolder) -> None:
@@ -52,6 +53,32 @@ def test_errors_of_another_attempt_are_ignored(folder: RunFolder) -> None:
     assert cause(folder) == ("a process was killed without a word", False)
     note(folder, 2, "the loss is NaN", time=9.0)
     assert cause(folder)[0].startswith("rank 2")
+
+
+def test_a_rank_that_stood_still_is_the_cause_also_where_the_disturbed_ones_spoke_first(folder: RunFolder) -> None:
+    """Started again, perhaps elsewhere, the run may get on; the node is known."""
+    note(folder, 0, "lost rank 2", time=10.0, lost_peer=True)
+    note(folder, 1, "gloo: something broke", time=11.0)
+    said = {"attempt": ATTEMPT, "host": "h", "time": 12.0, "reason": "rank 2 on n2 gave no sign of life", "lost_peer": False}
+    folder.write_json(folder.error(3), {**said, "stood_still": {"rank": 2, "node": "n2"}})
+    found = find_cause(folder, ATTEMPT, log=None, memory_key=None)
+    assert found == Cause("rank 2 on n2 gave no sign of life", by_itself=False, stood_still=True, node="n2")
+
+
+def test_an_error_long_before_anything_stood_still_is_the_cause(folder: RunFolder) -> None:
+    note(folder, 1, "the loss is NaN", time=1.0)
+    said = {"attempt": ATTEMPT, "host": "h", "time": 50.0, "reason": "rank 1 on n1 gave no sign of life", "lost_peer": False}
+    folder.write_json(folder.error(3), {**said, "stood_still": {"rank": 1, "node": "n1"}})
+    assert cause(folder) == ("rank 1 on n1: the loss is NaN", True)
+
+
+def test_the_node_of_a_killed_rank_is_known_by_its_last_word(folder: RunFolder) -> None:
+    folder.write_json(folder.rank(3), {"attempt": ATTEMPT, "node": "n2"})
+    folder.write_json(folder.rank(4), {"attempt": "job6.0", "node": "n1"})
+    (folder.path / "slurm.out").write_text("srun: error: n2: task 3: Killed\n")
+    assert find_cause(folder, ATTEMPT, log=folder.path / "slurm.out", memory_key=None).node == "n2"
+    (folder.path / "slurm.out").write_text("srun: error: n2: task 4: Killed\n")
+    assert find_cause(folder, ATTEMPT, log=folder.path / "slurm.out", memory_key=None).node is None
 
 
 def test_words_win_over_the_log(folder: RunFolder) -> None:
@@ -129,7 +156,9 @@ def test_the_log_of_an_earlier_attempt_is_not_read(folder: RunFolder) -> None:
 
 
 def test_without_a_log_there_is_still_an_answer(folder: RunFolder) -> None:
-    assert tuple(find_cause(folder, ATTEMPT, log=None, memory_key=None)) == ("a process was killed without a word", False)
+    assert find_cause(folder, ATTEMPT, log=None, memory_key=None) == Cause(
+        "a process was killed without a word", by_itself=False
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"attempt": 7}'])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,10 @@ if ending == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if ending == "waits":
     signal.signal(signal.SIGINT, lambda *_: end("interrupted", 75, "saved at step 1"))
+    folder.write_state(replace(state, status="running"))
+    time.sleep(60)
+if ending == "stuck":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder.write_state(replace(state, status="running"))
     time.sleep(60)
 if ending == "stops":
@@ -181,29 +186,46 @@ def test_a_run_that_cannot_be_written_takes_no_other_down(tmp_path: Path) -> Non
     assert "could not make" in (outcomes[0].reason or "")
 
 
-def test_an_interrupt_is_passed_on_waited_for_and_ends_the_queue(tmp_path: Path, stand_in: Path) -> None:
+def interrupted(tmp_path: Path, stand_in: Path, *, ending: str, times: int) -> list[list[Any]]:
+    """Two runs whose first ends so, in a process that gets SIGINT so often; their outcomes."""
     first, second = write_spec(tmp_path, "toy"), write_spec(tmp_path, "other")
     code = f"""
 import sys
 from pathlib import Path
 from tclx.launch import local
 from tclx.launch.order import plan_runs
+local.INSISTED_SECONDS = 0.5
 local.worker_command = lambda folder, n: [sys.executable, {str(stand_in)!r}, str(folder.path)]
 runs_dir = Path({str(tmp_path)!r}) / "runs"
 runs = plan_runs([Path({str(first)!r}), Path({str(second)!r})], runs_dir=runs_dir)
 print([(one.ending, one.exit_code, one.reason) for one in local.launch(runs, runs_dir=runs_dir)])
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "ENDING_TOY": "waits"}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], env={**os.environ, "ENDING_TOY": ending}, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 30
     while not any('"running"' in path.read_text() for path in tmp_path.glob("runs/toy-*/state.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
     output, _ = process.communicate(timeout=30)
-    assert json.loads(output.replace("'", '"').replace("(", "[").replace(")", "]")) == [["interrupted", 130, "saved at step 1"]]
     assert trained(tmp_path) == ["toy"]
+    outcomes: list[list[Any]] = json.loads(output.replace("'", '"').replace("(", "[").replace(")", "]"))
+    return outcomes
+
+
+def test_an_interrupt_is_passed_on_waited_for_and_ends_the_queue(tmp_path: Path, stand_in: Path) -> None:
+    assert interrupted(tmp_path, stand_in, ending="waits", times=1) == [["interrupted", 130, "saved at step 1"]]
+
+
+def test_a_second_interrupt_kills_what_does_not_end_by_itself(tmp_path: Path, stand_in: Path) -> None:
+    ((ending, exit_code, reason),) = interrupted(tmp_path, stand_in, ending="stuck", times=2)
+    assert (ending, exit_code) == ("interrupted", 130)
+    assert "did not end when it was asked a second time" in reason
+    (folder,) = (tmp_path / "runs").glob("toy-*")
+    assert (RunFolder(folder).read_state() or RunState("created")).status == "interrupted"
 
 
 def test_a_run_that_stops_alone_does_not_excuse_the_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +258,18 @@ def test_the_process_that_fell_first_is_the_cause_whatever_rank_0_says(tmp_path:
     outcome = ended(tmp_path, 1, num_processes=2, state=RunState(status, reason="stopped while it started"))
     assert (outcome.ending, outcome.reason) == ("failed", "rank 1 on n1: the loss is NaN")
     assert (outcome.folder.read_state() or RunState("created")).reason == outcome.reason
+
+
+def test_a_rank_that_stood_still_is_named_whatever_rank_0_says(tmp_path: Path) -> None:
+    state = RunState("failed", step=3, reason="another process of this run is gone")
+    note = {"attempt": "this", "host": "h", "time": 0.5, "reason": "rank 1 on h gave no sign of life", "lost_peer": False}
+    (run,) = plan(write_spec(tmp_path, launch={"num_processes": 2}))
+    folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
+    local.prepare(run, folder)
+    folder.write_state(state)
+    folder.write_json(folder.error(0), {**note, "stood_still": {"rank": 1, "node": "h"}})
+    outcome = local.outcome_of(run, folder, 1, attempt="this", since=1.0, asked_to_stop=False)
+    assert (outcome.ending, outcome.reason) == ("failed", "rank 1 on h gave no sign of life")
 
 
 def test_what_a_wish_to_stop_ends_before_it_began_has_not_failed(tmp_path: Path) -> None:

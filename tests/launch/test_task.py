@@ -162,6 +162,82 @@ def test_killed_twice_with_progress_between_goes_on(job: Job7) -> None:
     assert job.requeues == 2
 
 
+SHOWN = "JobId=7 JobName=toy.abcd JobState=RUNNING Reason=None Partition=gpu NumNodes=2-2 ExcNodeList=n4\n"
+
+
+class Still:
+    """A run of two nodes, one of whose ranks stands still again and again."""
+
+    def __init__(self, job: Job7, *, nodes: int = 4) -> None:
+        self.job, self.number = job, -1
+        job.commands.put(
+            "scontrol",
+            f'[ "$2" = hostnames ] && echo n4 && exit; [ "$1" = update ] && exit; echo "{SHOWN.strip()}"',
+        )
+        job.commands.say("sinfo", "".join(f"n{number + 1}\n" for number in range(nodes)))
+
+    def end(self, node: str | None) -> RunState:
+        self.number += 1
+        self.job.start(self.number)
+        said = {"attempt": f"job7.{self.number}", "host": "h", "time": 1.0, "reason": f"rank 2 on {node} gave no sign of life"}
+        note = {**said, "lost_peer": False, "stood_still": {"rank": 2, "node": node}}
+        self.job.folder.write_json(self.job.folder.error(0), note)
+        return self.job.end(3)
+
+    @property
+    def updates(self) -> list[str]:
+        return [call for call in self.job.commands.calls if call.startswith("scontrol update")]
+
+
+def test_a_rank_that_stood_still_goes_on_elsewhere_after_the_second_time_on_a_node(job: Job7) -> None:
+    still = Still(job)
+    job.save(3)
+    state = still.end("n2")
+    assert (state.status, state.reason) == ("interrupted", "rank 2 on n2 gave no sign of life; requeued")
+    assert (job.requeues, still.updates) == (1, [])
+    assert still.end("n2").status == "interrupted"
+    assert (job.requeues, still.updates) == (2, ["scontrol update JobId=7 ExcNodeList=n4,n2"])
+    assert still.end("n1").status == "interrupted"
+    failed = still.end("n3")
+    assert failed.status == "failed"
+    assert "4 times at step 3" in (failed.reason or "")
+    assert job.requeues == 3
+
+
+def test_a_node_that_cannot_be_spared_stays(job: Job7) -> None:
+    """Four nodes of which the user avoids one and two are needed: one may be left out, a second one not."""
+    still = Still(job)
+    for number, node in enumerate(("n1", "n1", "n2", "n2")):
+        job.save(number)
+        still.end(node)
+    assert still.updates[-1] == "scontrol update JobId=7 ExcNodeList=n4,n1"
+
+
+def test_a_node_that_is_not_known_is_not_left_out(job: Job7) -> None:
+    still = Still(job)
+    for number in range(3):
+        job.save(number)
+        assert still.end(None).status == "interrupted"
+    assert still.updates == []
+
+
+def test_a_node_that_slurm_does_not_leave_out_does_not_keep_the_run_from_going_on(
+    job: Job7, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(task, "_LEAVE_OUT_SECONDS", 0.0)
+    still = Still(job)
+    job.commands.put(
+        "scontrol",
+        '[ "$2" = hostnames ] && echo n4 && exit; [ "$1" = update ] && echo "Access denied" >&2 && exit 1; '
+        f'echo "{SHOWN.strip()}"',
+    )
+    job.save(3)
+    still.end("n2")
+    assert still.end("n2").status == "interrupted"
+    assert job.requeues == 2
+    assert "could not leave out n2: Access denied" in capsys.readouterr().err
+
+
 def test_a_torn_line_of_events_is_no_obstacle(job: Job7) -> None:
     job.end()
     with job.folder.events.open("ab") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -173,6 +174,54 @@ def test_a_killed_rank_takes_the_others_along_and_the_run_goes_on(
     print(f"rank {rank} killed: all four gone after {time.monotonic() - killed_at:.1f} s")
     until_standing([folder], "finished")
     assert [event["step"] for event in events(folder, "killed")] == [40]
+    assert_same(folder, four_undisturbed)
+
+
+@REPEATED
+def test_a_rank_that_is_stopped_is_noticed_within_a_minute_and_the_run_goes_on(
+    tmp_path: Path, four_undisturbed: RunFolder, repeat: int
+) -> None:
+    """SIGSTOP: to its companions it looks like one that hangs in the kernel. Repeats stop rank 0, too."""
+    rank = (2, 0, 1, 3)[repeat % 4]
+    folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2})
+    until_step(folder, 50)
+    stopped = processes_of(folder)[rank]
+    stopped.suspend()
+    stopped_at = time.time()
+    until(lambda: bool(events(folder, "stood_still")), what="noticed", seconds=180)
+    (noticed,) = events(folder, "stood_still")
+    notes = [json.loads(path.read_text()) for path in (folder.path / "errors").glob("rank*.json")]
+    seconds = min(note["time"] for note in notes if "stood_still" in note) - stopped_at
+    print(f"rank {rank} stopped: noticed after {seconds:.0f} s")
+    assert seconds < 60
+    assert re.match(rf"rank {rank} on n\d \(process {stopped.pid}\) has given no sign of life for", noticed["reason"])
+    assert "is stopped (SIGSTOP" in noticed["reason"]
+    assert f"rank {rank} on n" in (status_of(folder).reason or "")
+    assert list((folder.path / "errors").glob("rank*.stacks.txt"))
+    until_standing([folder], "finished")
+    assert not stopped.is_running()
+    assert status_of(folder).restarts == 1
+    assert_same(folder, four_undisturbed)
+
+
+@pytest.mark.faults
+def test_a_node_on_which_a_rank_was_stopped_twice_is_left_out(tmp_path: Path, four_undisturbed: RunFolder) -> None:
+    """The second node of the two, each time; the user's own choice of nodes to leave out stays."""
+    launch = {**FOUR, "sbatch_options": {"exclude": "n4"}}
+    folder = submit(tmp_path, launch=launch, training={"batch_size_per_gpu": 2})
+    for start in (0, 1):
+        until(lambda start=start: len(events(folder, "resumed")) == start, what="training again")
+        until_step(folder, 45)
+        processes_of(folder)[3].suspend()
+        until(lambda start=start: len(events(folder, "stood_still")) == start + 1, what="noticed", seconds=180)
+    first, second = (event["node"] for event in events(folder, "stood_still"))
+    until_standing([folder], "finished")
+    shown = subprocess.run(["scontrol", "show", "job", job_id(folder)], capture_output=True, text=True, check=True).stdout
+    avoided = re.findall(r"ExcNodeList=(\S+)", shown)[0]
+    print(f"stopped on {first} and {second}; left out: {avoided}")
+    assert first == second  # SLURM takes the first nodes that are free
+    assert avoided in (f"{first},n4", f"n[{first[1:]},4]", f"n[{first[1:]}-4]")
+    assert status_of(folder).restarts == 2
     assert_same(folder, four_undisturbed)
 
 

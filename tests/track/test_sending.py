@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tclx.errors import Interrupted
 from tclx.runs import RunFolder
 from tclx.spec.tracking import WandbSpec
+from tclx.track import sending as sending_module
 from tclx.track.jsonl import MetricsFile
 from tclx.track.sending import (
     RowReader,
@@ -155,3 +161,36 @@ def test_the_best_checkpoint_is_due_when_the_run_has_ended(folder: RunFolder) ->
     folder.add_event("finished", step=5)
     assert due(folder, best).checkpoints == {"step-00000003": ("step-00000003", "best")}
     assert due(folder, best).summary == {"best/step": 3, "best/retrieval/val/r_mean": 40.0}
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An uploading process that takes no end, and a hurry that lasts half a second."""
+
+    def start(*_: Any, **__: Any) -> subprocess.Popen[str]:
+        program = [sys.executable, "-c", "import time; time.sleep(60)"]
+        return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(sending_module, "_start", start)
+    monkeypatch.setattr(sending_module, "INTERRUPTED_SECONDS", 0.5)
+    monkeypatch.setenv("WANDB_MODE", "online")
+
+
+def test_a_run_that_was_asked_to_stop_does_not_wait_as_a_finished_one_does(folder: RunFolder, endless: None) -> None:
+    began = time.monotonic()
+    with pytest.raises(Interrupted), sending(folder, WandbSpec(finish_timeout_seconds=30), say=lambda line: None):
+        raise Interrupted("SIGTERM")
+    assert time.monotonic() - began < 10
+
+
+def test_a_finished_run_waits_until_its_bound_or_until_somebody_is_in_a_hurry(folder: RunFolder, endless: None) -> None:
+    said: list[str] = []
+    began = time.monotonic()
+    with sending(folder, WandbSpec(finish_timeout_seconds=3), say=said.append):
+        pass
+    assert 2.9 < time.monotonic() - began < 15
+    assert "not everything was taken within 3 s" in said[-1]
+    began = time.monotonic()
+    with sending(folder, WandbSpec(finish_timeout_seconds=30), say=said.append, hurried=lambda: time.monotonic() > began + 1):
+        pass
+    assert time.monotonic() - began < 15
