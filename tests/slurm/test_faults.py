@@ -196,7 +196,7 @@ def test_a_rank_that_is_stopped_is_noticed_within_a_minute_and_the_run_goes_on(
     assert seconds < 60
     assert re.match(rf"rank {rank} on n\d \(process {stopped.pid}\) has given no sign of life for", noticed["reason"])
     assert "is stopped (SIGSTOP" in noticed["reason"]
-    assert f"rank {rank} on n" in (status_of(folder).reason or "")
+    until(lambda: f"rank {rank} on n" in (status_of(folder).reason or ""), what="named by status", seconds=60)
     assert list((folder.path / "errors").glob("rank*.stacks.txt"))
     until_standing([folder], "finished")
     assert not stopped.is_running()
