@@ -218,3 +218,17 @@ def test_the_loop_receives_the_spec_and_the_plan_as_written(
 @pytest.mark.parametrize("arguments", [[], ["one", "two"], ["/nowhere"]])
 def test_anything_but_a_prepared_folder_is_bad_input(arguments: list[str]) -> None:
     assert worker.main(arguments) == 2
+
+
+def test_training_imports_neither_wandb_nor_tensorboard(folder: RunFolder) -> None:
+    """timm imports wandb by itself where it finds it. Both are installed here."""
+    code = (
+        "import sys; from tclx.worker import main\n"
+        "code = main([sys.argv[1]])\n"
+        "print(code, [name for name in ('timm', 'transformers', 'wandb', 'tensorboard') if sys.modules.get(name)])\n"
+        "import wandb"  # it stays within reach of whoever wants it
+    )
+    arguments = [sys.executable, "-c", code, str(folder.path)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "0 ['timm', 'transformers']", ended.stderr

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
 from tclx.cli.run import BackendChoice, say_warnings, with_backend
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def plan(
         show(script_of(runs, runs_dir=runs_dir), end="")
         return
     say_warnings(runs)
+    if not without_data:  # which plans for another machine, with another cache
+        from tclx.launch.downloads import check_downloads
+
+        for line in check_downloads([run.spec for run in runs], with_image=not quick):
+            say(f"warning: {line}")
     described = [describe(run, with_cost=not quick) for run in runs]
     if as_json:
         print_json([{**one, "warnings": list(run.warnings)} for one, run in zip(described, runs, strict=True)])

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tclx.errors import InputError, MachineError, Problem
+from tclx import hub
+from tclx.errors import InputError, Problem
+from tclx.foreign import reading
 from tclx.packaged import model_folder
 from tclx.runs import machine_error
 from tclx.spec.data import HubTokenizer, TokenizerSpec
@@ -192,10 +194,20 @@ def _read_backend(folder: Path) -> Tokenizer:
         except Exception as error:  # the Rust reader raises plain Exception
             raise InputError(Problem(KEY, f"{packed} is not a tokenizer: {error}")) from error
     if vocabulary.is_file():
-        tokens = vocabulary.read_text(encoding="utf-8").splitlines()
+        tokens = _read_text(vocabulary).splitlines()
         wordpiece = models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]")
         return _bert_pipeline(wordpiece, lowercase=bool(_read_settings(folder).get("do_lower_case", True)))
     raise InputError(Problem(KEY, f"the folder {folder} holds neither tokenizer.json nor vocab.txt"))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        raise InputError(Problem(KEY, message, "save it as UTF-8, or fetch it again")) from error
+    except OSError as error:
+        raise machine_error(error, f"could not read {path}") from error
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -204,7 +216,14 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if path.is_file():
-            settings |= json.loads(path.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(_read_text(path))
+            except (ValueError, RecursionError) as error:
+                raise InputError(Problem(KEY, f"{path} is not JSON: {error}", "fetch it again, or remove it")) from error
+            if not isinstance(content, dict):
+                message = f"{path} holds {content!r:.40}, where settings by name are expected"
+                raise InputError(Problem(KEY, message, "fetch it again, or remove it"))
+            settings |= content
     return settings
 
 
@@ -213,7 +232,10 @@ def _special_tokens(backend: Tokenizer, settings: Mapping[str, Any], *, where: s
     found: dict[str, str] = {}
     for role in BERT_SPECIAL_TOKENS:
         named = settings.get(f"{role}_token")
-        named = named["content"] if isinstance(named, dict) else named
+        named = named.get("content") if isinstance(named, dict) else named
+        if not isinstance(named, str | None):
+            message = f"{where}: {role}_token is {named!r:.40}, where the token's text is expected"
+            raise InputError(Problem(KEY, message, "correct tokenizer_config.json or special_tokens_map.json"))
         candidates = (named, BERT_SPECIAL_TOKENS[role], ROBERTA_SPECIAL_TOKENS[role])
         known = [token for token in candidates if token and backend.token_to_id(token) is not None]
         if known:
@@ -229,14 +251,9 @@ def _special_tokens(backend: Tokenizer, settings: Mapping[str, Any], *, where: s
 def _from_hub(name: str) -> CaptionTokenizer:
     from transformers import AutoTokenizer
 
-    try:
-        pretrained = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise MachineError(
-            f"{KEY}: {name!r} is no local folder, and the hub did not give it: {str(error).splitlines()[0]}\n"
-            "Check the name; without a network, copy the tokenizer's files to a folder and name that, or let tclx train one "
-            "on the captions with `data.tokenizer: {source: captions}`."
-        ) from error
+    hub.require(hub.tokenizer_files(name, key=KEY))
+    with reading(name, key=KEY):
+        pretrained = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not pretrained.is_fast:
         raise InputError(Problem(KEY, f"{name} has no tokenizer.json", "choose a tokenizer with a fast version"))
     backend = pretrained.backend_tokenizer

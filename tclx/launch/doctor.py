@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from tclx import __version__, system
+from tclx import __version__, hub, system
+from tclx.launch.downloads import hub_files, why_not
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
 from tclx.system import Mount
@@ -80,6 +81,7 @@ def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpe
         *check_wandb_for(specs, os.environ),
         *check_tensorboard_for(specs),
         *check_hub(os.environ),
+        *check_hub_for(specs, with_image=deep),
     ]
 
 
@@ -430,3 +432,16 @@ def check_hub(environment: Mapping[str, str]) -> Iterator[Check]:
     there = "" if home.is_dir() else " (not there yet)"
     how = "HF_HUB_OFFLINE is set: only what is there already" if offline else "weights: hub downloads into it"
     yield Check("model hub", "info", f"{said}{home}{there}; {how}")
+
+
+def check_hub_for(specs: Sequence[ExperimentSpec], *, with_image: bool) -> Iterator[Check]:
+    """Whether what runs take from the hub is here or can be had; image encoders only `with_image`, since that imports timm."""
+    for needed in dict.fromkeys(needed for spec in specs for needed in hub_files(spec, with_image=with_image)):
+        if hub.in_cache(needed):
+            yield Check("hub for runs", "ok", f"{needed.repository} is in the cache ({needed.key})")
+        elif (reason := why_not(needed)) is not None:
+            found, _, advice = reason.partition("\n")
+            yield Check("hub for runs", "problem", found, advice)
+        else:
+            advice = f"`hf download {needed.repository}` fetches it now, for machines without a network"
+            yield Check("hub for runs", "info", f"{needed.repository} is to be downloaded ({needed.key})", advice)

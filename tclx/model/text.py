@@ -1,7 +1,8 @@
-"""What a caption says: one BERT-like transformers model, split into text encoder, fusion layers and MLM head.
+"""What a caption says: one transformers model as text encoder, with fusion layers and an MLM head.
 
-The lower `text_encoder.num_layers` layers see text alone, the next `fusion_encoder.num_layers` become fusion layers. Fusion
-layers that the model does not have, and every cross-attention, start random.
+A BERT-like model is split: its lower `text_encoder.num_layers` layers see text alone, the next `fusion_encoder.num_layers`
+become fusion layers, and its MLM head stays. Fusion layers that the model does not have, and every cross-attention, start
+random. Other families of encoders are in `adapted`: they only read, and what fuses starts random.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.activations import ACT2FN
 
-from tclx.errors import InputError, MachineError, Problem
+from tclx import hub
+from tclx.errors import InputError, Problem
+from tclx.foreign import reading
+from tclx.model import adapted
+from tclx.model.adapted import AdaptedTextEncoder
 from tclx.model.fusion import FusionEncoder, FusionLayer, MaskedLanguageModelHead, padding_mask, run_layer
 from tclx.model.weights import on_meta
 from tclx.packaged import model_folder
@@ -45,6 +51,9 @@ HEAD_PARTS: tuple[tuple[str, str, str], ...] = (
     ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
     ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
 )
+
+
+_COUNTED_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class TextEncoder(nn.Module):
@@ -91,9 +100,9 @@ class TextEncoder(nn.Module):
 
 
 class TextParts(NamedTuple):
-    """One BERT-like model, taken apart."""
+    """One text model, taken apart."""
 
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | AdaptedTextEncoder
     fusion_encoder: FusionEncoder | None
     mlm_head: MaskedLanguageModelHead | None
 
@@ -126,17 +135,25 @@ def build_text(
     num_fusion = fusion.num_layers if fusion else 0
     config = text_config(spec, num_layers=spec.num_layers + num_fusion, vocab_size=vocab_size, pad_token_id=pad_token_id)
     _check_length(config, max_tokens)
-    model = _loaded(spec, config) if spec.weights is not None and not on_meta() else _random(config)
-    base = model.base_model
-    layers = list(base.encoder.layer)
-    encoder = TextEncoder(
-        base.embeddings,
-        layers[: spec.num_layers],
-        width=config.hidden_size,
-        projection=getattr(base, "embeddings_project", None),
-        activation_checkpointing=activation_checkpointing,
-    )
-    fusion_layers = [FusionLayer(layer, config, image_width=image_width) for layer in layers[spec.num_layers :]]
+    encoder: TextEncoder | AdaptedTextEncoder
+    if config.model_type in BERT_LIKE:
+        model = _model(spec, config, AutoModelForMaskedLM)
+        base = model.base_model
+        layers = list(base.encoder.layer)
+        encoder = TextEncoder(
+            base.embeddings,
+            layers[: spec.num_layers],
+            width=config.hidden_size,
+            projection=getattr(base, "embeddings_project", None),
+            activation_checkpointing=activation_checkpointing,
+        )
+        layers = layers[spec.num_layers :]
+    else:
+        model = _model(spec, config, AutoModel)
+        encoder = AdaptedTextEncoder(model, activation_checkpointing=activation_checkpointing)
+        config = adapted.fusion_config(config, num_layers=num_fusion, dropout=spec.dropout)
+        layers = adapted.fusion_layers(config) if num_fusion else []
+    fusion_layers = [FusionLayer(layer, config, image_width=image_width) for layer in layers]
     return TextParts(
         encoder,
         FusionEncoder(fusion_layers, activation_checkpointing=activation_checkpointing) if fusion_layers else None,
@@ -145,28 +162,25 @@ def build_text(
 
 
 def text_config(spec: TextEncoderSpec, *, num_layers: int, vocab_size: int, pad_token_id: int) -> PretrainedConfig:
-    """The transformers configuration of the text and fusion layers together.
+    """The transformers configuration of the text and fusion layers together; of the text layers, where fusion has its own.
 
     Raises:
         InputError, MachineError: as `build_text`.
     """
     config = _sized(spec.sizes) if spec.sizes else _named(spec.name or "", weights=spec.weights)
-    if config.model_type not in BERT_LIKE:
-        raise InputError(
-            Problem(f"{KEY}.name", f"{spec.name} is a {config.model_type} model", f"these work: {', '.join(BERT_LIKE)}")
-        )
+    adapted.check_family(config, works=BERT_LIKE, name=spec.name, key=f"{KEY}.name")
+    _check_sizes(config, spec.name)
     if spec.weights is not None:
         _check_weights_fit(spec, config, vocab_size=vocab_size)
     config.update(
         {
-            "num_hidden_layers": num_layers,
+            **adapted.layers_cut(config, num_layers if config.model_type in BERT_LIKE else spec.num_layers),
             "vocab_size": vocab_size,
-            "hidden_dropout_prob": spec.dropout,
-            "attention_probs_dropout_prob": spec.dropout,
             "is_decoder": False,
             "add_cross_attention": False,
         }
     )
+    adapted.set_dropout(config, spec.dropout)
     if spec.weights is None:  # a loaded model keeps its own, which its position numbers may count from
         config.pad_token_id = pad_token_id
     return config
@@ -195,11 +209,30 @@ def _named(name: str, *, weights: str | None) -> PretrainedConfig:
             intermediate_size=feed_forward,
             vocab_size=vocab_size,
         )
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(model_folder(name, key=f"{KEY}.name"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(f"{KEY}.name", name, error) from error
+    key = f"{KEY}.name"
+    folder = model_folder(name, key=key)
+    if not Path(folder).is_dir():
+        hub.require(hub.text_files(name, key=key, weights=False))
+    with reading(folder, key=key):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config
+
+
+def _check_sizes(config: PretrainedConfig, name: str | None) -> None:
+    """Refuse a configuration with which no model can be built; what it is wrong about is in its file, not in the spec."""
+    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+    values = {size: getattr(config, size, None) for size in sizes}
+    wrong = [f"{size} {value!r}" for size, value in values.items() if type(value) is not int or value < 1]
+    activation = getattr(config, "hidden_act", None)
+    if isinstance(activation, str) and activation not in ACT2FN:
+        wrong.append(f"hidden_act {activation!r}")
+    if not wrong and values["hidden_size"] % values["num_attention_heads"]:
+        wrong.append(f"hidden_size {values['hidden_size']}, no multiple of num_attention_heads {values['num_attention_heads']}")
+    if wrong:
+        hint = (
+            "sizes are whole numbers from 1, the width a multiple of the heads, hidden_act one of gelu, relu, silu and the like"
+        )
+        raise InputError(Problem(f"{KEY}.name", f"{name}: its config.json has {', '.join(wrong)}", hint))
 
 
 def _check_weights_fit(spec: TextEncoderSpec, config: PretrainedConfig, *, vocab_size: int) -> None:
@@ -222,31 +255,35 @@ def _check_weights_fit(spec: TextEncoderSpec, config: PretrainedConfig, *, vocab
 
 def _check_length(config: PretrainedConfig, max_tokens: int) -> None:
     # RoBERTa and its kin number positions from pad_token_id + 1, so as many rows of the table are out of reach.
-    counted_from = 0 if config.model_type in ("bert", "electra") else config.pad_token_id + 1
+    counts = config.model_type in (*_COUNTED_FROM_PADDING, *adapted.COUNTED_FROM_PADDING)
+    counted_from = config.pad_token_id + 1 if counts else 0
     longest = config.max_position_embeddings - counted_from
     if max_tokens > longest:
         message = f"{max_tokens}, but the text model has positions for {longest} tokens"
         raise InputError(Problem("data.max_caption_tokens", message, "lower it"))
 
 
-def _random(config: PretrainedConfig) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
-    return model
+def _model(spec: TextEncoderSpec, config: PretrainedConfig, kind: Any) -> PreTrainedModel:
+    """The model, `kind` being one of transformers' Auto classes: random, or with its weights.
 
-
-def _loaded(spec: TextEncoderSpec, config: PretrainedConfig) -> PreTrainedModel:
-    """The model with its weights; only layers beyond its own, and an MLM head it does not carry, may stay random."""
-    source = model_folder(str(spec.name if spec.weights == "hub" else spec.weights), key=f"{KEY}.weights")
-    try:
-        with _quiet_transformers():
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                source, config=config, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(f"{KEY}.weights", str(source), error) from error
+    Of the latter only layers beyond the model's own, and an MLM head it does not carry, may stay random.
+    """
+    # Of the families with an adapter some have no sdpa; those get what transformers chooses.
+    chosen = {"attn_implementation": "sdpa"} if config.model_type in BERT_LIKE else {}
+    if spec.weights is None or on_meta():
+        with reading(str(spec.name), key=f"{KEY}.name"):
+            model: PreTrainedModel = kind.from_config(config, trust_remote_code=False, **chosen)
+        return model
+    key = f"{KEY}.weights"
+    source = model_folder(str(spec.name if spec.weights == "hub" else spec.weights), key=key)
+    if not Path(source).is_dir():
+        hub.require(hub.text_files(source, key=key, weights=True))
+    with reading(source, key=key), _quiet_transformers():
+        model, info = kind.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **chosen
+        )
     _check_loaded(spec, model, info)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 @contextmanager
@@ -264,9 +301,12 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _check_loaded(spec: TextEncoderSpec, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    prefix = f"{model.base_model_prefix}."
-    text_layers = tuple(f"{prefix}encoder.layer.{index}." for index in range(spec.num_layers))
-    needed = sorted(key for key in info["missing_keys"] if key.startswith((f"{prefix}embeddings", *text_layers)))
+    if model.config.model_type in BERT_LIKE:
+        prefix = f"{model.base_model_prefix}."
+        text_layers = tuple(f"{prefix}encoder.layer.{index}." for index in range(spec.num_layers))
+        needed = sorted(key for key in info["missing_keys"] if key.startswith((f"{prefix}embeddings", *text_layers)))
+    else:
+        needed = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if needed:
         raise InputError(
             Problem(
@@ -277,22 +317,13 @@ def _check_loaded(spec: TextEncoderSpec, model: PreTrainedModel, info: Mapping[s
         )
 
 
-def _unreadable(key: str, source: str, error: Exception) -> InputError | MachineError:
-    if Path(source).is_dir():
-        return InputError(Problem(key, f"the folder {source} could not be read as a transformers model: {_first_line(error)}"))
-    return MachineError(
-        f"{key}: {source} is not a folder here, and it could not be fetched from the hub ({_first_line(error)}); "
-        f"check the name and the network, or put the model in a local folder and name that"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def _mlm_head(model: PreTrainedModel, encoder: TextEncoder, config: PretrainedConfig) -> MaskedLanguageModelHead:
-    """Our head with the model's own head weights, whatever its family calls them."""
+def _mlm_head(
+    model: PreTrainedModel, encoder: TextEncoder | AdaptedTextEncoder, config: PretrainedConfig
+) -> MaskedLanguageModelHead:
+    """Our head, with the model's own head weights where it is BERT-like, whatever its family calls them."""
     head = MaskedLanguageModelHead(encoder.word_embeddings, config)
+    if isinstance(encoder, AdaptedTextEncoder):
+        return head
     tensors = model.state_dict()
     dense, norm, bias = next(parts for parts in HEAD_PARTS if f"{parts[0]}.weight" in tensors)
     sources = {

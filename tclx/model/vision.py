@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import math
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tclx import hub
 from tclx.errors import InputError, MachineError, Problem
+from tclx.foreign import first_line
+from tclx.model.layout import Layout, layout_of
 from tclx.model.weights import fit_tensor, on_meta, read_tensors
+from tclx.model.without_wandb import VisionTransformer, timm
 from tclx.packaged import weights_file
 from tclx.spec.model import ImageEncoderSpec
 
@@ -34,6 +36,7 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         body: the timm model, under timm's names.
+        layout: what its features are.
         width: of the tokens.
         grid: rows and columns of patches.
 
@@ -46,15 +49,15 @@ class ImageEncoder(nn.Module):
         super().__init__()
         arguments = _arguments(spec)
         with torch.device("meta"):
-            probe = _probe(spec, _create(spec, arguments))
-        self.body = _create(spec, arguments)
+            counted = _create(spec, arguments)
+            probe = _probe(spec, counted)
+        self.body = counted if on_meta() else _create(spec, arguments)
         if spec.weights not in (None, "hub") and not on_meta():
             file = weights_file(str(spec.weights), key=f"{KEY}.weights")
             load_image_weights(self.body, file, key=f"{KEY}.weights")
         _tidy(self.body, probe.unused)
-        self.width, self.grid = probe.width, probe.grid
-        self.num_prefix_tokens = int(getattr(self.body, "num_prefix_tokens", 0))
-        self.has_class_token = bool(getattr(self.body, "has_class_token", self.num_prefix_tokens > 0))
+        self.layout = probe.layout
+        self.width, self.grid = probe.layout.width, probe.layout.grid
         self.frozen = spec.frozen
         if self.frozen:
             self.body.requires_grad_(False).eval()
@@ -70,9 +73,9 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], normalised -> tokens [B, 1 + rows * columns, width], [CLS] first."""
-        features = _as_tokens(self.body, _forward_features(self.body, images))
-        patches = features[:, self.num_prefix_tokens :]
-        whole = features[:, :1] if self.has_class_token else patches.mean(dim=1, keepdim=True)
+        features = _as_tokens(self.body, _forward_features(self.body, images), self.layout)
+        patches = features[:, self.layout.num_prefix_tokens :]
+        whole = features[:, :1] if self.layout.has_class_token else patches.mean(dim=1, keepdim=True)
         return torch.cat([whole, patches], dim=1)
 
 
@@ -130,8 +133,7 @@ def _side(size: int | tuple[int, int]) -> int:
 class Probe(NamedTuple):
     """What a trial run on the meta device tells about a model."""
 
-    width: int
-    grid: tuple[int, int]
+    layout: Layout
     unused: tuple[str, ...]
     """Parameters that the tokens do not depend on: norms and pools of the classifier."""
 
@@ -142,19 +144,26 @@ def _probe(spec: ImageEncoderSpec, body: nn.Module) -> Probe:
     body.eval()
     try:
         raw = _forward_features(body, torch.empty(1, 3, spec.image_size, spec.image_size))
-        features = _as_tokens(body, raw)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} pictures: {error}"
-        raise InputError(Problem(f"{KEY}.image_size", message, "another multiple of its stride may do")) from error
-    torch.autograd.backward(features.sum())
+    except Exception as error:  # of a size that a model does not take, a thousand models complain in a dozen ways
+        raise _refused_size(spec, error) from error
+    layout = layout_of(body, raw, name=spec.name, key=KEY)
+    torch.autograd.backward(_as_tokens(body, raw, layout).sum())
     unused = tuple(name for name, parameter in body.named_parameters() if parameter.grad is None)
-    return Probe(features.shape[-1], _grid(body, raw, features), unused)
+    body.train().zero_grad()
+    return Probe(layout, unused)
+
+
+def _refused_size(spec: ImageEncoderSpec, error: Exception) -> InputError:
+    message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} pictures: {first_line(error)}"
+    native = native_size(spec.name)
+    hint = f"its own size is {native}" if native not in (None, spec.image_size) else "another multiple of its stride may do"
+    return InputError(Problem(f"{KEY}.image_size", message, hint))
 
 
 def _check_sizes(spec: ImageEncoderSpec, body: nn.Module) -> None:
     patch = _side(getattr(getattr(body, "patch_embed", None), "patch_size", 1))
     problems = []
-    if spec.image_size % patch:
+    if spec.image_size % patch and spec.image_size != native_size(spec.name):  # SigLIP's 384 leaves a margin of 6 pixels
         near = max(patch, round(spec.image_size / patch) * patch)
         message = f"{spec.image_size} is no multiple of the patch size {patch}"
         problems.append(Problem(f"{KEY}.image_size", message, f"{near} is"))
@@ -167,31 +176,18 @@ def _check_sizes(spec: ImageEncoderSpec, body: nn.Module) -> None:
         raise InputError(*problems)
 
 
-def _grid(body: nn.Module, raw: Tensor, features: Tensor) -> tuple[int, int]:
-    if raw.ndim == 4:
-        rows_columns = raw.shape[1:3] if _channels_last(body) else raw.shape[2:]
-        return int(rows_columns[0]), int(rows_columns[1])
-    num_patches = features.shape[1] - int(getattr(body, "num_prefix_tokens", 0))
-    side = math.isqrt(num_patches)  # the input is square
-    return side, num_patches // side
-
-
 def _forward_features(body: nn.Module, images: Tensor) -> Tensor:
     features: Tensor = cast("Any", body).forward_features(images)
     return features
 
 
-def _as_tokens(body: nn.Module, raw: Tensor) -> Tensor:
+def _as_tokens(body: nn.Module, raw: Tensor, layout: Layout) -> Tensor:
     """Whatever `forward_features` gives -> [B, tokens, width], normalised as the classifier would see it."""
     if raw.ndim == 4:
-        return raw.flatten(1, 2) if _channels_last(body) else raw.flatten(2).transpose(1, 2)
+        return raw.flatten(1, 2) if layout.channels_last else raw.flatten(2).transpose(1, 2)
     # Models made for average pooling put their last norm behind the pool; per token it does the same work.
     late_norm: Any = getattr(body, "fc_norm", None)
     return late_norm(raw) if late_norm is not None and isinstance(getattr(body, "norm", None), nn.Identity) else raw
-
-
-def _channels_last(body: nn.Module) -> bool:
-    return str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
 
 def _tidy(body: nn.Module, unused: tuple[str, ...]) -> None:
@@ -211,10 +207,7 @@ def _recompute_activations(body: nn.Module, spec: ImageEncoderSpec) -> None:
 
 def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
     """What timm is asked for beside the name; refuses what the model does not take."""
-    if not timm.is_model(spec.name):
-        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists them"
-        raise InputError(Problem(f"{KEY}.name", f"timm has no model {spec.name!r}", hint))
+    _check_name(spec.name)
     written = {
         "patch_size": spec.patch_size,
         "embed_dim": spec.width,
@@ -225,32 +218,68 @@ def _arguments(spec: ImageEncoderSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
-    if _fixed_input_size(spec.name):
+    config = timm.get_pretrained_cfg(spec.name)
+    if config and config.fixed_input_size:
         arguments["img_size"] = spec.image_size
     return arguments
 
 
-def _fixed_input_size(name: str) -> bool:
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or ":" in name or "/" in name:
+        bare = re.split("[:/]", name)[-1]
+        if bare != name and timm.is_model(bare.partition(".")[0]):
+            hint = f"write {bare}: the name alone, without the hub's prefix"
+        elif near := difflib.get_close_matches(bare, timm.list_models(), n=3, cutoff=0.5):
+            hint = f"did you mean {', '.join(near)}?"
+        else:
+            hint = "python -c 'import timm; print(timm.list_models())' lists them"
+        raise InputError(Problem(f"{KEY}.name", f"timm has no model {name!r}", hint))
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        hint = f"its tags: {', '.join(tags)}" if tags else "it has none: leave the dot and what follows out"
+        raise InputError(Problem(f"{KEY}.name", f"timm's {architecture} has no weights called {tag!r}", hint)) from error
+
+
+def native_size(name: str) -> int | None:
+    """Side of the pictures that a timm model was made for, in pixels; None where timm does not say."""
     config = timm.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size)
+    return int(config.input_size[-1]) if config else None
 
 
 def _create(spec: ImageEncoderSpec, arguments: Mapping[str, Any]) -> nn.Module:
     pretrained = spec.weights == "hub" and not on_meta()
     if pretrained and not _has_hub_weights(spec.name):
         raise InputError(Problem(f"{KEY}.weights", f"timm publishes no weights for {spec.name}", "set it to null or to a file"))
+    if pretrained and (needed := hub_files(spec.name)):
+        hub.require(needed)
     try:
         body: nn.Module = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
     except TypeError as error:
-        raise _refused_override(spec, error) from error
+        if "'img_size'" not in str(error) or spec.image_size != native_size(spec.name):
+            raise _refused_override(spec, error) from error
+        return _create(spec, {name: value for name, value in arguments.items() if name != "img_size"})
     except (AssertionError, ValueError) as error:
         raise InputError(Problem(KEY, f"timm cannot build {spec.name} with {_written(arguments)}: {error}")) from error
     except OSError as error:
         raise MachineError(
-            f"{KEY}.weights: the weights of {spec.name} could not be fetched from the hub ({str(error).splitlines()[0]}); "
+            f"{KEY}.weights: the weights of {spec.name} could not be fetched from the hub ({first_line(error)}); "
             "check the network, or download them and name the file"
         ) from error
     return body
+
+
+def hub_files(name: str) -> hub.HubFiles | None:
+    """What `weights: hub` needs of the hub for a timm model; None where timm does not fetch it from there."""
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    if not config or not config.hf_hub_id:
+        return None
+    repository, _, revision = config.hf_hub_id.partition("@")
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    return hub.HubFiles(f"{KEY}.weights", repository, (files,), revision or None, instead="name a file of weights")
 
 
 def _written(arguments: Mapping[str, Any]) -> str:
@@ -263,6 +292,9 @@ def _has_hub_weights(name: str) -> bool:
 
 
 def _refused_override(spec: ImageEncoderSpec, error: TypeError) -> InputError:
+    if "'img_size'" in str(error):
+        message = f"timm's {spec.name} takes pictures of one size alone, {native_size(spec.name)}"
+        return InputError(Problem(f"{KEY}.image_size", message, "set it to that"))
     keys = {"embed_dim": "width", "embed_layer": "stem", "drop_path_rate": "drop_path"}
     named = [word for word in (*keys, "patch_size", "depth", "num_heads") if f"'{word}'" in str(error)]
     key = keys.get(named[0], named[0]) if named else "name"

@@ -13,7 +13,7 @@ Weights = Literal["hub"] | LocalPath | None
 
 
 class ImageEncoderSpec(Section):
-    """A timm model that gives patch features: a ViT, or a CNN whose grid cells serve as patches."""
+    """A timm model that gives one grid of patches: a ViT, or a network whose feature map's cells serve as patches."""
 
     name: Annotated[str, Field(min_length=1)]
     """The timm model, for instance `vit_base_patch16_224`."""
@@ -61,7 +61,7 @@ class TextSizes(Section):
 
 
 class TextEncoderSpec(Section):
-    """The lower layers of a BERT-like transformers model."""
+    """The lower layers of a transformers model that reads in both directions."""
 
     name: HubName | None = None
     """A hub name such as `bert-base-uncased`, or a local folder with a `config.json` (written `./folder` or `/folder`). Give
@@ -69,7 +69,7 @@ class TextEncoderSpec(Section):
     sizes: TextSizes | None = None
     """The architecture written out. Give this or `name`."""
     num_layers: Count
-    """Layers that see text alone; the model's next layers start the fusion encoder."""
+    """Layers that see text alone; the next layers of a BERT or RoBERTa start the fusion encoder."""
     weights: Weights = None
     """`hub`, null (random) or a local folder in transformers' format."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -88,7 +88,8 @@ class FusionEncoderSpec(Section):
     """Layers that read the text through self-attention and the picture through cross-attention."""
 
     num_layers: Count
-    """Fusion layers. They start from the text model's upper layers when it has them; cross-attention starts random."""
+    """Fusion layers. They start from the upper layers of a BERT or RoBERTa when it has them; cross-attention, and the fusion
+    layers above other text encoders, start random."""
 
 
 class ModelSpec(Section):

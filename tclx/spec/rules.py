@@ -53,7 +53,9 @@ def best_metrics() -> list[str]:
 def _image_size(spec: ExperimentSpec) -> Iterator[Problem]:
     encoder = spec.model.image_encoder
     side = patch_size(encoder)
-    if side and encoder.image_size % side:
+    # SigLIP's patch 14 was trained at 384 pixels, with a margin that no patch covers; timm's name ends with such a size.
+    native = encoder.name.partition(".")[0].endswith(f"_{encoder.image_size}")
+    if side and encoder.image_size % side and not native:
         below = encoder.image_size // side * side
         sizes = f"{below} or {below + side}" if below else f"{side}"
         key = "model.image_encoder.image_size"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig
 
+from tclx.model.fusion import CrossAttention
 from tclx.model.tcl import TCL
 from tests.model.tiny import VOCAB_SIZE, tiny_spec
 
@@ -63,6 +65,17 @@ def some_loss(tcl: TCL) -> Tensor:
     text = online.encode_text(torch.arange(20).reshape(4, 5) + 5, mask)
     fused = online.fusion_encoder(text.tokens, mask, online.fusion_encoder.keys_values(image.tokens), torch.arange(4))
     return image.embedding.sum() + text.embedding.sum() + online.mlm_head(fused[:, 1]).square().mean()
+
+
+def test_every_layer_of_the_cross_attention_starts_as_berts() -> None:
+    """Its output layer, too: torch's own start would be three times as wide here, and drown the text it is added to."""
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=96, num_attention_heads=3, initializer_range=0.02)
+    attention = CrossAttention(config, image_width=48)
+    for name, linear in attention.named_children():
+        if isinstance(linear, torch.nn.Linear):
+            assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1), name
+            assert not linear.bias.any(), name
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

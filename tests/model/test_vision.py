@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tclx.errors import InputError, MachineError
-from tclx.model import vision
+from tclx.errors import InputError
 from tclx.model.vision import ConvStem, ImageEncoder
 from tclx.spec.model import ImageEncoderSpec
 
@@ -60,6 +59,19 @@ def test_a_class_token_comes_first() -> None:
 def test_without_a_class_token_the_mean_of_the_patches_stands_for_the_picture() -> None:
     tokens = encoder("test_resnet").eval()(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize("name", ["test_vit2", "beit_base_patch16_224"])
+def test_a_norm_behind_the_pool_is_done_token_by_token(name: str) -> None:
+    """Models that are pooled over their patches have no norm before the pool; without it features have no known size."""
+    model = encoder(name, **({} if name == "test_vit2" else SMALL)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.body.forward_features(images)[:, model.layout.num_prefix_tokens :]
+    patches = model(images)[:, 1:]
+    torch.testing.assert_close(
+        patches, torch.nn.functional.layer_norm(features, features.shape[-1:], eps=model.body.fc_norm.eps)
+    )
+    assert "body.fc_norm.weight" in dict(model.named_parameters())
 
 
 def test_registers_are_dropped() -> None:
@@ -112,19 +124,6 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
 def test_what_a_model_does_not_take_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(InputError, match=key):
         encoder(**changes)
-
-
-def test_an_unreachable_hub_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = vision.timm.create_model
-
-    def offline(name: str, *, pretrained: bool, **arguments: Any) -> torch.nn.Module:
-        if pretrained:
-            raise OSError("no route to host")
-        return create(name, **arguments)
-
-    monkeypatch.setattr(vision.timm, "create_model", offline)
-    with pytest.raises(MachineError, match="no route to host"):
-        encoder("test_vit", weights="hub")
 
 
 def test_weights_from_a_file_are_the_models(tmp_path: Path) -> None:

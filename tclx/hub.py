@@ -1,0 +1,148 @@
+"""Are a model's files on this machine, or can the model hub be asked for them? Answered in seconds, before anything waits.
+
+The hub's own client asks six times with growing pauses before it says that there is no network. Here one request has
+`SECONDS`, and none is made for what the cache (HF_HOME) holds already.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tclx.errors import MachineError
+from tclx.foreign import first_line
+
+SECONDS = 5.0
+"""For the hub's one answer, the name's look-up included."""
+
+TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.json")
+
+
+_THERE, _NO_SUCH = "there", "the hub has no "
+
+
+class HubFiles(NamedTuple):
+    """What a spec needs of one repository on the hub."""
+
+    key: str
+    """The spec's key that asks for it."""
+    repository: str
+    """`owner/name`, or a name alone."""
+    files: tuple[tuple[str, ...], ...]
+    """One of each of these."""
+    revision: str | None = None
+    instead: str = "copy the files to a folder and name that"
+    """What else would do."""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name means the hub: neither a folder nor `package:NAME`."""
+    return not name.startswith(("/", "package:")) and not Path(name).is_dir()
+
+
+def text_files(name: str, *, key: str, weights: bool) -> HubFiles:
+    """Of a transformers model: its configuration, and its weights where they are wanted."""
+    return HubFiles(key, name, (("config.json",), TEXT_WEIGHTS) if weights else (("config.json",),))
+
+
+def tokenizer_files(name: str, *, key: str) -> HubFiles:
+    """Of a tokenizer, whichever kind it is."""
+    instead = "copy them to a folder and name that, or let tclx train one on the captions: data.tokenizer: {source: captions}"
+    return HubFiles(key, name, (TOKENIZER,), instead=instead)
+
+
+def in_cache(needed: HubFiles) -> bool:
+    """Whether this machine's cache holds them all."""
+    return not _lacking(needed)
+
+
+def require(needed: HubFiles) -> None:
+    """See to it that files are in the cache or can be fetched.
+
+    Raises:
+        MachineError: they are not in the cache, and the hub cannot be reached, does not have them or does not give them.
+    """
+    lacking = _lacking(needed)
+    if not lacking:
+        return
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise _missing(needed, "HF_HUB_OFFLINE is set, so the hub is not asked")
+    answer = ""
+    for name in lacking[0]:
+        answer = _answer(needed, name)
+        if answer == _THERE:
+            return
+        if not answer.startswith(_NO_SUCH):  # it will not answer for the other files either
+            break
+    raise _missing(needed, answer)
+
+
+def _lacking(needed: HubFiles) -> list[Sequence[str]]:
+    """The choices of files of which none is in the cache; of a sharded model every shard has to be."""
+    return [names for names in needed.files if not any(_is_whole(path, needed) for path in _cached(needed, names))]
+
+
+def _cached(needed: HubFiles, names: Sequence[str]) -> list[Path]:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(needed.repository, name, revision=needed.revision) for name in names]
+    except HFValidationError as error:
+        raise MachineError(f"{needed.key}: {needed.repository!r} is no name of the model hub: {error}") from error
+    return [Path(path) for path in found if isinstance(path, str) and Path(path).is_file()]
+
+
+def _is_whole(path: Path, needed: HubFiles) -> bool:
+    if not path.name.endswith(".index.json"):
+        return True
+    try:
+        shards = {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all(_cached(needed, [shard]) for shard in shards)
+
+
+def _answer(needed: HubFiles, name: str) -> str:
+    """`_THERE`, or why not; in a thread, since a name's look-up has no time limit of its own."""
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_ask(needed, name)), daemon=True).start()
+    try:
+        return answers.get(timeout=SECONDS)
+    except queue.Empty:
+        return f"the hub gave no answer in {SECONDS:.0f} s"
+
+
+def _ask(needed: HubFiles, name: str) -> str:
+    import httpx
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        url = hf_hub_url(needed.repository, name, revision=needed.revision)
+        code = httpx.head(url, headers=build_hf_headers(), timeout=SECONDS, follow_redirects=False).status_code
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return f"the hub cannot be reached ({type(error).__name__}: {first_line(error)})"
+    if code in (401, 403):
+        return f"{_NO_SUCH}public model of that name (it answered {code}; for one that asks for consent, set HF_TOKEN)"
+    if code == 404:
+        return f"{_NO_SUCH}{name} there"
+    return _THERE if code < 400 else f"the hub answered {code}"
+
+
+def _missing(needed: HubFiles, why: str) -> MachineError:
+    from huggingface_hub import constants
+
+    wanted = " and ".join(names[0] for names in _lacking(needed))
+    return MachineError(
+        f"{needed.key}: {wanted} of {needed.repository} is not in this machine's cache ({constants.HF_HUB_CACHE}), and {why}\n"
+        f"Where there is a network, `hf download {needed.repository}` fetches it; point HF_HOME at the cache it went to, or "
+        f"{needed.instead}."
+    )
