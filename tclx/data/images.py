@@ -133,7 +133,7 @@ def _is_seen_otherwise(content: bytes, jpeg: Jpeg) -> bool:
     if not (jpeg.has_exif or jpeg.has_profile):
         return False
     try:
-        with _opened(content) as image:
+        with warnings.catch_warnings(action="ignore"), _opened(content) as image:
             return orientation(image) != 1 or has_other_colours(image)
     except Exception:  # whatever is wrong with it, Pillow's own path says it
         return True

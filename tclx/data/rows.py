@@ -191,7 +191,7 @@ def _not_json(source: _Text, error: json.JSONDecodeError, number: int) -> Unread
     rest = source.text[error.pos : error.pos + 40]
     if rest.startswith("'"):
         hint = "this is Python's own notation: write it with json.dump"
-    elif error.pos >= len(source.text.rstrip()):
+    elif error.pos >= len(source.text.rstrip()) or error.msg.startswith("Unterminated string"):
         hint = "the file ends within a row: it was cut short"
     return Unreadable(f"{source.place(error.pos)}: not valid JSON: {error.msg} (row {number})", hint)
 

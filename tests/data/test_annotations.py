@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,65 @@ def test_indices_are_dense_from_zero(tmp_path: Path) -> None:
     rows = [{"image": f"{number % 7}.jpg", "caption": "x"} for number in range(40)]
     index = read_annotations(files_source(tmp_path, rows), key="data.train", training=True).image_index
     assert np.array_equal(np.unique(index), np.arange(7))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_files_as_windows_writes_them_are_read(tmp_path: Path, encoding: str, indent: int | None) -> None:
+    rows = [{"image": f"Übung {number}.jpg", "caption": "日本 🙂\r\n"} for number in range(3)]
+    source = files_source(tmp_path, "")
+    text = json.dumps(rows, ensure_ascii=False, indent=indent).replace("\n", "\r\n") + "\r\n"
+    Path(source.files[0]).write_bytes(text.encode(encoding))
+    read = read_annotations(source, key="data.train", training=True)
+    assert list(read.pictures) == [row["image"] for row in rows]
+    assert set(read.captions) == {"日本 🙂\r\n"}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_fault_deep_in_a_long_file_has_its_line_and_column(tmp_path: Path, indent: int | None) -> None:
+    """Over several pieces, with characters of two bytes on their borders."""
+    rows: list[dict[str, Any]] = [{"image": f"{number}.jpg", "caption": "ü" * (number % 97)} for number in range(30_000)]
+    rows[29_000]["caption"] = 7
+    text = json.dumps(rows, ensure_ascii=False, indent=indent)
+    assert len(text.encode()) > 3 << 20
+    line = text.count("\n", 0, text.index('"29000.jpg"'))
+    assert f"rows.json:{line if indent else 1}: row 29000: `caption` is a number" in problems(tmp_path, text)
+    place = text.index('"29500.jpg"') - 2
+    broken = text[:place] + ";" + text[place + 1 :]
+    column = place - text.rfind("\n", 0, place)
+    expected = f"rows.json:{text.count(chr(10), 0, place) + 1}:{column}: not valid JSON: Expecting ':' delimiter (row 29500)"
+    assert expected in problems(tmp_path, broken)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1, 2,]", "rows.json:1:7: not valid JSON: a comma before the end of the list"),
+        (b"[{}] []", "rows.json:1:6: not valid JSON: the list ends and something follows (one list a file)"),
+        (b"[{}", "rows.json:1:4: not valid JSON: the file ends within the list: it was cut short"),
+        (b'[\n{"image": "a', "(the file ends within a row: it was cut short)"),
+        (b"[{'image': 'a'}]", "(this is Python's own notation: write it with json.dump)"),
+        (b'[{"image": "a",\n"image": "b"}]', "rows.json:1:2: row 0: `image` stands there twice (which of the two is meant?)"),
+        (b'[{"image": "a", "caption": NaN}]', "`caption` is nan, a missing value as pandas writes it"),
+        (b'[{"image": "a", "caption": "x", "image_id": true}]', "`image_id` is true or false"),
+        (b'[{"image": "a\\u0000", "caption": "x"}]', "`image` holds a NUL character"),
+        (b'[{"image": "a", "caption": ["x", "\\ud83d"]}]', "`caption` holds half a character"),
+        (b'[{"image": "a", "image_id": ' + b"1" * 5000 + b"}]", "rows.json:1:2: row 0 holds a number of thousands of digits"),
+        (b"\x1f\x8b\x08", "rows.json is a gzip archive, not JSON (unpack it first)"),
+        (b"PAR1....", "rows.json is a Parquet table, not JSON"),
+        (b"\xff\xd8\xff\xe0", "rows.json is a JPEG picture, not JSON"),
+        (b"<!DOCTYPE html><html>", "rows.json is a web page (HTML)"),
+        (b"a.jpg\tone\nb.jpg\ttwo\n", "rows.json:1:1: looks like TSV (values between tabs)"),
+        (b'{"image": {"0": "a"}, "caption": {"0": "x"}}', "a table of pandas is written with orient='records'"),
+    ],
+)
+def test_what_else_people_have_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    source = files_source(tmp_path, "")
+    Path(source.files[0]).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_annotations(source, key="data.train", training=True)
+    assert message in str(caught.value)
+
+
+def test_a_row_without_end_is_refused_before_memory_is(tmp_path: Path) -> None:
+    assert "row 0 is longer than 16,777,216 characters" in problems(tmp_path, '[{"image": "' + "x" * (40 << 20))

@@ -469,6 +469,18 @@ def test_pictures_come_in_the_order_asked_for(photos: Path, num_workers: int) ->
         assert apart.max() == 0
 
 
+def test_pictures_are_turned_as_their_file_says_and_as_stored_for_the_published_code(photos: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (photos / "0.jpg").write_bytes(encoded(photograph(40, 40), exif=exif))
+    seen, stored = (
+        open_evaluation_set(experiment(data={"val": on_photos(photos)["train"]}, compat=compat), "val").image(0)
+        for compat in (None, "official")
+    )
+    assert np.abs(seen.astype(int) - stored[::-1, ::-1]).mean() < 2
+    assert np.abs(seen.astype(int) - stored).mean() > 10
+
+
 def test_training_rows_are_grouped_by_picture_when_evaluated_on(photos: Path) -> None:
     rows = [{"image": f"{n % 3}.jpg", "image_id": n % 3, "caption": f"Caption {n}!"} for n in (2, 0, 1, 2, 0)]
     source = files_source(photos, rows, form="retrieval")
