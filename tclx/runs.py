@@ -297,6 +297,11 @@ class RunFolder:
         """What one process does, written by it every few seconds."""
         return self.path / "ranks" / f"rank{rank}.json"
 
+    def saved_step(self) -> int:
+        """The newest checkpoint's step, by its name; torch is not needed to read it."""
+        steps = [int(path.parent.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*/manifest.json")]
+        return max(steps, default=0)
+
     def read_job(self) -> Job | None:
         """Whom the run was last handed to, or None."""
         return Job(**self.read_json(self.job)) if self.job.exists() else None

@@ -155,7 +155,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     if folder.cancel.exists() or job not in STILL_OURS:
         return _end(
             folder,
-            replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {_saved_step(folder)}"),
+            replace(state, status="interrupted", reason=f"ended from outside (cancelled); saved at step {folder.saved_step()}"),
         )
     if not began and exit_code > SIGNALLED:
         return _go_on(folder, state, attempt, launch, why="killed", said="the job was ended while it started")
@@ -203,7 +203,7 @@ def _go_on(
     node: str | None = None,
 ) -> int:
     """Requeue the job, unless it was started often enough."""
-    step, limit = _saved_step(folder), _LIMITS[why]
+    step, limit = folder.saved_step(), _LIMITS[why]
     if attempt.restart >= launch.max_restarts:
         reason = f"{said}; it was restarted {attempt.restart} times, and launch.max_restarts is {launch.max_restarts}"
         return _end(folder, replace(state, status="failed", step=step, reason=reason))
@@ -254,12 +254,6 @@ def bad_nodes(folder: RunFolder) -> list[str]:
     """The nodes on which this run has ended too often without its own doing."""
     ended = (event.get("node") for event in folder.read_events() if event["event"] in ("killed", "stood_still"))
     return sorted(node for node, times in Counter(ended).items() if node and times >= _BAD_NODE_LIMIT)
-
-
-def _saved_step(folder: RunFolder) -> int:
-    """The newest checkpoint's step, by its name; torch is not needed to read it."""
-    steps = [int(path.parent.name.removeprefix("step-")) for path in folder.checkpoints.glob("step-*/manifest.json")]
-    return max(steps, default=0)
 
 
 def _times_at_this_step(folder: RunFolder, why: str, step: int) -> int:

@@ -260,8 +260,9 @@ class Watchdog:
                     faulthandler.dump_traceback(file, all_threads=True)
             if self._rank == 0:
                 state = folder.read_state() or RunState("created")
-                folder.write_state(replace(state, status=status, reason=reason))
-                folder.add_event(status, step=state.step, reason=reason)
+                step = folder.saved_step()
+                folder.write_state(replace(state, status=status, step=step, reason=reason))
+                folder.add_event(status, step=step, reason=reason)
 
 
 def read_word(folder: RunFolder, rank: int) -> Word | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, RunState
 from tclx.train import watchdog
 from tclx.train.watchdog import (
     BATCH,
@@ -220,12 +220,14 @@ with Watchdog(folder, rank=0, world_size=1) as dog, dog.during(Stage("waiting fo
 
 def test_what_stands_still_is_ended_with_its_stacks_and_the_reason(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.write_state(RunState("running", step=9, total_steps=12))
+    folder.write_json(folder.checkpoints / "step-00000006" / "manifest.json", {})
     done = subprocess.run([sys.executable, "-c", STANDS_STILL, str(tmp_path)], capture_output=True, text=True, timeout=50)
     assert done.returncode == 3, done.stderr
     assert "has stood still" in done.stderr
     state = folder.read_state()
     assert state is not None
-    assert state.status == "failed"
+    assert (state.status, state.step, state.total_steps) == ("failed", 6, 12)  # where it goes on
     assert "waiting for nothing" in (state.reason or "")
     assert "in_vain" in folder.stacks(0).read_text()
     note = json.loads(folder.error(0).read_text())
