@@ -41,4 +41,16 @@ postgres-down:
 
 # what clusters, databases, disks and servers do to runs and sweeps, for minutes on end
 faults:
-    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -s -m faults tests/slurm tests/sweep tests/track
+    python3 tests/slurm/cluster.py around python3 -m tests.postgres around pytest -s -m faults
+
+# every check that needs a GPU, in under ten minutes (docs/gpu.md)
+gpu *ARGS:
+    python -m benchmarks.gpu {{ARGS}}
+
+# one folder that runs them on a bare machine without a network
+gpu-pack *ARGS:
+    python -m benchmarks.gpu.pack {{ARGS}}
+
+# break one line at a time and run the nearest tests: which lines does no test need?
+mutate *ARGS:
+    python benchmarks/mutate.py {{ARGS}}

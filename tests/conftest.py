@@ -63,6 +63,38 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A torch.device: the CPU, and a GPU where there is one, with its products in plain fp32."""
+    import torch  # many a test needs none
+
+    if request.param == "cpu":
+        yield torch.device("cpu")
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: `just gpu` runs this where there is one")
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device("cuda")
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@pytest.fixture
+def numerics() -> Iterator[None]:
+    """Puts torch's process-wide switches back."""
+    import torch
+
+    deterministic, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    convolutions, filling = torch.backends.cudnn.allow_tf32, torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
 @pytest.fixture
 def closing() -> Iterator[None]:
     """Studies leave their connections to the end of the process; here they end with the test."""

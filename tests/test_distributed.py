@@ -74,6 +74,33 @@ def check_errors() -> dict[str, bool]:
     }
 
 
+def test_a_single_process_gives_and_gets_its_own(device: torch.device, tmp_path: Path) -> None:
+    """Through a real collective of one: NCCL on a GPU, gloo on a CPU."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        rows, flags = torch.randn(3, 2, device=device), torch.tensor([True, False], device=device)
+        leaf = rows.clone().requires_grad_()
+        (2 * distributed.gather_with_gradient(leaf)).sum().backward()
+        net = nn.Linear(2, 2).to(device)
+        distributed.wrap(net)(rows).sum().backward()
+        assert torch.equal(distributed.gather(rows), rows)
+        assert torch.equal(distributed.gather(flags), flags)
+        assert torch.equal(leaf.grad, torch.full_like(rows, 2))
+        assert torch.equal(distributed.mean(rows), rows)
+        assert torch.equal(distributed.total(flags.long()), flags.long())
+        assert torch.equal(distributed.maximum(flags.to(torch.uint8)), flags.to(torch.uint8))
+        assert distributed.on_main(lambda: "said") == "said"
+        assert distributed.all_gather_object({"rank": 0}) == [{"rank": 0}]
+        assert distributed.any_rank(True)
+        assert not distributed.any_rank(False)
+        torch.testing.assert_close(net.weight.grad, rows.sum(dim=0).expand(2, 2))
+        distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def train(*, first: int, state: dict[str, Tensor] | None, settle: bool) -> dict[str, Tensor]:
     """Steps first..8 of plain gradient descent on a net whose bucket order changes after the first backward pass."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ from tclx.train.precision import autocast, choose_device, gradient_scaler, prepa
 from tclx.train.step import QueueKeys, StepOutput, TrainingStep
 from tclx.train.stopping import StopRequest, hearing_requests, stop_request
 from tclx.train.watchdog import BATCH, EVALUATING, SAVING, STARTING, UPLOADING, Watchdog
+
+# Only CUDA's allocator raises an error of its own class; cuBLAS, cuDNN, NCCL and the CPU's allocator raise plain ones.
+_OUT_OF_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|(can't allocate|not enough) memory")
 
 
 class Best(NamedTuple):
@@ -120,7 +124,7 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, consoles: Sequ
         except TclxError as error:
             _record_end(folder, plan, error)
             raise
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if (reason := _known_failure(error, device)) is None:
                 raise
             _record_end(folder, plan, reason)
@@ -135,15 +139,19 @@ def _consoles() -> list[Console]:
     return [Console(stderr=True), *([Console(file=terminal)] if (terminal := screen()) is not None else [])]
 
 
-def _known_failure(error: RuntimeError, device: torch.device) -> TclxError | None:
-    """What a user can do about an error of torch's; None for what is a bug."""
+def _known_failure(error: RuntimeError | MemoryError, device: torch.device) -> TclxError | None:
+    """What a user can do about an error of torch's or of memory; None for what is a bug."""
     if device.type == "mps" and (isinstance(error, NotImplementedError) or "out of memory" in str(error)):
         return RunFailed(f"training.device: mps: {str(error).splitlines()[0]} (device: cpu computes everything)")
-    if isinstance(error, torch.OutOfMemoryError):
-        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        whose = "this machine"
+        if device.type == "cuda":
+            gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+            whose = f"the GPU ({gib:.0f} GiB)"
         return RunFailed(
-            f"the GPU's {gib:.0f} GiB are not enough: lower training.batch_size_per_gpu (and raise accumulation_steps), or set "
-            "training.activation_checkpointing: true or precision: bf16; tclx plan estimates what is needed"
+            f"the memory of {whose} is not enough: lower training.batch_size_per_gpu (and raise accumulation_steps), or set "
+            "training.activation_checkpointing: true or precision: bf16; during an evaluation lower "
+            "evaluation.retrieval.batch_size; tclx plan estimates what training needs"
         )
     if distributed.is_lost_peer(error):
         return LostPeer("another process of this run is gone; its own log says why, unless it was killed")

@@ -54,17 +54,23 @@ def tiny_spec(*, form: str = "pretrain", **changes: Any) -> ExperimentSpec:
     return ExperimentSpec.model_validate_json(json.dumps(sections))
 
 
-def tiny_model(shared: Path, spec: ExperimentSpec, *, initial: str) -> TCL:
+def tiny_model(shared: Path, spec: ExperimentSpec, *, initial: str, device: torch.device | str = "cpu") -> TCL:
     """The tiny model with one of the recorded initial states."""
     model = TCL(spec, vocab_size=61, pad_token_id=PAD_ID)
     load_official(model, load_file(shared / "parity" / f"{initial}.safetensors"))
-    return model
+    return model.to(device)
+
+
+def recorded_tensors(shared: Path, device: torch.device | str = "cpu", *, name: str = "tensors") -> dict[str, Tensor]:
+    """A file of recorded numbers, on a device."""
+    return load_file(shared / "parity" / f"{name}.safetensors", device=str(device))
 
 
 def recorded_batch(tensors: dict[str, Tensor], inputs: str, masked: str | None, rows: slice = slice(None)) -> Batch:
     """A recorded batch; the pictures are already normalised floats, which the tiny spec's statistics leave as they are."""
     ids = tensors[f"{inputs}/input_ids"][rows]
     labels = None if masked is None else tensors[f"{masked}/mlm_labels"]
+    device = ids.device
     positions = None if labels is None else (labels.flatten() != -100).nonzero().squeeze(1)
     return Batch(
         images=tensors[f"{inputs}/image"][rows],
@@ -74,7 +80,7 @@ def recorded_batch(tensors: dict[str, Tensor], inputs: str, masked: str | None, 
         masked_input_ids=None if masked is None else tensors[f"{masked}/mlm_input_ids"],
         mlm_positions=positions,
         mlm_labels=None if labels is None or positions is None else labels.flatten()[positions],
-        image_index=torch.arange(len(ids)),
-        row=torch.arange(len(ids)),
+        image_index=torch.arange(len(ids), device=device),
+        row=torch.arange(len(ids), device=device),
         num_bad_images=0,
     )

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tclx.losses.contrastive import similarity_logits, soft_cross_entropy, soft_targets, target_distribution
 from tclx.losses.local_mi import local_mutual_information_loss
 from tclx.losses.masked_lm import masked_language_modeling_loss
 from tclx.losses.matching import image_text_matching_loss
+
+from .official import recorded_tensors
 
 BATCH = 4
 SOFT_LABEL_WEIGHT = {"pretrain_eval": 0.4, "pretrain_train_dropout": 0.4, "pretrain_eval_alpha0": 0.0}
@@ -28,13 +29,13 @@ def expected(shared: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tensors(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "parity" / "tensors.safetensors")
+def tensors(shared: Path, device: torch.device) -> dict[str, Tensor]:
+    return recorded_tensors(shared, device)
 
 
 @pytest.fixture(scope="module")
-def initial(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "parity" / "pretrain_init.safetensors")
+def initial(shared: Path, device: torch.device) -> dict[str, Tensor]:
+    return recorded_tensors(shared, device, name="pretrain_init")
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def assert_official(loss: Tensor, number: float) -> None:
 
 
 def one_hot_targets(keys: Tensor) -> Tensor:
-    return target_distribution(torch.arange(BATCH), torch.arange(len(keys)))
+    return target_distribution(torch.arange(BATCH, device=keys.device), torch.arange(len(keys), device=keys.device))
 
 
 @every_scenario
@@ -116,7 +117,7 @@ def test_lmi_text(
 
 @every_scenario
 def test_itm(scenario: str, recorded: dict[str, Tensor], expected: dict[str, Any]) -> None:
-    labels = torch.tensor([1] * BATCH + [0] * 2 * BATCH)
+    labels = torch.tensor([1] * BATCH + [0] * 2 * BATCH, device=recorded["vl_output"].device)
     assert_official(image_text_matching_loss(recorded["vl_output"], labels), expected[scenario]["itm"])
 
 
@@ -133,5 +134,5 @@ def test_mlm_without_soft_labels(tensors: dict[str, Tensor], expected: dict[str,
 
 def test_retrieval_targets_share_the_mass_among_captions_of_one_picture(tensors: dict[str, Tensor]) -> None:
     index = tensors["retrieval_eval/idx"]
-    targets = target_distribution(index, torch.cat([index, torch.full((12,), -100)]))
+    targets = target_distribution(index, torch.cat([index, index.new_full((12,), -100)]))
     torch.testing.assert_close(targets, tensors["retrieval_eval/sim_targets"], rtol=0, atol=0)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +17,8 @@ from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL, Encoded
 from tclx.model.weights import load_initial_weights, resize_position_embedding
 from tests.model.tiny import ALL_TERMS, VOCAB_SIZE, tiny_spec
+
+from .official import recorded_tensors
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
@@ -36,12 +37,13 @@ class Recorded(NamedTuple):
         return self.tensors[f"pretrain_eval/{name}"]
 
 
-def replayed(shared: Path, form: str, *, inputs: int = 0) -> Recorded:
+def replayed(shared: Path, device: torch.device, form: str, *, inputs: int = 0) -> Recorded:
     objectives = ALL_TERMS if form == "pretrain" else {**ALL_TERMS, "mlm": None}
     model = TCL(tiny_spec(objectives), vocab_size=VOCAB_SIZE, pad_token_id=0).eval()
     load_initial_weights(model, shared / "parity" / f"{form}_init.safetensors")
+    model.to(device)
     update_momentum(model.online, model.momentum, keep=0.995)  # as the official forward pass begins
-    tensors = load_file(shared / "parity" / "tensors.safetensors")
+    tensors = recorded_tensors(shared, device)
     mask = tensors[f"pretrain/in{inputs}/attention_mask"].bool()
     with torch.no_grad():
         image = model.online.encode_image(tensors[f"pretrain/in{inputs}/image"])
@@ -58,8 +60,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pretrain(shared: Path) -> Recorded:
-    return replayed(shared, "pretrain")
+def pretrain(shared: Path, device: torch.device) -> Recorded:
+    return replayed(shared, device, "pretrain")
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def test_momentum_embeddings_and_locals(pretrain: Recorded) -> None:
 def matching_logits(recorded: Recorded, scenario: str) -> Tensor:
     """Of true pairs, wrong pictures, wrong captions, from one fusion pass."""
     fusion, tensors = recorded.model.online.fusion_encoder, recorded.tensors
-    own = torch.arange(4)
+    own = torch.arange(4, device=recorded.mask.device)
     texts = torch.cat([own, own, tensors[f"{scenario}/neg_text_idx"]])
     pictures = torch.cat([own, tensors[f"{scenario}/neg_image_idx"], own])
     keys_values = fusion.keys_values(recorded.first.tokens)
@@ -105,15 +107,17 @@ def test_masked_word_logits(pretrain: Recorded) -> None:
 
 
 @torch.no_grad()
-def test_matching_in_the_retrieval_form(shared: Path) -> None:
-    recorded = replayed(shared, "retrieval", inputs=1)
+def test_matching_in_the_retrieval_form(shared: Path, device: torch.device) -> None:
+    recorded = replayed(shared, device, "retrieval", inputs=1)
     logits = matching_logits(recorded, "retrieval_eval")
-    labels = torch.tensor([1] * 4 + [0] * 8)
+    labels = torch.tensor([1] * 4 + [0] * 8, device=device)
     expected = json.loads((shared / "parity" / "expected.json").read_text(encoding="utf-8"))["scenarios"]["retrieval_eval"]
-    torch.testing.assert_close(functional.cross_entropy(logits, labels), torch.tensor(expected["itm"]), **TOLERANCE)
+    torch.testing.assert_close(
+        functional.cross_entropy(logits, labels), torch.tensor(expected["itm"], device=device), **TOLERANCE
+    )
 
 
-def test_position_embedding_interpolation(shared: Path) -> None:
-    tensors = load_file(shared / "parity" / "extras.safetensors")
+def test_position_embedding_interpolation(shared: Path, device: torch.device) -> None:
+    tensors = recorded_tensors(shared, device, name="extras")
     resized = resize_position_embedding(tensors["pos_embed/in_4x4"], num_tokens=37)
     torch.testing.assert_close(resized, tensors["pos_embed/out_6x6"], **TOLERANCE)

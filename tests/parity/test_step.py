@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tclx.losses.contrastive import soft_cross_entropy
@@ -19,7 +18,7 @@ from tclx.model.weights import official_state_dict
 from tclx.train.optim import build_optimizer
 from tclx.train.step import HardNegatives, StepOutput, TrainingStep
 
-from .official import recorded_batch, tiny_model, tiny_spec
+from .official import recorded_batch, recorded_tensors, tiny_model, tiny_spec
 
 PARTS = {
     "cma_i2t": "cma_image_to_text",
@@ -42,8 +41,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tensors(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "parity" / "tensors.safetensors")
+def tensors(shared: Path, device: torch.device) -> dict[str, Tensor]:
+    return recorded_tensors(shared, device)
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +82,17 @@ def gradients(model: TCL, *, form: str) -> dict[str, Tensor]:
 def check_gradients(ours: dict[str, Tensor], recorded: dict[str, Tensor]) -> None:
     assert recorded
     for name, gradient in recorded.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        # A GPU adds up in another order: entries that are nearly 0 are the rounding of larger ones.
+        atol = 1e-6 if gradient.device.type == "cpu" else 1e-5
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize(("scenario", "weight"), [("pretrain_eval", 0.4), ("pretrain_eval_alpha0", 0.0)])
 def test_pretraining_losses_and_gradients(
-    shared: Path, tensors: dict[str, Tensor], expected: dict[str, Any], scenario: str, weight: float
+    shared: Path, device: torch.device, tensors: dict[str, Tensor], expected: dict[str, Any], scenario: str, weight: float
 ) -> None:
     spec = tiny_spec()
-    model = tiny_model(shared, spec, initial="pretrain_init")
+    model = tiny_model(shared, spec, initial="pretrain_init", device=device)
     follow_online(model)
     output = TrainingStep(model, spec)(
         recorded_batch(tensors, "pretrain/in0", scenario),
@@ -113,10 +114,10 @@ def test_pretraining_losses_and_gradients(
 
 
 def test_retrieval_losses_and_gradients_with_repeated_pictures(
-    shared: Path, tensors: dict[str, Tensor], expected: dict[str, Any]
+    shared: Path, device: torch.device, tensors: dict[str, Tensor], expected: dict[str, Any]
 ) -> None:
     spec = tiny_spec(form="retrieval")
-    model = tiny_model(shared, spec, initial="retrieval_init")
+    model = tiny_model(shared, spec, initial="retrieval_init", device=device)
     follow_online(model)
     batch = recorded_batch(tensors, "pretrain/in1", None)
     batch = type(batch)(**{**batch.__dict__, "image_index": tensors["retrieval_eval/idx"]})
@@ -134,9 +135,9 @@ def test_retrieval_losses_and_gradients_with_repeated_pictures(
     assert model.queue.image_index.tolist() == tensors["retrieval_eval/idx_queue_after"].flatten().tolist()
 
 
-def test_four_adamw_steps(shared: Path, tensors: dict[str, Tensor], expected: dict[str, Any]) -> None:
+def test_four_adamw_steps(shared: Path, device: torch.device, tensors: dict[str, Tensor], expected: dict[str, Any]) -> None:
     spec = tiny_spec()
-    model = tiny_model(shared, spec, initial="pretrain_init")
+    model = tiny_model(shared, spec, initial="pretrain_init", device=device)
     step = TrainingStep(model, spec)
     optimizer = build_optimizer(model, spec.optim, official=True)
     for number, recorded in enumerate(expected["scenarios"]["pretrain_4_adamw_steps"]):
@@ -159,7 +160,7 @@ def test_four_adamw_steps(shared: Path, tensors: dict[str, Tensor], expected: di
         assert model.temperature("cma").item() == pytest.approx(recorded["temp_after"], abs=1e-6)
 
     ours = official_state_dict(model, form="pretrain")
-    theirs = load_file(shared / "parity" / "pretrain_after_4_steps.safetensors")
+    theirs = recorded_tensors(shared, device, name="pretrain_after_4_steps")
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         mine = ours[name]
@@ -169,7 +170,9 @@ def test_four_adamw_steps(shared: Path, tensors: dict[str, Tensor], expected: di
             third = len(value) // 3
             value = torch.cat([value[:third], value[2 * third :]])
             mine = torch.cat([mine[:third], mine[2 * third :]])
-        torch.testing.assert_close(mine, value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        # AdamW divides a gradient by its own size, so a GPU's other rounding of small ones shows.
+        atol = 1e-5 if device.type == "cpu" else 1e-4
+        torch.testing.assert_close(mine, value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_loss_without_soft_labels_is_plain_infonce() -> None:

@@ -16,7 +16,7 @@ from tclx.model.tcl import TCL
 from tclx.train.step import StepOutput, TrainingStep
 
 from ..processes import finish_processes, start_processes
-from .step_worker import VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
+from .step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
 from .toy import toy_spec
 
 TERMS = ("cma", "imc", "lmi", "itm", "mlm")
@@ -59,6 +59,27 @@ def test_a_weight_scales_its_term() -> None:
     single, _ = run_step(global_batch())
     double, _ = run_step(global_batch(), **{"objectives.itm": {"weight": 2.0}})
     assert (double.loss - single.loss).item() == pytest.approx(single.terms["itm"].item(), rel=1e-4)
+
+
+def test_each_bound_on_mutual_information_is_of_its_own_direction_and_of_the_true_labels() -> None:
+    """log(keys) minus the loss of that part, which with soft labels is another loss."""
+    spec = toy_spec(**WITHOUT_DROPOUT)
+    torch.manual_seed(0)
+    model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    with torch.no_grad():  # fresh weights give nearly the same loss in every direction
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.clamp_temperatures()
+    hard, soft = (
+        TrainingStep(model, spec)(global_batch(), soft_label_weight=weight, draw=0, measure=True).measures
+        for weight in (0.0, 0.4)
+    )
+    parts = ("cma_image_to_text", "cma_text_to_image", "imc_image", "imc_text")
+    for part in parts:
+        assert hard[f"mi_bound/{part}"].item() == pytest.approx(math.log(GLOBAL_BATCH) - hard[f"loss/{part}"].item(), abs=1e-5)
+        assert soft[f"mi_bound/{part}"].item() == pytest.approx(hard[f"mi_bound/{part}"].item(), abs=1e-5)
+    assert len({round(hard[f"loss/{part}"].item(), 3) for part in parts}) == len(parts)
+    assert soft["loss/cma_text_to_image"].item() != pytest.approx(hard["loss/cma_text_to_image"].item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("compat", [None, "official"])

@@ -108,7 +108,14 @@ def start(
     return processes
 
 
-def _work(path: Path, environment: dict[str, str]) -> None:
+def start_with(prepare_process: Callable[[str], None], folder: RunFolder) -> BaseProcess:
+    """As `start`, one process that first calls the function with its device's name."""
+    process: BaseProcess = _SERVER.Process(target=_work, args=(folder.path, {"RANK": "0", "WORLD_SIZE": "1"}, prepare_process))
+    process.start()
+    return process
+
+
+def _work(path: Path, environment: dict[str, str], prepare_process: Callable[[str], None] | None = None) -> None:
     import torch
 
     from tclx.errors import Interrupted, TclxError
@@ -120,6 +127,8 @@ def _work(path: Path, environment: dict[str, str]) -> None:
     os.dup2(stderr, 2)
     folder = RunFolder(path)
     spec = ExperimentSpec.model_validate_json(folder.spec.read_text(encoding="utf-8"))
+    if prepare_process is not None:
+        prepare_process(spec.training.device)
     try:
         train(folder, spec, Plan.from_json(folder.read_json(folder.plan)))
     except Interrupted:

@@ -1,0 +1,200 @@
+"""How fast is a training step, how much memory does it take, and which batch is the largest that fits?"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.gpu.conditions import Conditions, Precision, card_name, peak_tflops, training_spec
+from tclx.data.batch import Batch
+from tclx.model.cost import estimate_cost
+from tclx.model.momentum import update_momentum
+from tclx.model.tcl import TCL
+from tclx.plan import DataFacts, make_plan
+from tclx.spec.experiment import ExperimentSpec
+from tclx.train.optim import build_optimizer, parameters_of
+from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
+from tclx.train.step import TrainingStep
+
+WARM_UP = 3
+SOFT_LABEL_WEIGHT = 0.4
+NUM_ROWS = 1_000_000
+"""Of the data that the plan is made for: more than any batch."""
+
+
+class Trainer:
+    """What `tclx.train.loop` does in a step, without data, rows and files: the step's own time.
+
+    The pictures are random bytes and the captions random words of full length, made on the device once.
+    """
+
+    def __init__(self, spec: ExperimentSpec, *, vocab_size: int, backend: str) -> None:
+        self.spec, self.vocab_size = spec, vocab_size
+        self.device = choose_device(spec.training)
+        prepare_numerics(spec.training, self.device)
+        torch.manual_seed(0)
+        self.model = TCL(spec, vocab_size=vocab_size, pad_token_id=0).to(self.device)
+        self.model.train()
+        if spec.training.compile:
+            for encoders in (self.model.online, self.model.momentum):
+                for part in encoders.children() if encoders is not None else ():
+                    part.compile(backend=backend)
+        self.step = TrainingStep(self.model, spec)
+        self.optimizer = build_optimizer(self.model, spec.optim, official=False)
+        self.scaler = gradient_scaler(spec.training, self.device)
+        self.num_draws = 0
+
+    def batch(self, size: int) -> Batch:
+        """Random pairs, all of different pictures, 15 % of the tokens hidden."""
+        side, length = self.spec.model.image_encoder.image_size, self.spec.data.max_caption_tokens
+        images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8, device=self.device)
+        ids = torch.randint(5, self.vocab_size, (size, length), device=self.device)
+        positions = torch.arange(1, size * length, 7, device=self.device)
+        return Batch(
+            images=images[0],
+            images_second=images[1],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            masked_input_ids=ids.roll(1, dims=0),
+            mlm_positions=positions,
+            mlm_labels=ids.flatten()[positions],
+            image_index=torch.arange(size, device=self.device),
+            row=torch.arange(size, device=self.device),
+            num_bad_images=0,
+        )
+
+    def take(self, batch: Batch) -> float:
+        """One optimizer step; returns the loss, hence waits for it."""
+        model = self.model
+        self.num_draws += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.spec.training, self.device):
+            output = self.step(batch, soft_label_weight=SOFT_LABEL_WEIGHT, draw=self.num_draws)
+        self.scaler.scale(output.loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.get_total_norm([each.grad for each in parameters_of(self.optimizer) if each.grad is not None])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        model.clamp_temperatures()
+        update_momentum(model.online, model.momentum, keep=self.spec.model.momentum)
+        model.queue.enqueue(*output.keys)
+        return float(output.loss.detach())
+
+    def forget(self) -> None:
+        """Give back what a batch that did not fit left behind."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def measure_step(conditions: Conditions, precision: Precision, *, compiled: bool = False) -> dict[str, Any]:
+    """Speed and memory at the common batch and at the largest that fits, beside `tclx plan`'s estimates.
+
+    Returns:
+        "batches": per batch size samples a second, MFU and memory; "matrix_product_tflops": what the card reaches at best.
+
+    Raises:
+        MachineError: the device cannot compute in this precision.
+    """
+    batch_size, most = conditions.batch_sizes
+    spec = training_spec(conditions, precision, batch_size=batch_size, compiled=compiled)
+    backend = "inductor" if conditions.size == "full" else "eager"  # a rehearsal need not wait for a C++ compiler
+    began = time.perf_counter()
+    trainer = Trainer(spec, vocab_size=conditions.vocab_size, backend=backend)
+    product = _matrix_product_tflops(conditions.matrix, precision, trainer.device)
+    batches = [_timed(trainer, conditions, precision, batch_size, product)]
+    largest = batch_size if compiled else largest_that_fits(lambda size: _fits(trainer, size), start=batch_size, most=most)
+    if largest > batch_size:
+        batches.append(_timed(trainer, conditions, precision, largest, product))
+    return {
+        "precision": precision,
+        "compiled": compiled,
+        "matrix_product_tflops": product,
+        "peak_tflops_by_data_sheet": peak_tflops(card_name(trainer.device.type), precision),
+        "largest_batch": None if compiled else largest,
+        "batches": batches,
+        "seconds_in_all": time.perf_counter() - began,
+    }
+
+
+def largest_that_fits(fits: Callable[[int], bool], *, start: int, most: int) -> int:
+    """The largest batch between the two, found by doubling and then halving the gap down to an eighth of it.
+
+    Args:
+        fits: whether a batch of this size does; larger than one that does not never does.
+        start: known to fit.
+    """
+    good, bad = start, most + 1
+    while 2 * good < bad and good < most:
+        good, bad = (2 * good, bad) if fits(2 * good) else (good, 2 * good)
+    while bad - good > max(1, good // 8):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def _fits(trainer: Trainer, size: int) -> bool:
+    try:
+        for _ in range(2):  # the second has the first one's gradients and moments beside it
+            trainer.take(trainer.batch(size))
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        trainer.forget()
+    return True
+
+
+def _timed(trainer: Trainer, conditions: Conditions, precision: Precision, size: int, product: float) -> dict[str, Any]:
+    """One batch size: the median step of several."""
+    trainer.forget()
+    batch = trainer.batch(size)
+    began = time.perf_counter()
+    losses = [trainer.take(batch) for _ in range(WARM_UP)]
+    warm_up = time.perf_counter() - began
+    seconds = []
+    for _ in range(conditions.num_steps):
+        began = time.perf_counter()
+        losses.append(trainer.take(batch))
+        seconds.append(time.perf_counter() - began)
+    spec = training_spec(conditions, precision, batch_size=size)
+    cost = estimate_cost(spec, make_plan(spec, DataFacts(NUM_ROWS, NUM_ROWS)), vocab_size=conditions.vocab_size)
+    middle = median(seconds)
+    tflops = cost.flops_per_step / middle / 1e12
+    peak = peak_tflops(card_name(trainer.device.type), precision)
+    on_gpu = trainer.device.type == "cuda"
+    return {
+        "batch_size": size,
+        "samples_per_second": size / middle,
+        "seconds_per_step": middle,
+        "fastest_and_slowest": [min(seconds), max(seconds)],
+        "seconds_of_warm_up": warm_up,
+        "tflop_per_step_estimated": cost.flops_per_step / 1e12,
+        "tflops": tflops,
+        "mfu": tflops / peak if peak else None,
+        "share_of_matrix_product": tflops / product,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        "peak_memory_reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,
+        "peak_memory_gib_estimated": cost.peak_memory_gib,
+        "losses": losses,
+    }
+
+
+def _matrix_product_tflops(side: int, precision: Precision, device: torch.device) -> float:
+    """What the device reaches in one large product of random matrices, the median of ten."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, two = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(13):
+        began = time.perf_counter()
+        product = one @ two
+        product[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / median(seconds[3:]) / 1e12
