@@ -29,6 +29,9 @@ LIMITS = {
 """The parts in order of worth, and after how many seconds each is ended. The compiler is last: it takes minutes, and may find
 no C compiler there. They are listed here since this process imports no torch, and so holds none of the GPU's memory."""
 
+REHEARSAL = 10
+"""On a CPU every limit is so many times as long: its cores are few, and others use them."""
+
 SHORTEST_SECONDS = 20
 """A part that has less time than this is not begun."""
 
@@ -93,7 +96,7 @@ def _begin(name: str, *, out: Path, device: str, size: str, seconds: float) -> d
             command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
         try:
-            printed, _ = process.communicate(timeout=min(seconds, LIMITS[name]))
+            printed, _ = process.communicate(timeout=min(seconds, LIMITS[name] * (1 if device == "cuda" else REHEARSAL)))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # and whatever it has started
             process.communicate()
