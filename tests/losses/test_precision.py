@@ -112,7 +112,7 @@ def device_that_cannot_answer(name: str) -> Iterator[torch.device]:
 
 
 @every_loss
-@pytest.mark.parametrize("device", ["meta", "cuda"])
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_no_loss_waits_for_the_device(loss: Loss, device: str) -> None:
     with device_that_cannot_answer(device) as silent:
         leaf = torch.randn(4, 8, device=silent, requires_grad=True)
