@@ -6,7 +6,9 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ class Problem(NamedTuple):
     message: str
     hint: str | None = None
     where: Location | None = None
+    others: tuple[str, ...] = ()
+    """Further keys that take part, where it lies between several."""
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -37,10 +41,56 @@ class Problem(NamedTuple):
 
 
 def nearest_place(key: str, origins: Mapping[str, Location]) -> Location | None:
-    """Where a key was written, or the nearest section around it that was."""
+    """Where a key was written, or the nearest section around it that was, or the user's own file."""
     while key and key not in origins:
         key = key.rpartition("." if "." in key else "[")[0]
     return origins.get(key)
+
+
+def distance(where: Location | None, own: Location | None) -> int:
+    """How far a place is from the user's hands: the command line, then the file that was named, then those it extends."""
+    if where is None:
+        return 3
+    if not isinstance(where.path, Path):
+        return 0
+    return 1 if own is not None and where.path == own.path else 2
+
+
+def placed(problem: Problem, origins: Mapping[str, Location]) -> Problem:
+    """The problem at its key's line; or at a key at odds with it that the user wrote, if the user did not write that.
+
+    Args:
+        problem: without a place.
+        origins: key -> where it was written; under the empty key the file that was named.
+    """
+    where, own = nearest_place(problem.key, origins), origins.get("")
+    rivals = [key for key in problem.others if key in origins and distance(origins[key], own) < distance(where, own)]
+    if not rivals:
+        return problem._replace(where=where)
+    rival = min(rivals, key=lambda key: distance(origins[key], own))
+    there = f" ({where})" if where else ""
+    message = f"at odds with {problem.key}{there}: {problem.message}"
+    return Problem(rival, message, problem.hint, origins[rival])
+
+
+MAX_OF_A_KIND = 20
+"""Problems of one kind that are printed; the others are counted."""
+
+_VARIABLE_WORDS = re.compile(r"`[^`]*`|\d+")
+
+
+def _said(problems: Sequence[Problem]) -> str:
+    """A line each, in their order; what says the same of many keys or rows is cut short."""
+    lines, seen = [], Counter[str]()
+    for problem in problems:
+        kind = _VARIABLE_WORDS.sub("", problem.message)
+        seen[kind] += 1
+        if seen[kind] <= MAX_OF_A_KIND:
+            lines.append(str(problem))
+    for kind, count in seen.items():
+        if count > MAX_OF_A_KIND:
+            lines.append(f"and {count - MAX_OF_A_KIND:,} more like these: {' '.join(kind.split())}")
+    return "\n".join(lines)
 
 
 class TclxError(Exception):
@@ -55,7 +105,7 @@ class InputError(TclxError):
     exit_code = 2
 
     def __init__(self, *problems: Problem) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__(_said(problems))
         self.problems = problems
 
 

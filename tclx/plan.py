@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
-from tclx.errors import InputError, Location, Problem, nearest_place
+from tclx.errors import InputError, Location, Problem, placed
 from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.rules import CONTRADICTIONS, missing_files, missing_packages, num_compared_pairs, patch_grid
+from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
@@ -146,7 +146,7 @@ def _spec_problems(spec: ExperimentSpec, without_data: bool) -> list[Problem]:
 
 
 def _refuse(problems: Iterable[Problem], origins: Mapping[str, Location] | None) -> None:
-    located = [problem._replace(where=nearest_place(problem.key, origins or {})) for problem in problems]
+    located = [placed(problem, origins or {}) for problem in problems]
     if located:
         raise InputError(*located)
 
@@ -222,7 +222,8 @@ def _batch_fits_data(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
             f"{training.batch_size_per_gpu} a process x {plan.world_size} processes x {training.accumulation_steps} passes"
         )
         message = f"a step takes {plan.global_batch_size} pairs ({factors}), but data.train has {plan.num_train_rows}"
-        yield Problem("training.batch_size_per_gpu", message, "a smaller batch, or more data")
+        others = ("training.accumulation_steps", *OF_A_BATCH, "data.train.num_images", "data.train.files")
+        yield Problem("training.batch_size_per_gpu", message, "a smaller batch, or more data", others=others)
 
 
 def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
@@ -230,7 +231,7 @@ def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         return
     if plan.warmup_steps >= plan.total_steps:
         message = f"the warm-up takes {plan.warmup_steps} of {plan.total_steps} steps: the full learning rate is never reached"
-        yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}")
+        yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}", others=_OF_A_LENGTH)
 
 
 def _evaluated_in_time(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
@@ -239,8 +240,32 @@ def _evaluated_in_time(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         return
     key = "every_steps" if spec.evaluation.every_steps else "every_epochs"
     message = f"the first evaluation would come after {every} steps, but the run ends after {plan.total_steps}"
-    yield Problem(f"evaluation.{key}", message, "more often, or during_training: null")
+    yield Problem(f"evaluation.{key}", message, "more often, or during_training: null", others=_OF_A_LENGTH)
 
+
+def remarks(spec: ExperimentSpec, plan: Plan, origins: Mapping[str, Location] | None = None) -> list[Problem]:
+    """What works and is hardly meant; said beside the plan, at the lines of the spec."""
+    return [placed(remark, origins or {}) for rule in _REMARKS for remark in rule(spec, plan)]
+
+
+def _never_within_the_run(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    tracking = spec.tracking
+    every = {
+        "training.checkpoints.every_steps": (spec.training.checkpoints.every_steps, "nothing is saved before the end"),
+        "tracking.log_every_steps": (
+            tracking.log_every_steps if "log_every_steps" in tracking.model_fields_set else None,
+            "only the first and the last step are recorded",
+        ),
+        "tracking.term_gradient_norms_every_steps": (tracking.term_gradient_norms_every_steps, "nothing is measured"),
+    }
+    for key, (steps, message) in every.items():
+        if steps is not None and 0 < plan.total_steps < steps:
+            yield Problem(key, f"{steps} is beyond the end, step {plan.total_steps}: {message}", others=_OF_A_LENGTH)
+
+
+_REMARKS: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (_never_within_the_run,)
+
+_OF_A_LENGTH = ("training.steps", "training.epochs", *OF_A_BATCH)
 
 _PLAN_RULES: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (
     _batch_fits_data,

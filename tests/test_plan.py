@@ -11,10 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from tclx.errors import InputError
-from tclx.plan import DataFacts, Plan, check_spec, make_plan, needs_fusion, needs_momentum, needs_second_view, run_id
+from tclx.plan import DataFacts, Plan, check_spec, make_plan, needs_fusion, needs_momentum, needs_second_view, remarks, run_id
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT, Place, key_paths
-from tests.spec.documents import GOOD, load_one
+from tclx.spec.load import load_experiments
+from tests.spec.documents import GOOD, load_one, write
 
 FACTS = DataFacts(num_train_rows=25_000, num_train_images=5_000, num_val_images=64, num_val_captions=320)
 
@@ -173,7 +174,11 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "model.image_encoder.frozen: a frozen image encoder with random weights would never see anything "
             "(name its weights, or an init)",
         ),
-        (["launch.num_processes=8"], "model.queue_size: 512 cannot hold one global batch of 1024 (take 0 or at least 1024)"),
+        (
+            ["launch.num_processes=8"],
+            "launch.num_processes: at odds with model.queue_size (toy.yaml:8:3): 512 cannot hold one global batch of 1024 "
+            "(take 0 or at least 1024)",
+        ),
         (
             ["compat=official", "model.queue_size=300", "optim.schedule.warmup_steps=0"],
             "model.queue_size: 300 is not a multiple of the global batch 128, as the official code requires "
@@ -221,13 +226,15 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
         ),
         (
             ["objectives={cma: null, itm: null, imc: {}}"],
-            "evaluation.retrieval: cma and itm are both off, so nothing brings pictures and texts together "
+            "objectives.cma: at odds with evaluation.retrieval (toy.yaml:28:14): "
+            "cma and itm are both off, so nothing brings pictures and texts together "
             "(switch one of them on, or "
             "set null)",
         ),
         (
             ["objectives={cma: null, itm: {}, imc: null}"],
-            "evaluation.retrieval: no contrastive term is on, so there are no embeddings to choose the candidates by that "
+            "objectives.cma: at odds with evaluation.retrieval (toy.yaml:28:14): "
+            "no contrastive term is on, so there are no embeddings to choose the candidates by that "
             "ITM re-ranks (switch on objectives.cma, or set null)",
         ),
         (
@@ -272,7 +279,8 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
         ),
         (
             ["training.steps=30"],
-            "optim.schedule.warmup_steps: the warm-up takes 30 of 30 steps: the full learning rate is never reached (below 30)",
+            "training.steps: at odds with optim.schedule.warmup_steps (toy.yaml:22:28): "
+            "the warm-up takes 30 of 30 steps: the full learning rate is never reached (below 30)",
         ),
         (
             ["evaluation.every_steps=301"],
@@ -295,17 +303,79 @@ def test_what_cannot_work_names_the_key_to_change(tmp_path: Path, overrides: lis
     assert next(line.removeprefix(place) for place in places if line.startswith(place)) == message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["optim.schedule.minimum_learning_rate=2e-4"],
+            "--set: optim.schedule.minimum_learning_rate: 0.0002 is above the peak, "
+            "optim.learning_rate: 0.0001 (at most 0.0001)",
+        ),
+        (
+            ["optim.schedule.warmup_learning_rate=2e-4"],
+            "--set: optim.schedule.warmup_learning_rate: 0.0002 is above the peak, "
+            "optim.learning_rate: 0.0001 (at most 0.0001)",
+        ),
+        (
+            ["optim.weight_decay=10000"],
+            "--set: optim.weight_decay: 10000 x the learning rate 0.0001 takes away all of a weight at every step "
+            "(the paper has 0.02)",
+        ),
+    ],
+)
+def test_rates_that_turn_the_schedule_upside_down_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert refused(tmp_path, *overrides) == message
+
+
+def test_equal_rates_of_warm_up_peak_and_end_are_a_schedule(tmp_path: Path) -> None:
+    plan_of(tmp_path, "optim.schedule.minimum_learning_rate=1e-4", "optim.schedule.warmup_learning_rate=1e-4")
+
+
+def test_against_another_file_a_problem_stands_where_the_user_wrote(tmp_path: Path) -> None:
+    """The first evaluation is the base's; that the run ends before it is the child's doing."""
+    write(tmp_path, GOOD.replace("during_training: val", "during_training: val, every_steps: 250"), "base.yaml")
+    (found,) = load_experiments(write(tmp_path, "extends: base.yaml\ntraining: {steps: 100}\n"))
+    with pytest.raises(InputError) as caught:
+        make_plan(found.spec, FACTS, found.origins)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "toy.yaml:2:12: training.steps: at odds with evaluation.every_steps (base.yaml:28:60): the first evaluation would come "
+        "after 250 steps, but the run ends after 100 (more often, or during_training: null)"
+    )
+
+
+@pytest.mark.parametrize(
+    "key", ["training.checkpoints.every_steps", "tracking.log_every_steps", "tracking.term_gradient_norms_every_steps"]
+)
+def test_what_comes_only_after_the_end_is_remarked_on(tmp_path: Path, key: str) -> None:
+    def of(steps: int) -> list[str]:
+        spec, origins = load_one(tmp_path, overrides=[f"{key}={steps}"])
+        return [str(remark) for remark in remarks(spec, make_plan(spec, FACTS, origins), origins)]
+
+    assert of(300) == []
+    (remark,) = of(301)
+    assert remark.startswith(f"--set: {key}: 301 is beyond the end, step 300: ")
+
+
+def test_defaults_are_not_remarked_on(tmp_path: Path) -> None:
+    spec, origins = load_one(tmp_path, overrides=["training.steps=8", "optim.schedule.warmup_steps=2"])
+    assert remarks(spec, make_plan(spec, FACTS, origins), origins) == []
+
+
 def test_more_pairs_in_a_step_than_in_the_data_are_refused(tmp_path: Path) -> None:
     text = refused(tmp_path, "training.accumulation_steps=2", facts=FACTS._replace(num_train_rows=255))
     assert text == (
-        "toy.yaml:26:3: training.batch_size_per_gpu: a step takes 256 pairs (128 a process x 1 processes x 2 "
+        "--set: training.accumulation_steps: at odds with training.batch_size_per_gpu (toy.yaml:26:3): "
+        "a step takes 256 pairs (128 a process x 1 processes x 2 "
         "passes), but data.train "
         "has 255 (a smaller batch, or more data)"
     )
 
 
 def test_a_problem_stands_at_the_key_or_at_the_section_around_it(tmp_path: Path) -> None:
-    assert refused(tmp_path, "data.val=null").startswith("toy.yaml:28:38: evaluation.during_training: ")
+    text = GOOD.replace("  val: {source: scenes, split: val, num_images: 64}\n", "")
+    spec, origins = load_one(tmp_path, text)
+    with pytest.raises(InputError, match=r"toy\.yaml:27:38: evaluation\.during_training: `val`, but there is no"):
+        check_spec(spec, origins)
     text = GOOD.replace("  queue_size: 512\n", "").replace("batch_size_per_gpu: 128", "batch_size_per_gpu: 65537")
     spec, origins = load_one(tmp_path, text)
     with pytest.raises(InputError, match=r"toy\.yaml:4:1: model\.queue_size: 65536 cannot hold"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -30,9 +31,26 @@ from tclx.cli import (
 from tclx.cli.console import print_error
 from tclx.errors import TclxError
 
+ELSEWHERE = {
+    "train": "run", "fit": "run", "launch": "run", "submit": "run", "start": "run", "validate": "plan", "show": "plan",
+    "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "search": "sweep", "optimize": "sweep",
+    "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
+    "kill": "cancel", "continue": "resume", "restart": "resume", "compare": "results", "table": "results",
+}  # fmt: skip
+"""What other tools call a command -> what it is called here."""
+
 
 class Commands(TyperGroup):
     """Prints a `TclxError` as plain lines and exits with its code; bugs keep their traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As it is, but a word that is no command is led to the one that was meant."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            match = next(iter(get_close_matches(name, [*self.commands, *ELSEWHERE], n=1)), None)
+            hint = f"did you mean `tclx {ELSEWHERE.get(match, match)}`?" if match else "`tclx --help` lists the commands"
+            ctx.fail(f"there is no command `{name}` ({hint})")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

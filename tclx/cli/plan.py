@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +11,9 @@ from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, align
 from tclx.cli.run import BackendChoice, say_warnings, with_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tclx.launch.order import PlannedRun
-    from tclx.spec.data import TokenizerSpec
 
 EXAMPLE = "Example:  tclx plan experiments/pretrain/tcl_4m.yaml --without-data --json"
 
@@ -34,7 +34,9 @@ def plan(
 
     Nothing is started and no GPU is needed. What is wrong with the specs is printed at once, all of it.
     """
+    from tclx.launch.costs import sections_of
     from tclx.launch.order import plan_runs
+    from tclx.launch.slots import check_fits
 
     runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir, without_data=without_data)
     if script:
@@ -48,46 +50,45 @@ def plan(
 
         for line in check_downloads([run.spec for run in runs], with_image=not quick):
             say(f"warning: {line}")
-    described = [describe(run, with_cost=not quick) for run in runs]
+    described = [{**run.plan.to_json(), "starts_from": run.needs} for run in runs]
+    if not without_data:  # otherwise this is not the machine that will train
+        for run in {sections_of(run): run for run in runs}.values():
+            check_fits(run)
+    if not quick:
+        add_costs(described, runs, has_to_fit=not without_data)
     if as_json:
         print_json([{**one, "warnings": list(run.warnings)} for one, run in zip(described, runs, strict=True)])
     elif len(runs) == 1:
-        show(aligned([(name, _text(value)) for name, value in _flat(described[0]).items()]))
+        show(aligned([(_label(name), _text(value)) for name, value in _flat(described[0]).items()]))
     else:
         print_table(described)
 
 
-def describe(run: PlannedRun, *, with_cost: bool) -> dict[str, Any]:
-    """A run's plan, the run it starts from and, if asked for, its cost."""
-    from tclx.launch.order import without_first_weights
+def add_costs(described: list[dict[str, Any]], runs: Sequence[PlannedRun], *, has_to_fit: bool) -> None:
+    """What each run costs; where that cannot be estimated one line says why.
 
-    described = {**run.plan.to_json(), "starts_from": run.needs}
-    if with_cost:
-        from tclx.model.cost import estimate_cost
+    Raises:
+        InputError, MachineError: a model cannot be built, or does not fit into memory.
+    """
+    from tclx.launch.costs import estimate_costs, refuse_what_does_not_fit, sections_of
 
-        spec = without_first_weights(run.spec)
-        described["cost"] = asdict(estimate_cost(spec, run.plan, vocab_size=_vocab_size(run.spec.data.tokenizer)))
-    return described
-
-
-def _vocab_size(tokenizer: TokenizerSpec) -> int:
-    """Words of the tokenizer: the upper bound for one that is yet to be trained; known names need no download."""
-    from tclx.data.tokenizer import build_tokenizer
-    from tclx.model.text import KNOWN_SIZES
-    from tclx.spec.data import TrainedTokenizer
-
-    if isinstance(tokenizer, TrainedTokenizer):
-        return tokenizer.vocab_size
-    if tokenizer.name in KNOWN_SIZES:
-        return 28996 if tokenizer.name.endswith("-cased") else 30522
-    return build_tokenizer(tokenizer, ()).vocab_size
+    estimates, doubts = estimate_costs(runs), list[str]()
+    for estimate, plan in zip(estimates, described, strict=True):
+        plan["cost"] = estimate.cost
+    different = {sections_of(run): (run, estimate) for run, estimate in zip(runs, estimates, strict=True)}
+    for run, estimate in different.values() if has_to_fit else ():
+        doubts += [str(problem) for problem in refuse_what_does_not_fit(run, estimate)]
+    doubts += [f"cost: not known: {estimate.reason} (--quick leaves it out)" for estimate in estimates if estimate.reason]
+    for doubt in dict.fromkeys(doubts):
+        say(f"warning: {doubt}")
 
 
 def print_table(described: list[dict[str, Any]]) -> None:
     """What differs most between runs, one line each."""
-    names = ["run_id", "global_batch_size", "steps_per_epoch", "total_steps", *described[0].get("cost", {})]
+    costs: dict[str, Any] = next((run["cost"] for run in described if run.get("cost")), {})
+    names = ["run_id", "global_batch_size", "steps_per_epoch", "total_steps", *costs]
     rows = [[_text(_flat(run).get(name, _flat(run).get(f"cost/{name}"))) for name in names] for run in described]
-    show(aligned([names, *rows]))
+    show(aligned([[_label(name) for name in names], *rows]))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -95,6 +96,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def _label(name: str) -> str:
+    """As it is printed: what is true of a GPU says so."""
+    return f"{name} (on a GPU)" if name.endswith("peak_memory_gib") else name
 
 
 def _text(value: Any) -> str:

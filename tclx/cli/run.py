@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
+from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,17 @@ BackendChoice = Annotated[
 ]
 
 
+def _led_to_plan(wanted: bool) -> None:
+    if wanted:
+        raise InputError(
+            Problem("--dry-run", "is no option here", "`tclx plan SPEC`, or `tclx sweep plan SWEEP`, is the dry run")
+        )
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", hidden=True, is_eager=True, callback=_led_to_plan)]
+"""What other tools call it; never true."""
+
+
 def with_backend(overrides: list[str] | None, backend: Backend | None) -> list[str]:
     """The overrides after the one that chooses where the runs happen."""
     return [*([f"launch={{backend: {backend.value}}}"] if backend else []), *(overrides or [])]
@@ -48,6 +60,7 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="Local runs: return at once; they go on when the terminal is closed.")
     ] = False,
+    dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch; Ctrl-C leaves them running.")] = False,
 ) -> None:
     """Train and evaluate every run of the specs, and print their results; on SLURM: submit them.
@@ -91,7 +104,7 @@ def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bo
 
         return follow_until_ended([outcome.folder.path for outcome in outcomes])
     if here and not detach:
-        _print_made(outcomes)
+        _print_made([one for one in outcomes if one.ending.endswith("finished")])  # what failed has been said
     if there or detach:
         say("tclx status shows them, tclx logs RUN -f follows one")
     return next((outcome.exit_code for outcome in reversed(outcomes) if outcome.exit_code), 0)

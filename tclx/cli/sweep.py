@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
-from tclx.cli.run import BackendChoice
+from tclx.cli.run import BackendChoice, DryRun
 from tclx.terminal import one_line, printable
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def run(
         bool, typer.Option("--accept-changes", help="Go on although the space or the experiment has changed since.")
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Here: return at once; workers outlive the terminal.")] = False,
+    dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--follow", help="On SLURM: wait and watch; Ctrl-C leaves the jobs running.")] = False,
 ) -> None:
     """Begin a study, or go on with it; print where it stands.

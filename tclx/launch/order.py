@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tclx.data.facts import Examination, examine
-from tclx.errors import InputError, Problem, nearest_place
-from tclx.plan import Plan, check_spec, make_plan, run_id
+from tclx.errors import InputError, Problem, placed
+from tclx.plan import Plan, check_spec, make_plan, remarks, run_id
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
-from tclx.spec.load import Experiment, Origins, load_experiments
+from tclx.spec.load import Experiment, load_experiments
 
 
 class PlannedRun(NamedTuple):
@@ -26,7 +26,7 @@ class PlannedRun(NamedTuple):
     asked_for: bool
     """False for a run that only another one needs."""
     warnings: tuple[str, ...] = ()
-    """What stops no run, and makes its figures doubtful: one line each."""
+    """What stops no run, and is hardly meant or makes its figures doubtful: one line each."""
 
 
 Step = tuple[Path, str | None]
@@ -81,6 +81,8 @@ class _Planner:
         self._runs_dir = runs_dir
         self._without_data = without_data
         self._examined: dict[DataSpec, Examination] = {}
+        self._needed: dict[Path, _Needed] = {}
+        self._ids: dict[int, str] = {}
 
     def add(self, experiment: Experiment, path: Path, *, before: tuple[Step, ...], asked_for: bool) -> str:
         """Plan one run after what it needs; returns its id."""
@@ -96,24 +98,30 @@ class _Planner:
             spec = spec.model_copy(update={"init": InitSpec(checkpoint=str((self._runs_dir / needs).resolve()))})
         known = self.runs.get(plan.run_id)
         asked_for = asked_for or (known is not None and known.asked_for)
-        warnings = (*self._examine(spec.data).warnings, *queue_warnings(spec, plan))
+        hardly_meant = [str(remark) for remark in remarks(experiment.spec, plan, experiment.origins)]
+        warnings = (*hardly_meant, *self._examine(spec.data).warnings, *queue_warnings(spec, plan))
         self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for, warnings)
         return plan.run_id
 
     def _add_needed(self, experiment: Experiment, init: InitSpec, steps: tuple[Step, ...]) -> str:
         path = Path(init.experiment or "")
-        needed = _choose(load_experiments(path), init, seed=experiment.spec.seed, asking=experiment)
+        if path not in self._needed:  # of thousands of seeds each starts from its own, and they all stand in one file
+            self._needed[path] = _Needed.of(load_experiments(path))
+        needed = self._needed[path].choose(init, seed=experiment.spec.seed, asking=experiment)
+        if (known := self._ids.get(id(needed))) is not None:
+            return known
         if (path.resolve(), needed.spec.variant) in steps:
             chain = " -> ".join(f"{step.name}" + (f" ({variant})" if variant else "") for step, variant in steps)
             raise InputError(_problem(experiment, f"runs start from each other in a circle: {chain} -> {path.name}"))
-        return self.add(needed, path, before=steps, asked_for=False)
+        self._ids[id(needed)] = self.add(needed, path, before=steps, asked_for=False)
+        return self._ids[id(needed)]
 
     def _plan(self, experiment: Experiment) -> Plan:
         spec, origins = experiment
         try:
             facts = self._examine(spec.data).facts
         except InputError as unread:
-            raise InputError(*_besides_rows(experiment), *(_located(one, origins) for one in unread.problems)) from unread
+            raise InputError(*_besides_rows(experiment), *(placed(one, origins) for one in unread.problems)) from unread
         return make_plan(spec, facts, origins, without_data=self._without_data)
 
     def _examine(self, data: DataSpec) -> Examination:
@@ -139,27 +147,35 @@ def _besides_rows(experiment: Experiment) -> list[Problem]:
     return []
 
 
-def _located(problem: Problem, origins: Origins) -> Problem:
-    """With the line of its key, or of the nearest section around it."""
-    return problem._replace(where=nearest_place(problem.key, origins))
+class _Needed(NamedTuple):
+    """The runs of a file that others start from: variant -> seed -> run."""
 
+    variants: dict[str | None, dict[int, Experiment]]
 
-def _choose(experiments: Sequence[Experiment], init: InitSpec, *, seed: int, asking: Experiment) -> Experiment:
-    """The one run to start from: of the variant asked for, with the same seed where there are several."""
-    variants = list(dict.fromkeys(found.spec.variant for found in experiments))
-    if init.variant is None and len(variants) > 1:
-        named = ", ".join(str(variant) for variant in variants)
-        raise InputError(_problem(asking, f"{init.experiment} has several variants: name one of {named} as `variant`"))
-    matching = [found for found in experiments if init.variant in (None, found.spec.variant)]
-    if not matching:
-        named = ", ".join(str(variant) for variant in variants if variant)
-        hint = f"it has {named}" if named else "it has none"
-        raise InputError(_problem(asking, f"{init.experiment} has no variant {init.variant!r}", hint))
-    same_seed = [found for found in matching if found.spec.seed == seed]
-    if len(matching) > 1 and not same_seed:
-        seeds = ", ".join(str(found.spec.seed) for found in matching)
-        raise InputError(_problem(asking, f"{init.experiment} has the seeds {seeds} but not this run's seed {seed}"))
-    return same_seed[0] if same_seed else matching[0]
+    @classmethod
+    def of(cls, experiments: Sequence[Experiment]) -> Self:
+        variants: dict[str | None, dict[int, Experiment]] = {}
+        for found in experiments:
+            variants.setdefault(found.spec.variant, {})[found.spec.seed] = found
+        return cls(variants)
+
+    def choose(self, init: InitSpec, *, seed: int, asking: Experiment) -> Experiment:
+        """The one run to start from: of the variant asked for, with the same seed where there are several.
+
+        Raises:
+            InputError: there is none, or it cannot be told which.
+        """
+        named = ", ".join(str(variant) for variant in self.variants if variant)
+        if init.variant is None and len(self.variants) > 1:
+            raise InputError(_problem(asking, f"{init.experiment} has several variants: name one of {named} as `variant`"))
+        if init.variant is not None and init.variant not in self.variants:
+            hint = f"it has {named}" if named else "it has none"
+            raise InputError(_problem(asking, f"{init.experiment} has no variant {init.variant!r}", hint))
+        seeds = next(iter(self.variants.values())) if init.variant is None else self.variants[init.variant]
+        if seed not in seeds and len(seeds) > 1:
+            listed = ", ".join(map(str, list(seeds)[:20])) + (" and more" if len(seeds) > 20 else "")
+            raise InputError(_problem(asking, f"{init.experiment} has the seeds {listed} but not this run's seed {seed}"))
+        return seeds.get(seed) or next(iter(seeds.values()))
 
 
 def _problem(experiment: Experiment, message: str, hint: str | None = None) -> Problem:

@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import shlex
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
+from tclx.errors import InputError, Problem
 from tclx.spec.launch import SlurmLaunch
 
 
 def job_name(name: str, token: str) -> str:
     """What a submission is called in SLURM, and found again by: no other has its token."""
     return f"{name}.{token}"
+
+
+def refuse_unwritable(path: str, key: str = "--runs-dir", *, special: str = "%:") -> None:
+    """Refuse a path that cannot stand in a script: a line break would be a line of its own, a colon ends PYTHONPATH's entry,
+    and sbatch replaces patterns.
+
+    Raises:
+        InputError: naming the character.
+    """
+    odd = next((char for char in path if char in special or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if odd is not None:
+        words = {"%": "a %, which sbatch reads as a pattern", ":": "a colon, at which PYTHONPATH is split"}
+        message = f"{path!r} has {words.get(odd, f'the character {odd!r}')} in it: a job's script cannot name it"
+        raise InputError(Problem(key, message, "take a folder without it"))
 
 
 def batch_script(
@@ -44,7 +60,13 @@ def batch_script(
         after: id of a job that must have finished.
         module: what each task runs, with `rank` before the shell goes on and with `after` when it does.
         one_task: one task has all of a node's processors and GPUs; otherwise each training process is a task.
+
+    Raises:
+        InputError: a path cannot stand in a script.
     """
+    refuse_unwritable(str(folder), "--runs-dir")
+    refuse_unwritable(str(code or ""), "--runs-dir")
+    refuse_unwritable(sys.executable, "launch.python", special="")
     python = launch.python or shlex.quote(sys.executable)  # the spec's has no blanks, and its `~` is for the node's shell
     task = f"{python} -m {module}"
     tasks = 1 if one_task else launch.processes_per_node

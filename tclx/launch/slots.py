@@ -44,6 +44,18 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(index) for index in range(len(lines))) if listed.returncode == 0 else ()
 
 
+def gpu_memory_gib() -> list[float]:
+    """Of every GPU that nvidia-smi knows; empty where it knows none, or none may be used."""
+    if not visible_gpus():
+        return []
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) / 1024 for line in listed.stdout.splitlines() if line.strip().isdigit()]
+
+
 def num_parallel(runs: Sequence[PlannedRun]) -> int:
     """How many of these runs may train at the same time."""
     limits = [_limit(run, len(visible_gpus())) for run in runs]
@@ -69,9 +81,14 @@ def check_fits(run: PlannedRun) -> None:
     """Refuse a run that this machine can never give enough GPUs.
 
     Raises:
-        MachineError: it wants more processes than there are GPUs.
+        MachineError: it wants more processes than there are GPUs, or a GPU where there is none.
     """
+    if not isinstance(run.spec.launch, LocalLaunch):
+        return
     num_gpus = len(visible_gpus())
+    if run.spec.training.device == "cuda" and not num_gpus:
+        hint = "auto takes the CPU where there is no GPU"
+        raise MachineError(str(Problem("training.device", "cuda was asked for, and this machine has no GPU to give", hint)))
     if uses_gpus(run, num_gpus) and run.spec.launch.num_processes > num_gpus:
         message = f"{run.spec.launch.num_processes} processes want a GPU each, and there are {num_gpus}"
         raise MachineError(str(Problem("launch.num_processes", message, "fewer, or training.device: cpu")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -385,6 +386,18 @@ def max_array_size() -> int:
     """
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]))
     return max(1, int(found[1])) if found else 1001
+
+
+def node_memory_gib(partition: str | None) -> float | None:
+    """Memory of the partition's largest node (of the cluster's, where none is named); None where SLURM cannot be asked."""
+    if shutil.which("sinfo") is None:
+        return None
+    try:
+        lines = call(["sinfo", "--noheader", "--format=%m", *([f"--partition={partition}"] if partition else [])])
+    except (SlurmRefused, MachineError):
+        return None
+    sizes = [int(size) for line in lines.splitlines() if (size := line.strip().rstrip("+")).isdigit()]
+    return max(sizes) / 1024 if sizes else None
 
 
 def _array(job_id: str) -> str:

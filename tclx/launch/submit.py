@@ -29,7 +29,7 @@ from tclx.launch.prepare import (
     prepare,
     set_aside,
 )
-from tclx.launch.script import batch_script, job_name
+from tclx.launch.script import batch_script, job_name, refuse_unwritable
 from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
 from tclx.runs import Job, RunFolder, machine_error, read_submitted, write_submitted
@@ -77,9 +77,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
             been submitted.
         MachineError: no SLURM here, it does not answer, or the folder cannot be written.
     """
-    if "%" in str(runs_dir.resolve()):
-        message = f"{runs_dir.resolve()} has a % in it, which sbatch reads as a pattern"
-        raise InputError(Problem("--runs-dir", message, "keep runs in another folder"))
+    refuse_unwritable(str(runs_dir.resolve()))
     with submitting(runs_dir) as lock:
         _find_lost_jobs(runs, runs_dir)
         statuses = _current(runs, runs_dir)

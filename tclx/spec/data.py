@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, Fraction, HubName, LocalPath, Section, Weight
+from tclx.spec.base import Conflict, Count, Fraction, HubName, LocalPath, Section, Sensible
 
 
 class ScenesSource(Section):
@@ -57,17 +57,23 @@ class TrainedTokenizer(Section):
 
     source: Literal["captions"]
     """Learned from the training captions."""
-    vocab_size: Annotated[int, Field(ge=64)] = 8192
+    vocab_size: Annotated[int, Field(ge=64), Sensible(at_most=10_000_000)] = 8192
     """Upper bound of the vocabulary."""
 
 
 TokenizerSpec = Annotated[HubTokenizer | TrainedTokenizer, Field(discriminator="source")]
 
 
+CropArea = Annotated[float, Field(ge=0, le=1), Sensible(at_least=0.001)]
+Mean = Annotated[float, Sensible(at_least=-1000, at_most=1000)]
+Deviation = Annotated[float, Field(gt=0), Sensible(at_least=0.001, at_most=1000)]
+TextLength = Annotated[int, Sensible(at_most=100_000)]
+
+
 class AugmentationSpec(Section):
     """How a training picture is varied; the two views of IMC and LMI are two independent draws."""
 
-    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    crop_scale: tuple[CropArea, CropArea] = (0.2, 1.0)
     """Range of the random resized crop's area."""
     color_jitter: Fraction = 0.8
     """Probability of jittering brightness, contrast, saturation (0.4 each) and hue (0.1)."""
@@ -86,18 +92,17 @@ class AugmentationSpec(Section):
     def _scale_is_a_range(self) -> Self:
         low, high = self.crop_scale
         if not 0 < low <= high:
-            raise ValueError(
-                f"`crop_scale` [{low:g}, {high:g}] is no range of areas: the first is above 0 and at most the second"
-            )
+            message = f"`crop_scale` [{low:g}, {high:g}] is no range of areas: the first is above 0 and at most the second"
+            raise Conflict(message, "crop_scale")
         return self
 
 
 class NormalizationSpec(Section):
     """Per-channel statistics of the pictures on the scale 0 to 1; the default is CLIP's."""
 
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    mean: tuple[Mean, Mean, Mean] = (0.48145466, 0.4578275, 0.40821073)
     """Subtracted from red, green and blue."""
-    std: tuple[Weight, Weight, Weight] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
     """What red, green and blue are divided by afterwards."""
 
 
@@ -109,7 +114,7 @@ class BadImagesSpec(Section):
     next good row, counted and reported; nothing is opened beforehand."""
     limit: Fraction = 0.01
     """With `skip`: the run stops when more than this share of the pictures of an epoch was bad."""
-    max_pixels: Annotated[int, Field(ge=10_000)] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=10_000), Sensible(at_most=10**10)] = 50_000_000
     """Pictures with more pixels are never decoded."""
 
 
@@ -124,9 +129,9 @@ class DataSpec(Section):
     """What the final figures come from."""
     tokenizer: TokenizerSpec = TrainedTokenizer(source="captions")
     """How captions become tokens."""
-    max_caption_words: Count = 30
+    max_caption_words: Annotated[TextLength, Field(ge=1)] = 30
     """Captions are cut after this many words."""
-    max_caption_tokens: Annotated[int, Field(ge=2)] = 30
+    max_caption_tokens: Annotated[TextLength, Field(ge=2)] = 30
     """And after this many tokens, [CLS] included."""
     augmentation: AugmentationSpec = AugmentationSpec()
     """How training pictures are varied; evaluation only resizes."""

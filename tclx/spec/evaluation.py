@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from tclx.spec.base import Count, Section
+from tclx.spec.base import BatchSize, Conflict, Count, Section
 
 Split = Literal["val", "test"]
 
@@ -16,7 +16,7 @@ class RetrievalSpec(Section):
 
     top_k: Count = 128
     """Candidates per query that the fusion encoder re-ranks (all of them where there are fewer)."""
-    batch_size: Count = 64
+    batch_size: BatchSize = 64
     """Images or texts per forward pass."""
 
 
@@ -39,9 +39,12 @@ class EvaluationSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.every_epochs is not None and self.every_steps is not None:
-            raise ValueError("give at most one of `every_epochs` and `every_steps`")
+            message = "give at most one of `every_epochs` and `every_steps`"
+            raise Conflict(message, "every_epochs", "every_steps", one_too_many=True)
         if self.during_training is None and (self.every_epochs or self.every_steps):
-            raise ValueError("`every_epochs` and `every_steps` need `during_training`: which split is evaluated?")
+            message = "`every_epochs` and `every_steps` need `during_training`: which split is evaluated?"
+            raise Conflict(message, "every_epochs", "every_steps", "during_training")
         if (self.during_training or self.at_end) and self.retrieval is None:
-            raise ValueError("name a task to evaluate, for instance `retrieval: {}`")
+            message = "name a task to evaluate, for instance `retrieval: {}`"
+            raise Conflict(message, "during_training", "at_end", "retrieval")
         return self

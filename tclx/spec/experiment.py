@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import LocalPath, Section, text_like
+from tclx.spec.base import Conflict, LocalPath, Section, text_like
 from tclx.spec.data import DataSpec
 from tclx.spec.evaluation import EvaluationSpec
 from tclx.spec.launch import LaunchSpec, LocalLaunch
@@ -36,9 +36,9 @@ class InitSpec(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.experiment is None) == (self.checkpoint is None):
-            raise ValueError("give exactly one of `experiment` and `checkpoint`")
+            raise Conflict("give exactly one of `experiment` and `checkpoint`", "experiment", "checkpoint", one_too_many=True)
         if self.variant is not None and self.experiment is None:
-            raise ValueError("`variant` names a variant of `experiment`")
+            raise Conflict("`variant` names a variant of `experiment`", "variant", "checkpoint")
         return self
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import isclass
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -29,7 +30,10 @@ class Place:
     default_kind: str | None = None
     """The tag's value where the mapping does not say it."""
     has_own_names: bool = False
-    """Whether the keys are the user's own names, each with one of the sections."""
+    """Whether the keys are the user's own names, each with one of the sections, or with a value where there are none."""
+    is_nullable: bool = False
+    is_list: bool = False
+    """Of any length."""
     other_kinds: tuple[tuple[str, type[Section]], ...] = ()
     """Once the tag's value is known: the other ones, as they are written, and their sections."""
 
@@ -84,8 +88,10 @@ def _place(section: type[Section], key: str) -> Place:
         choices=tuple(_word(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)),
         is_path=any(isinstance(part, PathMarker) for part in parts),
         is_hub_name=any(isinstance(part, HubNameMarker) for part in parts),
+        is_nullable=NoneType in parts,
+        is_list=Ellipsis in parts,
     )
-    if get_origin(field.annotation) is dict and place.sections:
+    if get_origin(field.annotation) is dict:
         return replace(place, has_own_names=True)
     return replace(place, default_kind=_default_kind(place, field))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from tclx.spec.base import Count, Section, text_like
+from tclx.spec.base import Conflict, Count, Section, Sensible, is_being_written, text_like
 from tclx.spec.secrets import written_secret
 
 Token = Annotated[
@@ -22,7 +22,6 @@ Constraint = Annotated[
 Line = Annotated[str, text_like(r"^[^\n\r\x00]{0,2000}$", "one line of shell")]
 Interpreter = Annotated[str, text_like(r"^[A-Za-z0-9._/+~-]{1,1000}$", "the path of a Python, without blanks")]
 Interface = Annotated[str, text_like(r"^[A-Za-z0-9._=,-]{1,64}$", "a network interface such as `ib0`")]
-OptionName = Annotated[str, text_like(r"^[a-z][a-z-]{0,39}$", "an option of sbatch by its long name, without the dashes")]
 OptionValue = Annotated[str, text_like(r"^[^\n\r\x00'\"\\]{0,255}$", "one line without quotes")]
 
 TAKEN_OPTIONS: dict[str, str] = {
@@ -60,12 +59,31 @@ TAKEN_OPTIONS: dict[str, str] = {
 """sbatch options that other keys of the spec set, and which."""
 
 
+def _not_taken(name: str, info: ValidationInfo) -> str:
+    """Refuse an option that tclx sets, also abbreviated: getopt_long takes a beginning for the option that begins with it."""
+    taken = [name] if name in TAKEN_OPTIONS else [full for full in TAKEN_OPTIONS if full.startswith(name)]
+    if taken and is_being_written(info):
+        called = "" if name in taken else f" (sbatch reads it as {' or '.join(f'`--{full}`' for full in taken)})"
+        raise ValueError(f"is set elsewhere{called}: {' or '.join(dict.fromkeys(TAKEN_OPTIONS[full] for full in taken))}")
+    return name
+
+
+OptionName = Annotated[
+    str,
+    text_like(r"^[a-z][a-z-]{0,39}$", "an option of sbatch by its long name, without the dashes"),
+    AfterValidator(_not_taken),
+]
+
+NumProcesses = Annotated[int, Field(ge=1), Sensible(at_most=10_000)]
+Amount = Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)]
+
+
 class LocalLaunch(Section):
     """Processes on this machine."""
 
     backend: Literal["local"] = "local"
     """This machine."""
-    num_processes: Count = 1
+    num_processes: NumProcesses = 1
     """Training processes, one per GPU (or several on the CPU); more than one trains through torchrun with DDP."""
     max_parallel_runs: Count | None = None
     """Runs that train at the same time, each with GPUs of its own. null: as many as the GPUs suffice for; one on a CPU."""
@@ -84,17 +102,17 @@ class SlurmLaunch(Section):
     """Quality of service; null is your default."""
     constraint: Constraint | None = None
     """Node features, such as `a100&nvlink`."""
-    num_nodes: Count = 1
+    num_nodes: NumProcesses = 1
     """Nodes of one run."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 1
     """GPUs of each node; one training process for each."""
-    tasks_per_node: Count | None = None
+    tasks_per_node: NumProcesses | None = None
     """Training processes of each node where there are no GPUs (`gpus_per_node: 0`); null is one."""
-    cpus_per_task: Count = 4
+    cpus_per_task: NumProcesses = 4
     """CPUs of each training process; its loader processes (`data.num_workers`) run on them, too."""
-    memory_gb: Count | None = None
+    memory_gb: Amount | None = None
     """Memory of each node in GB; null is the partition's default."""
-    time_limit_minutes: Count | None = None
+    time_limit_minutes: Amount | None = None
     """Of one allocation; a run that needs more continues in a fresh one. null is the partition's default."""
     signal_seconds: Annotated[int, Field(ge=10, le=3600)] = 120
     """How long before the time limit the run stops and saves: longer than a step, a save and an evaluation together. SLURM may
@@ -125,25 +143,27 @@ class SlurmLaunch(Section):
     @model_validator(mode="after")
     def _one_process_a_gpu(self) -> Self:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
-            raise ValueError(
+            raise Conflict(
                 f"`tasks_per_node` is {self.tasks_per_node} and `gpus_per_node` {self.gpus_per_node}: one process trains on "
-                "one GPU; leave `tasks_per_node` out"
+                "one GPU; leave `tasks_per_node` out",
+                "tasks_per_node",
+                "gpus_per_node",
             )
         if self.time_limit_minutes is not None and self.signal_seconds >= 60 * self.time_limit_minutes:
-            raise ValueError(
+            raise Conflict(
                 f"`signal_seconds` {self.signal_seconds} leaves nothing of `time_limit_minutes` {self.time_limit_minutes}; "
-                f"below {60 * self.time_limit_minutes}"
+                f"below {60 * self.time_limit_minutes}",
+                "signal_seconds",
+                "time_limit_minutes",
             )
-        for name in self.sbatch_options:
-            if name in TAKEN_OPTIONS:
-                raise ValueError(f"`sbatch_options.{name}` is set elsewhere: {TAKEN_OPTIONS[name]}")
         lines = [("setup", line) for line in self.setup]
         lines += [(f"sbatch_options.{name}", str(value)) for name, value in self.sbatch_options.items()]
         for key, line in lines:
             if (secret := written_secret(line)) is not None:
-                raise ValueError(
+                raise Conflict(
                     f"`{key}` writes the secret {secret} into the job's script; export it where you submit (jobs "
-                    "inherit your environment) or read it from a file there"
+                    "inherit your environment) or read it from a file there",
+                    key,
                 )
         return self
 

@@ -6,13 +6,14 @@ over `source: scenes`) replaces the other one, because keys of the old kind mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
 from tclx.errors import InputError, Location, Problem
-from tclx.spec.fields import FILE_ONLY_KEYS, ROOT, Place, key_paths, nearest, nearest_key
+from tclx.spec.fields import FILE_ONLY_KEYS, ROOT, Place, file_keys, key_paths, nearest, nearest_key
 from tclx.spec.resolve import absolute_path
+from tclx.spec.sweep import SweepSpec
 from tclx.spec.yaml import Node, parse_yaml, read_yaml
 
 
@@ -129,9 +130,17 @@ def _read_layer(path: Path, asked_at: Location | None) -> Node:
     if not isinstance(node.value, dict):
         what = {type(None): "it is empty", tuple: "it is a list"}.get(type(node.value), "it is a single value")
         raise InputError(Problem("", f"a spec is keys and values, and {what}", "start with `name: ...`", node.where))
+    if is_sweep(node.value):
+        raise InputError(Problem("", "this is a sweep, not an experiment", f"tclx sweep {path} runs it", node.where))
     if problems := list(_layer_problems(node.value)):
         raise InputError(*problems)
     return node
+
+
+def is_sweep(layer: Mapping[str, Node]) -> bool:
+    """Whether a file's keys are a sweep's rather than an experiment's."""
+    sweeps, experiments = set(SweepSpec.model_fields), {*file_keys(), "variant"}
+    return sum(key in sweeps - experiments for key in layer) > sum(key in experiments - sweeps for key in layer)
 
 
 def _layer_problems(layer: dict[str, Node]) -> list[Problem]:
@@ -176,9 +185,45 @@ def _parse_override(text: str, root: Place) -> tuple[list[str], Node]:
     if not value.strip():
         raise InputError(Problem(path, "nothing stands after `=`", f"`{path}=null` switches it off", SET))
     try:
-        return path.split("."), parse_yaml(value, lambda line, column: SET)
+        return _keys(path, root), _parse_value(value)
     except InputError as error:
         raise InputError(*(one._replace(key=path) for one in error.problems)) from error
+
+
+def _keys(path: str, root: Place) -> list[str]:
+    """The keys on the way to a value; the user's own names may hold dots."""
+    keys, place = path.split("."), root
+    for depth, key in enumerate(keys):
+        if place.has_own_names:
+            return [*keys[:depth], ".".join(keys[depth:])]
+        place = place.child(key) or Place()
+    return keys
+
+
+def _parse_value(text: str) -> Node:
+    """YAML without comments: on a command line `#` is part of the value, wherever it stands."""
+    stand_in = next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in text)
+    try:
+        return _with_hashes(parse_yaml(text.replace("#", stand_in), lambda line, column: SET), stand_in)
+    except InputError as error:
+        problems = [one._replace(message=_said_with_hashes(one.message, stand_in)) for one in error.problems]
+        raise InputError(*(one if one.hint else one._replace(hint=_IN_QUOTES) for one in problems)) from error
+
+
+def _said_with_hashes(message: str, stand_in: str) -> str:
+    return message.replace(stand_in, "#").replace(repr(stand_in)[1:-1], "#")  # the parser quotes single characters
+
+
+_IN_QUOTES = "put the value in quotes if it is text"
+
+
+def _with_hashes(node: Node, stand_in: str) -> Node:
+    if isinstance(node.value, dict):
+        inside = {key.replace(stand_in, "#"): _with_hashes(child, stand_in) for key, child in node.value.items()}
+        return Node(inside, node.where)
+    if isinstance(node.value, tuple):
+        return Node(tuple(_with_hashes(item, stand_in) for item in node.value), node.where)
+    return Node(node.value.replace(stand_in, "#"), node.where) if isinstance(node.value, str) else node
 
 
 def path_problem(path: str, root: Place = ROOT) -> Problem | None:
@@ -191,6 +236,8 @@ def path_problem(path: str, root: Place = ROOT) -> Problem | None:
         return None
     place = root
     for depth, key in enumerate(keys):
+        if place.has_own_names:  # whatever follows is one of them: sbatch_options.tmp, changes.training.steps
+            return None
         inner = place.child(key)
         if inner is None:
             return Problem(path, f"unknown key `{key}`", _nearest_path(keys, depth, place), SET)

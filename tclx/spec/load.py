@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from tclx.errors import InputError, Location, Problem
+from tclx.spec.base import WRITTEN
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT
 from tclx.spec.layers import SET, entries, merge, merge_files, override_tree, read_with_parents
@@ -31,6 +32,7 @@ NOT_IN_A_VARIANT = {
     "name": "the variant's own name is added to it",
     "variant": "the variant's own name is added to it",
 }
+MAX_SEEDS = 10_000
 _WHOLE_FILE_KEYS = ("seed", "seeds", "variants")
 
 
@@ -48,6 +50,8 @@ class _Draft(NamedTuple):
     tree: Node
     written_as: Mapping[str, str]
     """Key of the resolved spec -> the key that the user wrote, where they differ."""
+    differs_in_seed: bool
+    """From the one before, and in nothing else."""
 
 
 def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]:
@@ -67,10 +71,14 @@ def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experime
     file = read_with_parents(path)
     tree = Node(entries(merge_files(file, whole)), file.where)
     problems: dict[Problem, None] = {}
-    experiments = [_checked(draft, problems) for draft in _drafts(tree, rest, problems)]
+    experiments: list[Experiment] = []
+    checked: Experiment | None = None
+    for draft in _drafts(tree, rest, problems):
+        checked = (draft.differs_in_seed and checked and _with_seed(checked, draft)) or _checked(draft, problems)
+        experiments += [checked] if checked else []
     if problems:
         raise InputError(*_in_reading_order(problems))
-    return [experiment for experiment in experiments if experiment]
+    return experiments
 
 
 def load_spec_json(path: Path) -> ExperimentSpec:
@@ -95,9 +103,9 @@ def _drafts(tree: Node, changes: Node, problems: dict[Problem, None]) -> Iterato
     for name, partial in _variants(entries(tree).get("variants"), problems):
         merged = entries(merge(merge(Node(base, tree.where), partial, ROOT), changes, ROOT))
         variant = {} if name is None else {"variant": Node(name, partial.where)}
-        for key, seed in seeds:
+        for index, (key, seed) in enumerate(seeds):
             value = {**merged, **variant, **({} if seed is None else {"seed": seed})}
-            yield _Draft(Node(value, tree.where), {"seed": key, "variant": f"variants.{name}"})
+            yield _Draft(Node(value, tree.where), {"seed": key, "variant": f"variants.{name}"}, differs_in_seed=index > 0)
 
 
 def _seeds(seeds: Node | None, problems: dict[Problem, None]) -> list[tuple[str, Node | None]]:
@@ -106,6 +114,9 @@ def _seeds(seeds: Node | None, problems: dict[Problem, None]) -> list[tuple[str,
         return [("seed", None)]
     if not isinstance(seeds.value, tuple) or not seeds.value:
         problems[Problem("seeds", "must be a list such as [0, 1, 2]", where=seeds.where)] = None
+        return [("seed", None)]
+    if len(seeds.value) > MAX_SEEDS:
+        problems[Problem("seeds", f"{len(seeds.value):,} seeds stand here", f"at most {MAX_SEEDS:,}", seeds.where)] = None
         return [("seed", None)]
     values = [seed.value for seed in seeds.value]
     for index, seed in enumerate(seeds.value):
@@ -148,7 +159,7 @@ def _checked(draft: _Draft, problems: dict[Problem, None]) -> Experiment | None:
     found: list[Problem] = []
     tree = with_absolute_paths(with_default_kinds(draft.tree), found)
     try:
-        spec = ExperimentSpec.model_validate_json(json.dumps(tree.plain()))
+        spec = ExperimentSpec.model_validate_json(json.dumps(tree.plain()), context=WRITTEN)
     except ValidationError as error:
         found += problems_of(error, tree)
     else:
@@ -158,10 +169,17 @@ def _checked(draft: _Draft, problems: dict[Problem, None]) -> Experiment | None:
     return None
 
 
+def _with_seed(checked: Experiment, draft: _Draft) -> Experiment | None:
+    """The same run with the draft's seed, which is quicker by far than to check all of it again; None for one that is none."""
+    seed = entries(draft.tree)["seed"]
+    if type(seed.value) is not int or not 0 <= seed.value < 2**31:
+        return None
+    return Experiment(checked.spec.model_copy(update={"seed": seed.value}), {**checked.origins, "seed": seed.where})
+
+
 def places_of(node: Node, key: str = "") -> Iterator[tuple[str, Location]]:
-    """Every key path of a tree, below `key`, and where it was written."""
-    if key:
-        yield key, node.where
+    """Every key path of a tree, below `key`, and where it was written; the empty one is the file that was named."""
+    yield key, node.where
     if isinstance(node.value, dict):
         for name, child in node.value.items():
             yield from places_of(child, f"{key}.{name}" if key else name)

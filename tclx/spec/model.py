@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, HubName, LocalPath, Section
+from tclx.spec.base import Conflict, HubName, LocalPath, NumHeads, NumLayers, Section, Sensible, Width
 
 Weights = Literal["hub"] | LocalPath | None
 """Where an encoder's first weights come from: `hub` (downloaded, or the hub's cache), null (random) or a local path."""
@@ -21,13 +21,13 @@ class ImageEncoderSpec(Section):
     """Side of the square input in pixels."""
     weights: Weights = None
     """`hub`, null (random) or a path to a `.safetensors`, `.pth` or `.pt` state dict with timm's names."""
-    patch_size: Annotated[int, Field(ge=1)] | None = None
+    patch_size: Annotated[int, Field(ge=1), Sensible(at_most=2048)] | None = None
     """Overrides the ViT's patch size, in pixels."""
-    width: Count | None = None
+    width: Width | None = None
     """Overrides the ViT's embedding width."""
-    depth: Count | None = None
+    depth: NumLayers | None = None
     """Overrides the ViT's number of blocks."""
-    num_heads: Count | None = None
+    num_heads: NumHeads | None = None
     """Overrides the ViT's number of attention heads."""
     stem: Literal["patch", "conv"] = "patch"
     """How a ViT cuts patches: one strided convolution (the paper), or a stack of 3 x 3 ones, which small data likes better."""
@@ -41,22 +41,23 @@ class ImageEncoderSpec(Section):
 class TextSizes(Section):
     """The sizes of a BERT written out, when no model is named."""
 
-    width: Count
+    width: Width
     """Hidden width; a multiple of `num_heads`."""
-    num_heads: Count
+    num_heads: NumHeads
     """Attention heads."""
-    intermediate_size: Count
+    intermediate_size: Annotated[int, Field(ge=1), Sensible(at_most=262_144)]
     """Width inside the feed-forward layers."""
-    max_positions: Count = 512
+    max_positions: Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)] = 512
     """Longest sequence the position embeddings cover, in tokens."""
-    initializer_range: Annotated[float, Field(gt=0, le=1)] = 0.02
+    initializer_range: Annotated[float, Field(gt=0, le=1), Sensible(at_least=1e-6)] = 0.02
     """Standard deviation of the random weights. BERT's 0.02 suits a width of 768; narrow models
     learn sooner from 1 / sqrt(width)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}; change one of them")
+            message = f"width {self.width} is not a multiple of num_heads {self.num_heads}; change one of them"
+            raise Conflict(message, "width", "num_heads")
         return self
 
 
@@ -68,7 +69,7 @@ class TextEncoderSpec(Section):
     this or `sizes`."""
     sizes: TextSizes | None = None
     """The architecture written out. Give this or `name`."""
-    num_layers: Count
+    num_layers: NumLayers
     """Layers that see text alone; the next layers of a BERT or RoBERTa start the fusion encoder."""
     weights: Weights = None
     """`hub`, null (random) or a local folder in transformers' format."""
@@ -78,16 +79,17 @@ class TextEncoderSpec(Section):
     @model_validator(mode="after")
     def _one_architecture(self) -> Self:
         if (self.name is None) == (self.sizes is None):
-            raise ValueError("give exactly one of `name` and `sizes`")
+            raise Conflict("give exactly one of `name` and `sizes`", "name", "sizes", one_too_many=True)
         if self.sizes is not None and self.weights is not None:
-            raise ValueError("`weights` need a `name`: sizes written out start from random weights")
+            message = "`weights` need a `name`: sizes written out start from random weights"
+            raise Conflict(message, "weights", "sizes", hint="`weights: null`")
         return self
 
 
 class FusionEncoderSpec(Section):
     """Layers that read the text through self-attention and the picture through cross-attention."""
 
-    num_layers: Count
+    num_layers: NumLayers
     """Fusion layers. They start from the upper layers of a BERT or RoBERTa when it has them; cross-attention, and the fusion
     layers above other text encoders, start random."""
 
@@ -101,9 +103,9 @@ class ModelSpec(Section):
     """What reads the caption."""
     fusion_encoder: FusionEncoderSpec | None = None
     """Needed by ITM and MLM; not built when both are off."""
-    embed_dim: Count = 256
+    embed_dim: Width = 256
     """Width of the space in which images and texts are compared."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """The momentum encoders keep this share of themselves at every step."""
-    queue_size: Annotated[int, Field(ge=0)] = 65536
+    queue_size: Annotated[int, Field(ge=0), Sensible(at_most=100_000_000)] = 65536
     """Past momentum features kept as negatives, per modality; 0 keeps none."""

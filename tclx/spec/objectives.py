@@ -6,25 +6,28 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, Fraction, Section, Weight
+from tclx.spec.base import Conflict, Fraction, Section, Sensible, Weight
+
+Temperature = Annotated[float, Field(gt=0), Sensible(at_least=1e-5, at_most=100)]
 
 
 class TemperatureSpec(Section):
     """The softmax temperature of a contrastive term."""
 
-    initial: Annotated[float, Field(gt=0)] = 0.07
+    initial: Temperature = 0.07
     """Value at step 0."""
     learned: bool = True
     """Whether it is trained."""
-    minimum: Annotated[float, Field(gt=0)] = 0.001
+    minimum: Temperature = 0.001
     """Lower clamp."""
-    maximum: Annotated[float, Field(gt=0)] = 0.5
+    maximum: Temperature = 0.5
     """Upper clamp."""
 
     @model_validator(mode="after")
     def _initial_between_bounds(self) -> Self:
         if not self.minimum <= self.initial <= self.maximum:
-            raise ValueError(f"initial {self.initial} is outside minimum..maximum = {self.minimum}..{self.maximum}")
+            message = f"initial {self.initial} is outside minimum..maximum = {self.minimum}..{self.maximum}"
+            raise Conflict(message, "initial", "minimum", "maximum")
         return self
 
 
@@ -33,7 +36,7 @@ class SoftLabelSpec(Section):
 
     weight: Fraction = 0.4
     """Share once ramped up; 1 - weight stays on the ground truth."""
-    ramp_epochs: Annotated[float, Field(ge=0)] = 1.0
+    ramp_epochs: Annotated[float, Field(ge=0), Sensible(at_most=1_000_000)] = 1.0
     """Epochs over which the share rises linearly from 0."""
 
 
@@ -62,7 +65,7 @@ class LmiSpec(Section):
     """Weight of the mean of the image and the text part."""
     temperature: TemperatureSpec | None = None
     """A temperature of its own; null shares the common one."""
-    pooled_grid: Count | None = 4
+    pooled_grid: Annotated[int, Field(ge=1), Sensible(at_most=2048)] | None = 4
     """Patches are average-pooled to this many rows and columns (4: 16 locals, as the paper); null keeps every patch."""
 
 
@@ -78,7 +81,7 @@ class MlmSpec(Section):
 
     weight: Weight = 1.0
     """Weight of the term."""
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_probability: Annotated[float, Field(gt=0, lt=1), Sensible(at_least=0.001)] = 0.15
     """Share of the tokens that are hidden: 80 % masked, 10 % replaced, 10 % kept."""
 
 
@@ -105,5 +108,6 @@ class ObjectivesSpec(Section):
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
         if not any((self.cma, self.imc, self.lmi, self.itm, self.mlm)):
-            raise ValueError("every term is off: switch on at least one of cma, imc, lmi, itm, mlm")
+            terms = ("cma", "imc", "lmi", "itm", "mlm")
+            raise Conflict(f"every term is off: switch on at least one of {', '.join(terms)}", *terms)
         return self

@@ -60,7 +60,15 @@ def absolute_path(value: str, where: Location, key: str, problems: list[Problem]
     except RuntimeError:
         problems.append(Problem(key, f"`{path.parts[0]}` names no home folder", where=where))
     folder = Path(where.path).resolve().parent if isinstance(where.path, Path) else Path.cwd()
-    return os.path.normpath(folder / path)
+    absolute = os.path.normpath(folder / path)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:  # bytes that Python could not read as text in this locale
+        hint = "export PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        problem = Problem("", f"the path {str(folder)!a} is no text in this locale", hint)
+        problems += [] if problem in problems else [problem]
+        return ascii(absolute)
+    return absolute
 
 
 def _variable(name: str, where: Location, key: str, problems: list[Problem]) -> str:

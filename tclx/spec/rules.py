@@ -14,11 +14,18 @@ from pathlib import Path
 from tclx.errors import Problem
 from tclx.spec.data import FilesSource, HubTokenizer
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
 from tclx.spec.optim import CosineSchedule
 
 BERT_POSITIONS = 512
 """Position embeddings of every published BERT and DistilBERT."""
+
+_TERMS = tuple(f"objectives.{term}" for term in ("cma", "imc", "lmi", "itm", "mlm"))
+OF_A_BATCH = (
+    "training.batch_size_per_gpu", "launch.num_processes", "launch.num_nodes", "launch.gpus_per_node", "launch.tasks_per_node"
+)  # fmt: skip
+"""Keys that decide how many pairs a step takes."""
 
 _VIT = re.compile(r"^(?:vit|deit|deit3|beit|beitv2|eva|eva02)_.*patch(\d+)(?:_|$)")
 """timm's plain ViTs; other families have `patch` in their names, too, and shrink the grid further on."""
@@ -59,28 +66,32 @@ def _image_size(spec: ExperimentSpec) -> Iterator[Problem]:
         below = encoder.image_size // side * side
         sizes = f"{below} or {below + side}" if below else f"{side}"
         key = "model.image_encoder.image_size"
-        yield Problem(key, f"{encoder.image_size} is not a multiple of the patch size {side}", f"take {sizes}")
+        message = f"{encoder.image_size} is not a multiple of the patch size {side}"
+        others = ("model.image_encoder.patch_size", "model.image_encoder.name")
+        yield Problem(key, message, f"take {sizes}", others=others)
 
 
 def _frozen_needs_weights(spec: ExperimentSpec) -> Iterator[Problem]:
     encoder = spec.model.image_encoder
     if encoder.frozen and encoder.weights is None and spec.init is None:
         message = "a frozen image encoder with random weights would never see anything"
-        yield Problem("model.image_encoder.frozen", message, "name its weights, or an init")
+        others = ("model.image_encoder.weights", "init")
+        yield Problem("model.image_encoder.frozen", message, "name its weights, or an init", others=others)
 
 
 def _vit_heads(spec: ExperimentSpec) -> Iterator[Problem]:
     encoder = spec.model.image_encoder
     if encoder.width and encoder.num_heads and encoder.width % encoder.num_heads:
         message = f"width {encoder.width} is not a multiple of num_heads {encoder.num_heads}"
-        yield Problem("model.image_encoder.num_heads", message)
+        yield Problem("model.image_encoder.num_heads", message, others=("model.image_encoder.width",))
 
 
 def _pooled_grid(spec: ExperimentSpec) -> Iterator[Problem]:
     grid, lmi = patch_grid(spec.model.image_encoder), spec.objectives.lmi
     if grid and lmi and lmi.pooled_grid and lmi.pooled_grid > grid:
         message = f"{lmi.pooled_grid} x {lmi.pooled_grid} locals cannot be pooled from {grid} x {grid} patches"
-        yield Problem("objectives.lmi.pooled_grid", message, f"at most {grid}; null keeps every patch")
+        others = tuple(f"model.image_encoder.{key}" for key in ("image_size", "patch_size", "name"))
+        yield Problem("objectives.lmi.pooled_grid", message, f"at most {grid}; null keeps every patch", others=others)
 
 
 def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -89,7 +100,8 @@ def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
         verb = "needs" if len(needing) == 1 else "need"
         switched_off = ", ".join(f"objectives.{term}: null" for term in needing)
         message = f"{' and '.join(needing)} {verb} a fusion encoder"
-        yield Problem("model.fusion_encoder", message, f"add `fusion_encoder: {{num_layers: 6}}`, or set {switched_off}")
+        hint = f"add `fusion_encoder: {{num_layers: 6}}`, or set {switched_off}"
+        yield Problem("model.fusion_encoder", message, hint, others=tuple(f"objectives.{term}" for term in needing))
 
 
 def _queue(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -97,18 +109,21 @@ def _queue(spec: ExperimentSpec) -> Iterator[Problem]:
     if not size or not (spec.objectives.cma or spec.objectives.imc):
         return
     if size < batch:
-        yield Problem("model.queue_size", f"{size} cannot hold one global batch of {batch}", f"take 0 or at least {batch}")
+        message = f"{size} cannot hold one global batch of {batch}"
+        yield Problem("model.queue_size", message, f"take 0 or at least {batch}", others=OF_A_BATCH)
     elif spec.compat == "official" and size % batch:
         nearest = size // batch * batch
         message = f"{size} is not a multiple of the global batch {batch}, as the official code requires"
-        yield Problem("model.queue_size", message, f"take {nearest}, or remove `compat: official`")
+        others = (*OF_A_BATCH, "compat")
+        yield Problem("model.queue_size", message, f"take {nearest}, or remove `compat: official`", others=others)
 
 
 def _official_warmup(spec: ExperimentSpec) -> Iterator[Problem]:
     schedule = spec.optim.schedule
     if spec.compat == "official" and isinstance(schedule, CosineSchedule) and schedule.warmup_steps % 100:
         message = f"{schedule.warmup_steps} is not a multiple of 100: the official warm-up climbs once in 100 steps"
-        yield Problem("optim.schedule.warmup_steps", message, f"take {round(schedule.warmup_steps, -2)}")
+        hint = f"take {round(schedule.warmup_steps, -2)}"
+        yield Problem("optim.schedule.warmup_steps", message, hint, others=("compat",))
 
 
 def _text_positions(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -118,7 +133,8 @@ def _text_positions(spec: ExperimentSpec) -> Iterator[Problem]:
     if positions and spec.data.max_caption_tokens > positions:
         message = f"{spec.data.max_caption_tokens} tokens, but the text encoder has {positions} positions"
         hint = "or raise model.text_encoder.sizes.max_positions" if text.sizes else None
-        yield Problem("data.max_caption_tokens", message, hint)
+        others = ("model.text_encoder.sizes.max_positions", "model.text_encoder.name")
+        yield Problem("data.max_caption_tokens", message, hint, others=others)
 
 
 def _something_to_contrast(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -130,7 +146,9 @@ def _something_to_contrast(spec: ExperimentSpec) -> Iterator[Problem]:
     if without := from_queue + from_batch:
         verb = "have" if len(without) > 1 else "has"
         hint = "2 or more; a queue (model.queue_size) serves cma and imc alone"
-        yield Problem("training.batch_size_per_gpu", f"with a batch of one {', '.join(without)} {verb} no negatives", hint)
+        message = f"with a batch of one {', '.join(without)} {verb} no negatives"
+        others = ("model.queue_size", *(f"objectives.{name}" for name in without))
+        yield Problem("training.batch_size_per_gpu", message, hint, others=others)
 
 
 def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -141,14 +159,16 @@ def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("objectives.soft_labels.weight", "1 leaves nothing of the ground truth", "below 1; the paper has 0.4")
     if soft.weight and spec.model.momentum == 0:
         message = "at 0 the momentum encoders are the online ones, and soft labels repeat the model's own answer"
-        yield Problem("model.momentum", message, "above 0, or objectives.soft_labels: null")
+        others = ("objectives.soft_labels", "objectives.soft_labels.weight")
+        yield Problem("model.momentum", message, "above 0, or objectives.soft_labels: null", others=others)
 
 
 def _evaluated_splits(spec: ExperimentSpec) -> Iterator[Problem]:
     for key in ("during_training", "at_end"):
         split = getattr(spec.evaluation, key)
         if split and getattr(spec.data, split) is None:
-            yield Problem(f"evaluation.{key}", f"`{split}`, but there is no `data.{split}`", f"add data.{split}, or set null")
+            message = f"`{split}`, but there is no `data.{split}`"
+            yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))
 
 
 def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -157,10 +177,10 @@ def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
     objectives = spec.objectives
     if objectives.itm and not (objectives.cma or objectives.imc or objectives.lmi):
         message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
-        yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null")
+        yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=_TERMS)
     elif not (objectives.cma or objectives.itm):
         message = "cma and itm are both off, so nothing brings pictures and texts together"
-        yield Problem("evaluation.retrieval", message, "switch one of them on, or set null")
+        yield Problem("evaluation.retrieval", message, "switch one of them on, or set null", others=_TERMS)
     metric, known = spec.evaluation.best_metric, best_metrics()
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=1, cutoff=0.4)
@@ -170,13 +190,34 @@ def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
 
 def _nothing_to_do(spec: ExperimentSpec) -> Iterator[Problem]:
     if spec.training.steps == 0 and spec.evaluation.at_end is None:
-        yield Problem("training.steps", "0 only evaluates, but `evaluation.at_end` is null: there is nothing to do")
+        message = "0 only evaluates, but `evaluation.at_end` is null: there is nothing to do"
+        yield Problem("training.steps", message, others=("evaluation.at_end",))
 
 
 def _precision(spec: ExperimentSpec) -> Iterator[Problem]:
     precision = spec.training.precision
     if spec.training.device == "cpu" and precision in ("fp16", "tf32"):
-        yield Problem("training.precision", f"{precision} needs a GPU, and training.device is cpu", "fp32 or bf16")
+        message = f"{precision} needs a GPU, and training.device is cpu"
+        yield Problem("training.precision", message, "fp32 or bf16", others=("training.device",))
+
+
+def _gpu_of_a_job(spec: ExperimentSpec) -> Iterator[Problem]:
+    if spec.training.device == "cuda" and isinstance(spec.launch, SlurmLaunch) and not spec.launch.gpus_per_node:
+        others = ("launch.gpus_per_node",)
+        yield Problem("training.device", "cuda, but launch.gpus_per_node is 0", "auto or cpu, or ask for GPUs", others=others)
+
+
+def _learning_rates(spec: ExperimentSpec) -> Iterator[Problem]:
+    optim = spec.optim
+    for key in ("minimum_learning_rate", "warmup_learning_rate"):
+        low = getattr(optim.schedule, key, 0.0)
+        if low > optim.learning_rate:
+            message = f"{low:g} is above the peak, optim.learning_rate: {optim.learning_rate:g}"
+            hint = f"at most {optim.learning_rate:g}"
+            yield Problem(f"optim.schedule.{key}", message, hint, others=("optim.learning_rate",))
+    if optim.learning_rate * optim.weight_decay >= 1:
+        message = f"{optim.weight_decay:g} x the learning rate {optim.learning_rate:g} takes away all of a weight at every step"
+        yield Problem("optim.weight_decay", message, "the paper has 0.02", others=("optim.learning_rate",))
 
 
 def _mps(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -211,6 +252,8 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _nothing_to_do,
     _precision,
     _mps,
+    _gpu_of_a_job,
+    _learning_rates,
 )
 
 

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from tclx.spec.base import Count, Fraction, LocalPath, Section, text_like
+from tclx.spec.base import Conflict, Count, Fraction, LocalPath, Section, Sensible, text_like
 from tclx.spec.experiment import SafeName
 
 Scalar = bool | int | float | str | None
@@ -41,12 +41,14 @@ class ParameterSpec(Section):
     def _one_kind(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of " + ", ".join(f"`{name}`" for name in type(self).model_fields))
+            names = list(type(self).model_fields)
+            raise Conflict("give exactly one of " + ", ".join(f"`{name}`" for name in names), *names)
         limits = self.limits
         if limits is not None and not limits[0] < limits[1]:
-            raise ValueError(f"the first limit must be below the second: {given[0]}: [{limits[0]:g}, {limits[1]:g}]")
+            message = f"the first limit must be below the second: {given[0]}: [{limits[0]:g}, {limits[1]:g}]"
+            raise Conflict(message, given[0])
         if self.choices is not None and len({repr(choice) for choice in self.choices}) != len(self.choices):
-            raise ValueError("a choice stands here twice")
+            raise Conflict("a choice stands here twice", "choices")
         return self
 
     @property
@@ -86,7 +88,7 @@ class ConstraintSpec(Section):
     @model_validator(mode="after")
     def _one_side(self) -> Self:
         if (self.at_most is None) == (self.at_least is None):
-            raise ValueError("give exactly one of `at_most` and `at_least`")
+            raise Conflict("give exactly one of `at_most` and `at_least`", "at_most", "at_least")
         return self
 
 
@@ -136,7 +138,7 @@ class GridSampler(Section):
 
     name: Literal["grid"]
     """Exhaustive."""
-    points: Annotated[int, Field(ge=2)] = 5
+    points: Annotated[int, Field(ge=2), Sensible(at_most=1000)] = 5
     """Values of each range, its limits included; of whole numbers no more than there are."""
 
 
@@ -145,7 +147,7 @@ class Nsga2Sampler(Section):
 
     name: Literal["nsga2"]
     """Genetic."""
-    population_size: Annotated[int, Field(ge=2)] = 50
+    population_size: Annotated[int, Field(ge=2), Sensible(at_most=100_000)] = 50
     """Trials of one generation."""
 
 
@@ -160,7 +162,7 @@ class HyperbandPruner(Section):
 
     name: Literal["hyperband"]
     """A good default where early evaluations tell something."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2), Sensible(at_most=1000)] = 3
     """One of so many goes on from rung to rung."""
 
 
@@ -230,11 +232,11 @@ class SweepSpec(Section):
     """Decides the sampler's draws; with several workers their order decides, too."""
     pruner: Pruner | None = None
     """Which trials end early; null lets all finish."""
-    num_trials: Count
+    num_trials: Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)]
     """Trials of the study, trial 0 and ended ones included."""
-    num_workers: Count = 1
+    num_workers: Annotated[int, Field(ge=1), Sensible(at_most=10_000)] = 1
     """Trials at the same time: processes here, or tasks of a SLURM array, as the experiment's `launch` says."""
-    trials_per_gpu: Count = 1
+    trials_per_gpu: Annotated[int, Field(ge=1), Sensible(at_most=100)] = 1
     """Trials that share one GPU."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
     """No trial starts later than this after `tclx sweep`; what runs is finished."""
@@ -244,11 +246,12 @@ class SweepSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.space and not self.simplex:
-            raise ValueError("a sweep needs a `space` (or a `simplex`): the keys that vary")
+            raise Conflict("a sweep needs a `space` (or a `simplex`): the keys that vary", "space", "simplex")
         if self.pruner is not None and len(self.objective) > 1:
-            raise ValueError("a pruner needs a single objective: Optuna compares one value; give `pruner: null`")
+            message = "a pruner needs a single objective: Optuna compares one value; give `pruner: null`"
+            raise Conflict(message, "pruner", "objective")
         if isinstance(self.pruner, WilcoxonPruner) and len(self.seeds or ()) < 2:
-            raise ValueError("the Wilcoxon pruner compares seeds: give at least two `seeds`")
+            raise Conflict("the Wilcoxon pruner compares seeds: give at least two `seeds`", "pruner", "seeds")
         return self
 
     @field_validator("storage", mode="after")

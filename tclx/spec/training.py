@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Count, Section
+from tclx.spec.base import BatchSize, Conflict, Count, Section, Sensible
 
 
 class CheckpointsSpec(Section):
@@ -21,13 +21,13 @@ class CheckpointsSpec(Section):
 class TrainingSpec(Section):
     """Length, batch, precision. Give `epochs` or `steps`."""
 
-    epochs: Count | None = None
+    epochs: Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)] | None = None
     """Passes over the training data, the last incomplete batch of each dropped."""
-    steps: Annotated[int, Field(ge=0)] | None = None
+    steps: Annotated[int, Field(ge=0), Sensible(at_most=10**9)] | None = None
     """Optimizer steps; 0 trains nothing and only evaluates."""
-    batch_size_per_gpu: Count
+    batch_size_per_gpu: BatchSize
     """Image-text pairs per process and forward pass (per process on a CPU, too)."""
-    accumulation_steps: Count = 1
+    accumulation_steps: BatchSize = 1
     """Forward and backward passes per optimizer step. Negatives come from one pass and the queue."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: an NVIDIA GPU when there is one, else the CPU. `mps`, a Mac's GPU, is never chosen by itself: it computes in
@@ -44,5 +44,5 @@ class TrainingSpec(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`")
+            raise Conflict("give exactly one of `epochs` and `steps`", "epochs", "steps", one_too_many=True)
         return self

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tclx.errors import Problem
-from tclx.spec.base import PATTERN_WORDS
+from tclx.errors import MAX_OF_A_KIND, Problem, distance
+from tclx.spec.base import PATTERN_WORDS, Conflict
+from tclx.spec.cures import cure
 from tclx.spec.fields import ROOT, Place, nearest, nearest_key
 from tclx.spec.yaml import Node
 
@@ -60,7 +63,19 @@ def problems_of(error: ValidationError, tree: Node, root: Place = ROOT) -> list[
     for detail in error.errors(include_url=False):
         spot = _spot(detail, tree, root)
         found.setdefault(spot.key, (spot, []))[1].append(detail)
-    return [_problem(spot, details, root) for key, (spot, details) in found.items() if not _echoes(key, details, found)]
+    own = {key: spot for key, spot in found.items() if not _echoes(key, spot[1], found)}
+    said = Counter[str]()
+    problems = []
+    for spot, details in own.values():
+        said[details[0]["type"]] += 1
+        is_counted_only = said[details[0]["type"]] > MAX_OF_A_KIND  # looking for what was meant takes its time
+        problems.append(_problem(spot, details, tree, root) if not is_counted_only else _briefly(spot, details))
+    return problems
+
+
+def _briefly(spot: _Spot, details: list[ErrorDetails]) -> Problem:
+    kind = details[0]["type"]
+    return Problem(spot.key, "unknown key" if kind == "extra_forbidden" else details[0]["msg"], where=spot.node.where)
 
 
 def _echoes(key: str, details: list[ErrorDetails], found: dict[str, Any]) -> bool:
@@ -111,9 +126,38 @@ def _item(node: Node, index: int) -> Node:
     return node.value[index] if isinstance(node.value, tuple) and index < len(node.value) else node
 
 
-def _problem(spot: _Spot, details: list[ErrorDetails], root: Place) -> Problem:
+def _problem(spot: _Spot, details: list[ErrorDetails], tree: Node, root: Place) -> Problem:
+    error = details[0]["ctx"]["error"] if details[0]["type"] == "value_error" else None
+    if isinstance(error, Conflict):
+        return _conflict(spot, error, tree)
     message, hint = _words(spot, details, root)
     return Problem(spot.key, message, hint, spot.node.where)
+
+
+def _conflict(spot: _Spot, conflict: Conflict, tree: Node) -> Problem:
+    """At the one of its keys that is nearest to the user's hands; of several in one file at the last."""
+    written = {key: node for key in conflict.keys if (node := _below(spot.node, key)) is not None}
+    if not written:
+        return Problem(spot.key, str(conflict), conflict.hint, spot.node.where)
+    where = {key: node.where for key, node in written.items()}
+    key = min(where, key=lambda key: (distance(where[key], tree.where), -where[key].line, -where[key].column))
+    prefix = f"{spot.key}." if spot.key else ""
+    message, hint = str(conflict), conflict.hint
+    others = [other for other, node in written.items() if other != key and node.value is not None]
+    if others and any(where[other].path != where[key].path for other in others):
+        message += "; " + " and ".join(f"`{prefix}{other}` stands at {where[other]}" for other in others)
+    if conflict.one_too_many and others:
+        takes_away = "add --set {}=null" if not isinstance(where[key].path, Path) else "`{}: null` beside it"
+        hint = " and ".join(takes_away.format(f"{prefix}{other}") for other in others)
+    return Problem(f"{prefix}{key}", message, hint, where[key])
+
+
+def _below(node: Node, path: str) -> Node | None:
+    for key in path.split("."):
+        if not isinstance(node.value, dict) or key not in node.value:
+            return None
+        node = node.value[key]
+    return node
 
 
 def _words(spot: _Spot, details: list[ErrorDetails], root: Place) -> tuple[str, str | None]:
@@ -132,7 +176,9 @@ def _words(spot: _Spot, details: list[ErrorDetails], root: Place) -> tuple[str, 
     expected = [words for detail in details if (words := _expected(detail, spot.place))]
     if not expected:
         return detail["msg"], None
-    return _must_be(" or ".join(expected), spot.node), _did_you_mean(spot.node, spot.place.choices if spot.place else ())
+    choices = spot.place.choices if spot.place else ()
+    hint = _did_you_mean(spot.node, choices) or cure([detail["type"] for detail in details], spot.key, spot.node, spot.place)
+    return _must_be(" or ".join(expected), spot.node), hint
 
 
 def _expected(detail: ErrorDetails, place: Place | None) -> str | None:

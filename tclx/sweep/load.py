@@ -7,6 +7,7 @@ what the schema, the bounds or the rules between sections forbid is found here a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,9 +20,10 @@ from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.plan import DataFacts, make_plan, run_id
+from tclx.spec.base import WRITTEN
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.fields import Place, nearest
-from tclx.spec.layers import SET, entries, override_tree, path_problem
+from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.load import places_of
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.sweep import SweepSpec
@@ -77,9 +79,9 @@ class Sweep:
     def _tracked(self, spec: ExperimentSpec) -> ExperimentSpec:
         return spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"wandb": self.wandb()})})
 
-    def _planned(self, tree: dict[str, Any], seed: int) -> PlannedRun:
+    def _planned(self, tree: dict[str, Any], seed: int, *, context: dict[str, Any] | None = None) -> PlannedRun:
         try:
-            spec = ExperimentSpec.model_validate_json(json.dumps({**tree, "seed": seed}))
+            spec = ExperimentSpec.model_validate_json(json.dumps({**tree, "seed": seed}), context=context)
         except ValidationError as error:
             raise InputError(*problems_of(error, _as_node({**tree, "seed": seed}))) from error
         facts = self.facts if spec.data == self.base.data else _facts(spec.data)
@@ -107,7 +109,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     Raises:
         InputError: with every problem, each at its line.
     """
-    tree = Node({**entries(_mapping(path)), **entries(override_tree(overrides, SWEEP))}, SET)
+    tree = merge(_mapping(path), override_tree(overrides, SWEEP), SWEEP)
     spec, origins = _read(tree)
     base = _base(spec, origins, runs_dir, backend)
     sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data))
@@ -122,6 +124,8 @@ def _mapping(path: Path) -> Node:
     node = read_yaml(path)
     if not isinstance(node.value, dict):
         raise InputError(Problem("", "a sweep is keys and values", "start with `name: ...`", node.where))
+    if node.value and not is_sweep(node.value):
+        raise InputError(Problem("", "this is an experiment, not a sweep", f"tclx run {path} trains it", node.where))
     return node
 
 
@@ -133,7 +137,7 @@ def _read(tree: Node) -> tuple[SweepSpec, Mapping[str, Location]]:
     tree = with_absolute_paths(with_default_kinds(tree, SWEEP), problems, SWEEP)
     tree = _with_absolute_database(tree, problems)
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(tree.plain()))
+        spec = SweepSpec.model_validate_json(json.dumps(tree.plain()), context=WRITTEN)
     except ValidationError as error:
         problems += problems_of(error, tree, SWEEP)
     if problems:
@@ -181,7 +185,8 @@ def _in_sweep(problem: Problem, origins: Mapping[str, Location]) -> Problem:
     """A problem of the experiment; one that the sweep's `changes` made is at their line."""
     place = f"changes.{problem.key}"
     if place in origins:
-        return problem._replace(key=place, where=origins[place])
+        hint = re.sub(r"add --set (\S+)=null", r"`\1: null` in `changes`", problem.hint) if problem.hint else None
+        return problem._replace(key=place, where=origins[place], hint=hint)
     return (
         problem
         if problem.where
@@ -276,7 +281,7 @@ def _impossible(sweep: Sweep) -> Iterator[Problem]:
     for key, value in space.extremes(sweep.spec):
         changed = space.with_values(tree, {key: value})
         try:
-            sweep._planned(changed, sweep.seeds()[0])
+            sweep._planned(changed, sweep.seeds()[0], context=WRITTEN)
         except InputError as error:
             shown = "off" if value is None else "on" if value == {} else json.dumps(value)
             for problem in error.problems:

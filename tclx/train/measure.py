@@ -17,7 +17,7 @@ from tclx.system import peak_memory_bytes
 from tclx.track.jsonl import Row
 from tclx.train.step import StepOutput
 
-_MOST_ROWS = 64
+_MOST_ROWS = 20
 """Row numbers that a message lists before it says how many more there are."""
 
 

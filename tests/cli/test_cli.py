@@ -107,6 +107,24 @@ def test_an_unknown_command_suggests_the_nearest() -> None:
     assert "results" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [("trian", "run"), ("train", "run"), ("pln", "plan"), ("evaluate", "eval"), ("tune", "sweep"), ("stop", "cancel")],
+)
+def test_what_other_tools_call_a_command_leads_to_ours(word: str, command: str) -> None:
+    ended = Ended(word, "spec.yaml")
+    assert ended.code == 2
+    assert f"there is no command `{word}` (did you mean `tclx {command}`?)" in ended.err
+
+
+@pytest.mark.parametrize("command", [["run"], ["sweep"]])
+def test_a_dry_run_is_a_plan(command: list[str], tmp_path: Path) -> None:
+    ended = Ended(*command, write_spec(tmp_path), "--dry-run")
+    assert ended.code == 2
+    assert ended.err.startswith("error: --dry-run: is no option here (`tclx plan SPEC`")
+    assert "dry" not in Ended(*command, "--help").out
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     ended = subprocess.run(
         f"{sys.executable} -m tclx.cli schema | head -c 10",
@@ -142,6 +160,8 @@ def test_a_failed_run_ends_with_its_reason_and_code(tmp_path: Path) -> None:
     ended = run_process("run", spec, "--runs-dir", tmp_path / "runs")
     assert ended.returncode == 2
     assert re.search(r"^error: init\.checkpoint: .*foreign\.pth", ended.stderr, re.MULTILINE)
+    assert ended.stderr.count("foreign.pth") == 1  # said once
+    assert ended.stderr.splitlines()[-1] == "failed"
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
 
@@ -164,6 +184,21 @@ def test_a_file_that_is_no_spec_is_bad_input(tmp_path: Path, content: str) -> No
     ended = Ended("plan", tmp_path / "bad.yaml", "--quick")
     assert ended.code == 2
     assert ended.err.startswith("error: ")
+
+
+def test_a_path_that_is_no_text_in_the_locale_is_one_clear_line(tmp_path: Path) -> None:
+    folder = tmp_path / "dä ta"
+    folder.mkdir()
+    files = {"source": "files", "form": "pretrain", "files": ["a.json"], "image_root": "."}
+    spec = write_spec(folder, data={**SPEC["data"], "train": files})
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = run_process("plan", "--quick", spec, **plain)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: the path '")
+    assert line.endswith("is no text in this locale (export PYTHONUTF8=1, or LC_ALL=C.UTF-8)")
+    again = run_process("plan", "--quick", spec, **{**plain, "PYTHONUTF8": "1"})
+    assert "no such file" in again.stderr
 
 
 def test_a_missing_file_and_a_wrong_set_are_bad_input(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tclx.errors import InputError
 from tclx.launch.script import batch_script, job_name
 from tclx.spec.launch import SlurmLaunch
 
@@ -142,6 +143,21 @@ def test_an_odd_folder_is_one_word_everywhere() -> None:
     assert last[-2:] == [str(ODD / "s"), "$code"]
     assert str(ODD / "s") in shlex.split(lines[-2])
     assert options(script(folder=ODD / "s"))["output"] == f"{ODD}/s/%j_0_log.out"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a:b", "a%b", "a\x85b", "a\u2028b", "a\udcffb"])
+@pytest.mark.parametrize("which", ["folder", "code"])
+def test_a_path_that_would_break_the_script_never_reaches_it(name: str, which: str) -> None:
+    with pytest.raises(InputError, match=r"^--runs-dir: .* in it: a job's script cannot name it \(take a folder without it\)$"):
+        script(**{which: Path("/shared") / name / "x"})
+
+
+def test_an_interpreter_with_a_line_break_in_its_path_never_reaches_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/a\n#SBATCH --uid=0/python")
+    with pytest.raises(InputError, match=r"^launch\.python: "):
+        script()
+    monkeypatch.setattr(sys, "executable", "/opt/a:b/py%thon")
+    assert "/opt/a:b/py%thon" in script()
 
 
 def test_the_code_comes_before_what_is_on_the_path_already() -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tclx.errors import InputError
+from tclx.launch.order import plan_runs
 from tclx.spec.load import load_experiments
+from tclx.sweep.load import load_sweep
 from tests.spec.documents import GOOD, write
 
 NUM_TRIALS = int(os.environ.get("TCLX_FUZZ", "300"))
@@ -87,6 +93,51 @@ def outcome(path: Path, overrides: Sequence[str] = ()) -> str:
         return "loaded" if load_experiments(path, overrides) else "nothing"
     except InputError as error:
         return "refused" if all(problem.message for problem in error.problems) and error.problems else "no words"
+
+
+def mutations(number: int, folder: Path, seed: int) -> Counter[str]:
+    """Accidents in the files that ship with tclx: each is planned without its data, or checked as a sweep."""
+    rng = random.Random(seed)
+    project = Path(__file__).resolve().parents[2]
+    for kind in ("experiments", "sweeps"):
+        shutil.copytree(project / kind, folder / kind)
+    files = sorted(folder.rglob("*.yaml"))
+    outcomes: Counter[str] = Counter()
+    for _ in range(number):
+        path = rng.choice(files)
+        text = path.read_text(encoding="utf-8")
+        spoilt = path.with_name("spoilt.yaml")
+        spoilt.write_bytes(mutated(text, rng).encode("utf-8", errors="surrogatepass"))
+        started = time.process_time()
+        try:
+            if "sweeps" in path.parts:
+                load_sweep(spoilt, runs_dir=folder / "runs")
+            else:
+                plan_runs([spoilt], runs_dir=folder / "runs", without_data=True)
+            words = "accepted"
+        except InputError as error:
+            words = str(error)
+        outcomes["accepted" if words == "accepted" else "refused"] += 1
+        assert words.strip()
+        assert len(words.splitlines()) < 200
+        assert time.process_time() - started < 10, spoilt.read_text(encoding="utf-8", errors="replace")
+    print(f"{number} mutations: {dict(outcomes)}")
+    return outcomes
+
+
+def test_accidents_in_the_shipped_files_are_planned_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCLX_DATA", "/data")
+    assert set(mutations(80, tmp_path, seed=3)) <= {"accepted", "refused"}
+
+
+@pytest.mark.faults
+def test_thousands_of_accidents_in_the_shipped_files_are_planned_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCLX_DATA", "/data")
+    outcomes = mutations(12_000, tmp_path, seed=4)
+    assert outcomes["accepted"] + outcomes["refused"] == 12_000
+    assert min(outcomes.values()) > 500  # the accidents are neither all fatal nor all harmless
 
 
 def test_no_mutation_of_a_file_raises_anything_but_an_input_error(tmp_path: Path) -> None:

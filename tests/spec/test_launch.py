@@ -75,7 +75,42 @@ def test_a_value_that_would_break_the_script_is_refused_at_its_key(tmp_path: Pat
 @pytest.mark.parametrize("option", sorted(TAKEN_OPTIONS))
 def test_an_option_that_tclx_sets_names_the_key_that_does(tmp_path: Path, option: str) -> None:
     message = refused(tmp_path, f'sbatch_options: {{{option}: "1"}}')
-    assert message == f"launch: `sbatch_options.{option}` is set elsewhere: {TAKEN_OPTIONS[option]}"
+    assert message == f"launch.sbatch_options.{option}: is set elsewhere: {TAKEN_OPTIONS[option]}"
+
+
+@pytest.mark.parametrize(
+    ("abbreviated", "options"),
+    [
+        ("job-nam", "`--job-name`"),
+        ("j", "`--job-name`"),
+        ("part", "`--partition`"),
+        ("gpus-per", "`--gpus-per-node` or `--gpus-per-task`"),
+    ],
+)
+def test_an_abbreviation_of_such_an_option_is_refused_as_well(tmp_path: Path, abbreviated: str, options: str) -> None:
+    message = refused(tmp_path, f'sbatch_options: {{{abbreviated}: "1"}}')
+    assert message.startswith(f"launch.sbatch_options.{abbreviated}: is set elsewhere (sbatch reads it as {options}): ")
+
+
+def test_all_wrong_options_are_named_each_at_its_line(tmp_path: Path) -> None:
+    options = (
+        "launch:\n  backend: slurm\n  sbatch_options:\n    time: 5\n    exclude: n1\n    nodes: 2\n    Tmp: 1\n    job-nam: x\n"
+    )
+    lines = refusal(tmp_path, f"{GOOD}{options}").splitlines()
+    first = len(GOOD.splitlines()) + 4
+    assert [line.split(": ")[0:2] for line in lines] == [
+        [f"toy.yaml:{first}:5", "launch.sbatch_options.time"],
+        [f"toy.yaml:{first + 2}:5", "launch.sbatch_options.nodes"],
+        [f"toy.yaml:{first + 3}:5", "launch.sbatch_options.Tmp"],
+        [f"toy.yaml:{first + 4}:5", "launch.sbatch_options.job-nam"],
+    ]
+
+
+def test_an_option_of_any_name_may_be_set_on_the_command_line(tmp_path: Path) -> None:
+    overrides = ["launch={backend: slurm}", "launch.sbatch_options.tmp=100G", "launch.sbatch_options.exclusive=true"]
+    found = load_one(tmp_path, overrides=overrides).spec.launch
+    assert isinstance(found, SlurmLaunch)
+    assert found.sbatch_options == {"tmp": "100G", "exclusive": True}
 
 
 def test_every_key_that_stands_for_an_option_is_a_key() -> None:
@@ -101,7 +136,9 @@ def test_every_key_that_stands_for_an_option_is_a_key() -> None:
 )
 def test_a_secret_that_is_written_out_is_refused_and_not_repeated(tmp_path: Path, line: str, secret: str) -> None:
     message = refused(tmp_path, f'setup: ["module load x", "{line}"]')
-    assert message.startswith(f"launch: `setup` writes the secret {secret} into the job's script; export it where you submit")
+    assert message.startswith(
+        f"launch.setup: `setup` writes the secret {secret} into the job's script; export it where you submit"
+    )
     assert "abc" not in message
 
 
@@ -124,7 +161,9 @@ def test_a_line_without_a_secret_is_kept(tmp_path: Path, line: str) -> None:
 
 def test_a_secret_among_the_options_is_refused_too(tmp_path: Path) -> None:
     message = refused(tmp_path, 'sbatch_options: {export: "ALL,HF_TOKEN=hf_abc"}')
-    assert message.startswith("launch: `sbatch_options.export` writes the secret HF_TOKEN into the job's script")
+    assert message.startswith(
+        "launch.sbatch_options.export: `sbatch_options.export` writes the secret HF_TOKEN into the job's script"
+    )
     assert "abc" not in message
 
 
@@ -132,14 +171,16 @@ def test_a_secret_among_the_options_is_refused_too(tmp_path: Path) -> None:
 def test_a_time_limit_leaves_something_to_train_in(tmp_path: Path, signal_seconds: int, minutes: int) -> None:
     message = refused(tmp_path, f"signal_seconds: {signal_seconds}, time_limit_minutes: {minutes}")
     assert message == (
-        f"launch: `signal_seconds` {signal_seconds} leaves nothing of `time_limit_minutes` {minutes}; below {60 * minutes}"
+        f"launch.time_limit_minutes: `signal_seconds` {signal_seconds} leaves nothing of `time_limit_minutes` {minutes}; "
+        f"below {60 * minutes}"
     )
     assert slurm(tmp_path, f"signal_seconds: {signal_seconds - 1}, time_limit_minutes: {minutes}").time_limit_minutes == minutes
 
 
 def test_one_process_trains_on_one_gpu(tmp_path: Path) -> None:
     assert refused(tmp_path, "gpus_per_node: 4, tasks_per_node: 8").startswith(
-        "launch: `tasks_per_node` is 8 and `gpus_per_node` 4: one process trains on one GPU; leave `tasks_per_node` out"
+        "launch.tasks_per_node: `tasks_per_node` is 8 and `gpus_per_node` 4: one process trains on one GPU; "
+        "leave `tasks_per_node` out"
     )
 
 

@@ -166,9 +166,9 @@ def test_set_switches_a_null_section_on(tmp_path: Path) -> None:
 
 
 def test_set_wins_over_every_variant(tmp_path: Path) -> None:
-    text = GOOD + "variants:\n  a: {optim: {learning_rate: 1}}\n  b: {}\n"
-    experiments = load(tmp_path, text, ["optim.learning_rate=2"])
-    assert [found.spec.optim.learning_rate for found in experiments] == [2, 2]
+    text = GOOD + "variants:\n  a: {optim: {learning_rate: 0.1}}\n  b: {}\n"
+    experiments = load(tmp_path, text, ["optim.learning_rate=0.2"])
+    assert [found.spec.optim.learning_rate for found in experiments] == [0.2, 0.2]
 
 
 def test_set_may_change_the_kind_in_any_order(tmp_path: Path) -> None:
@@ -241,12 +241,14 @@ def test_variants_times_seeds_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 def test_a_child_adds_variants_and_changes_those_of_its_parent(tmp_path: Path) -> None:
     write(
-        tmp_path, GOOD + "variants:\n  a: {optim: {learning_rate: 1}}\n  b: {optim: {schedule: {name: cosine}}}\n", "base.yaml"
+        tmp_path,
+        GOOD + "variants:\n  a: {optim: {learning_rate: 0.1}}\n  b: {optim: {schedule: {name: cosine}}}\n",
+        "base.yaml",
     )
     child = "extends: base.yaml\nvariants:\n  c: {}\n  a: {seed: 1}\n".replace("seed: 1", "optim: {weight_decay: 1}")
     experiments = load(tmp_path, child)
     assert names(experiments) == [("a", 3), ("b", 3), ("c", 3)]
-    assert (experiments[0].spec.optim.learning_rate, experiments[0].spec.optim.weight_decay) == (1, 1)
+    assert (experiments[0].spec.optim.learning_rate, experiments[0].spec.optim.weight_decay) == (0.1, 1)
 
 
 def test_a_childs_seeds_replace_its_parents_seed(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
     [
         ({"space": {"objectives.icm.weight": {"uniform": [0, 1]}}}, "space.objectives.icm.weight", "known here: temperature, soft_labels, cma, imc"),
         ({"space": {"learning_rate": {"uniform": [0, 1]}}}, "space.learning_rate", "did you mean `optim.learning_rate`"),
-        ({"space": {"optim.learning_rate": {"uniform": [1.0, 0.1]}}}, "space.optim.learning_rate", "first limit must be below"),
+        ({"space": {"optim.learning_rate": {"uniform": [1.0, 0.1]}}}, "space.optim.learning_rate.uniform", "first limit must be below"),
         ({"space": {"optim.learning_rate": {"uniform": [-1.0, 0.1]}}}, "space.optim.learning_rate", "greater than 0"),
         ({"space": {"optim.learning_rate": {"unifrom": [0.1, 1.0]}}}, "space.optim.learning_rate.unifrom", "did you mean `uniform`"),
         ({"space": {"optim.learning_rate": {}}}, "space.optim.learning_rate", "exactly one of"),
@@ -43,8 +43,8 @@ ROOT = Path(__file__).parents[2]
         ({"objective": {"metric": "loss/total", "direction": "lower"}}, "objective[0].direction", "maximize, minimize"),
         ({"objective": {"metric": "loss/total", "direction": "minimize"}, "pruner": {"name": "median"}}, "pruner", "at the end only"),
         ({"sampler": {"name": "tpee"}}, "sampler.name", "did you mean `tpe`"),
-        ({"pruner": {"name": "wilcoxon"}}, "", "at least two `seeds`"),
-        ({"pruner": {"name": "hyperband"}, "objective": [{"metric": "loss/total", "direction": way} for way in ("minimize", "maximize")]}, "", "single objective"),
+        ({"pruner": {"name": "wilcoxon"}}, "pruner", "at least two `seeds`"),
+        ({"pruner": {"name": "hyperband"}, "objective": [{"metric": "loss/total", "direction": way} for way in ("minimize", "maximize")]}, "pruner", "single objective"),
         ({"storage": "postgresql://me:secret@db/sweeps"}, "storage", "a password never stands in a spec"),
         ({"storage": "mysql://db/sweeps"}, "storage", "postgresql://USER@HOST/DATABASE"),
         ({"num_trials": 0}, "num_trials", "at least 1"),
@@ -144,3 +144,18 @@ def test_every_shipped_sweep_can_be_planned(path: Path, tmp_path: Path) -> None:
     plan = plan_of(load_sweep(path, runs_dir=tmp_path))
     assert plan["trials"] > 0
     assert plan["space"]
+
+
+def test_a_rule_between_keys_stands_at_the_files_line(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, pruner={"name": "wilcoxon"})
+    with pytest.raises(InputError) as caught:
+        load_sweep(path, runs_dir=tmp_path)
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), start=1) if "pruner" in text)
+    assert str(caught.value).startswith(f"{path}:{line}:")
+
+
+def test_an_experiment_is_no_sweep_and_is_told_so_in_one_line(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path).with_name("toy.yaml")
+    with pytest.raises(InputError) as caught:
+        load_sweep(path, runs_dir=tmp_path)
+    assert str(caught.value) == f"{path}:1:1: this is an experiment, not a sweep (tclx run {path} trains it)"
