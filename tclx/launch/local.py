@@ -278,8 +278,7 @@ class _Queue:
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[outcome.folder.run_id] = outcome
         name = f"{outcome.folder.run_id}: " if self._num_parallel > 1 else ""
-        is_on_screen = outcome.was_said and not self._into_logs
-        self._say(f"{name}{describe(outcome._replace(reason=None) if is_on_screen else outcome)}")
+        self._say(f"{name}{describe(outcome)}")
 
 
 def worker_command(folder: RunFolder, num_processes: int) -> list[str]:
@@ -385,8 +384,7 @@ def outcome_of(
         return Outcome(folder, "interrupted", state.reason or f"saved at step {state.step}", Interrupted.exit_code)
     if said_now and state.status == "failed":
         known = exit_code in (TclxError.exit_code, 2, MachineError.exit_code)
-        code = exit_code if known else RunFailed.exit_code
-        return Outcome(folder, "failed", state.reason, code, was_said=not several)
+        return Outcome(folder, "failed", state.reason, exit_code if known else RunFailed.exit_code)
     if exit_code == INTERRUPTED_AND_SAVED or (exit_code == 0 and several) or (asked_to_stop and not said_now):
         return Outcome(folder, "interrupted", "stopped before it began", Interrupted.exit_code)
     if was_killed:

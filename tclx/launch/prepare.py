@@ -33,8 +33,6 @@ class Outcome(NamedTuple):
     ending: Ending
     reason: str | None = None
     exit_code: int = 0
-    was_said: bool = False
-    """Whether the run's own process has printed the reason already."""
 
 
 def describe(outcome: Outcome) -> str:

@@ -160,8 +160,6 @@ def test_a_failed_run_ends_with_its_reason_and_code(tmp_path: Path) -> None:
     ended = run_process("run", spec, "--runs-dir", tmp_path / "runs")
     assert ended.returncode == 2
     assert re.search(r"^error: init\.checkpoint: .*foreign\.pth", ended.stderr, re.MULTILINE)
-    assert ended.stderr.count("foreign.pth") == 1  # said once
-    assert ended.stderr.splitlines()[-1] == "failed"
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
 
