@@ -11,6 +11,7 @@
     RUN/ranks/             rank<r>.json: what it does
     RUN/wandb.json         its run on W&B               RUN/wandb/            what W&B's own client writes
     RUN/tensorboard/       a copy of metrics.jsonl, when asked for
+    RUN/trial.json         the trial of a sweep that it is
 
 Files are replaced by rename, so a reader sees the old or the new one, never half.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,9 @@ MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
 
 RESERVE_BYTES = 65_536
 """More than a state takes on any file system."""
+
+SWEEPS = "sweeps"
+"""Beside the runs: a folder a study."""
 
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""
@@ -188,6 +193,22 @@ class Attempt:
     started_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class TrialOf:
+    """Which trial of a sweep a run is."""
+
+    study: str | None
+    """The study's name; None where only the study knows: see `RunFolder.read_trial`."""
+    number: int | None
+    """The trial's, in its study."""
+    also_run: bool = False
+    """Whether it is an ordinary run as well: the experiment as its file has it, or somebody asked for it by itself."""
+
+
+_ATTEMPT_OF_A_TRIAL = re.compile(r"^trial-[0-9a-f]{8}$")
+"""What a sweep's worker has always called its attempts."""
+
+
 class Superseded(RunFailed):
     """A newer attempt trains this run: this process must not touch it any more."""
 
@@ -281,6 +302,11 @@ class RunFolder:
         """A copy of metrics.jsonl for TensorBoard; absent where nobody asked for one."""
         return self.path / "tensorboard"
 
+    @property
+    def trial(self) -> Path:
+        """Which trial of a sweep the run is; absent in a run that no sweep has started."""
+        return self.path / "trial.json"
+
     def log(self, rank: int) -> Path:
         """What one process printed, over all attempts."""
         return self.path / "logs" / f"rank{rank}.log"
@@ -309,6 +335,23 @@ class RunFolder:
     def read_attempt(self) -> Attempt | None:
         """The newest attempt, or None before the first."""
         return Attempt(**self.read_json(self.attempt)) if self.attempt.exists() else None
+
+    def read_trial(self) -> TrialOf | None:
+        """Which trial of a sweep the run is, or None.
+
+        A folder of commit 53ca314 or older has no trial.json: there the newest attempt's name says that a sweep started it.
+        """
+        try:
+            return TrialOf(**self.read_json(self.trial))
+        except FileNotFoundError:
+            attempt = self.read_attempt()
+        return TrialOf(None, None) if attempt is not None and _ATTEMPT_OF_A_TRIAL.match(attempt.name) else None
+
+    def adopt(self) -> None:
+        """Somebody asks for the run by itself: if it is a trial of a sweep, it is an ordinary run as well from here on."""
+        trial = self.read_trial() if self.path.is_dir() else None
+        if trial is not None and not trial.also_run:
+            self.write_json(self.trial, asdict(replace(trial, also_run=True)))
 
     def begin(self, attempt: Attempt) -> Self:
         """Take the run over: from here on only this attempt writes. Returns the folder to write through."""

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say
 
 EXAMPLE = "Example:  tclx cancel tcl-4m-s0-1a2b3c4d"
 
 
 def cancel(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help="Run folders, run ids or experiment names.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Ask runs to save and stop, wherever they run; `tclx resume` continues them.
 
-    A run that waits in a queue leaves it. A job that you cancel with scancel itself is not brought back either.
+    Of a sweep, its workers: each saves its trial. A run that waits in a queue leaves it. A job that you cancel with scancel
+    itself is not brought back either.
     """
-    from tclx.eval.results import find_runs
+    from tclx.found import find
     from tclx.launch.control import cancel_runs
 
-    if not cancel_runs(find_runs(runs, runs_dir=runs_dir), say=say):
+    found = find(runs, runs_dir=runs_dir)
+    asked = sum(_cancel_study(study) for study in found.studies)  # its workers first: each saves its own trial and stops
+    asked += len(cancel_runs([folder for folder in found.folders if folder not in found.trials], say=say))
+    if not asked:
         say("none of these runs is going on")
+
+
+def _cancel_study(study: Path) -> int:
+    from tclx.sweep.cluster import cancel_workers
+    from tclx.sweep.study import StudyFolder
+
+    return cancel_workers(StudyFolder(study), say=say)

@@ -25,6 +25,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 DEFAULT_RUNS_DIR = Path("runs")
 
 
+RUNS_HELP = "Run folders or ids, experiments by name or file, sweeps by name or file"
+"""What `tclx.found` understands."""
+
+
 def say(line: str) -> None:
     """A message for people, to stderr; nobody is there to read it when the terminal has been closed, and that ends nothing."""
     with suppress(OSError):

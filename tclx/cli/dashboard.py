@@ -66,11 +66,10 @@ def _entity(spec: ExperimentSpec) -> str:
 
 
 def _of_file(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
+    from tclx.found import is_sweep_file
     from tclx.spec.load import load_experiments
-    from tclx.spec.yaml import read_yaml
 
-    content = read_yaml(path).value
-    if isinstance(content, dict) and ("space" in content or "simplex" in content):
+    if is_sweep_file(path):
         return _of_sweep(path, overrides, runs_dir)
     specs = [experiment.spec for experiment in load_experiments(path, overrides)]
     return Shown(_tracked(specs, str(path), "name a project: --set tracking.wandb.project=NAME"))
@@ -78,7 +77,7 @@ def _of_file(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
 
 def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
     from tclx.sweep.load import load_sweep
-    from tclx.sweep.metrics import GPU_HOURS
+    from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
     from tclx.sweep.space import parameters
     from tclx.track.dashboard import Study
 
@@ -87,14 +86,16 @@ def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
     study = Study(
         parameters=tuple(parameter.key for parameter in varied if not parameter.is_switch),
         switches=tuple(parameter.key for parameter in varied if parameter.is_switch),
-        goals=tuple(goal.metric for goal in sweep.spec.objective if goal.metric != GPU_HOURS),  # W&B has no row of it
+        goals=tuple(
+            goal.metric for goal in sweep.spec.objective if goal.metric not in (PROCESS_HOURS, GPU_HOURS)
+        ),  # W&B has no row of it
     )
     return Shown(_tracked([sweep.tracked], str(path), "its experiment, or its `changes`, name a project"), study)
 
 
 def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Shown:
     """The runs of a W&B group with this name, else those that `tclx results` knows by it."""
-    from tclx.eval.results import find_runs
+    from tclx.found import find
     from tclx.spec.fields import nearest
     from tclx.spec.load import load_spec_json
 
@@ -103,11 +104,11 @@ def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Sh
 
     if overrides:
         raise InputError(Problem("--set", f"{target} names runs, whose specs are what they are", "name their file"))
-    groups = {folder: _group_of(folder) for folder in find_runs([], runs_dir=runs_dir)}
+    groups = {folder: _group_of(folder) for folder in find([], runs_dir=runs_dir, trials=True).folders}
     if members := [folder for folder, group in groups.items() if group == target]:
         return Shown(_tracked(read(members), target))
     try:
-        found = find_runs([target], runs_dir=runs_dir)
+        found = find([target], runs_dir=runs_dir).folders
     except InputError as error:
         near = nearest(target, [group for group in groups.values() if group is not None])
         message = f"{target} is neither a file nor a run or a group of runs"

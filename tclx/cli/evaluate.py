@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import AsJson, Overrides, aligned, print_json, show
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
 
 EXAMPLE = "Example:  tclx eval runs/quickstart-s0-1a2b3c4d --split test"
 
@@ -22,7 +22,8 @@ class Split(StrEnum):
 
 def evaluate(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run or checkpoint folder, or an official .pth.")
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="What stands for one run, a checkpoint folder, or an official .pth."),
     ],
     spec: Annotated[
         Path | None, typer.Option("--spec", metavar="SPEC", help="What to evaluate and on which data; a run's own by default.")
@@ -33,15 +34,18 @@ def evaluate(
         str, typer.Option("--checkpoint", metavar="WHICH", help="Of a run folder: best, last or a step.")
     ] = "best",
     as_json: AsJson = False,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Evaluate a run, a checkpoint or official weights.
 
     Zero-shot image-text retrieval, in percent. What a run's best weights reach on its own spec is also written to the run
     folder, where `tclx results` finds it.
     """
+    from tclx.found import saved_or_run
     from tclx.launch.saved import evaluate_saved
 
-    evaluation = evaluate_saved(target, split=split.value, which=checkpoint, spec_path=spec, overrides=overrides or [])
+    found = saved_or_run(target, runs_dir=runs_dir)
+    evaluation = evaluate_saved(found, split=split.value, which=checkpoint, spec_path=spec, overrides=overrides or [])
     if as_json:
         print_json(evaluation)
         return

@@ -19,7 +19,7 @@ FOLLOW_SECONDS = 0.5
 
 
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or a run id.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or id, or what stands for one run alone.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Of which training process.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print what is added; Ctrl-C leaves.")] = False,
@@ -29,13 +29,9 @@ def logs(
 
     A run in the foreground prints to its terminal; only its tracebacks are here.
     """
-    from tclx.eval.results import find_runs
+    from tclx.found import find_one
 
-    folders = find_runs([run], runs_dir=runs_dir)
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders[:5])
-        raise InputError(Problem("RUN", f"{run} stands for {len(folders)} runs: {names}", "name one of them"))
-    folder = RunFolder(folders[0])
+    folder = RunFolder(find_one(run, runs_dir=runs_dir))
     log = folder.log(rank)
     if not log.is_file():
         log = _before_training(folder)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say, show
 
 EXAMPLE = "Example:  tclx report experiments/ablation/scenes.yaml -o ablation.html"
 
@@ -15,7 +15,7 @@ EXAMPLE = "Example:  tclx report experiments/ablation/scenes.yaml -o ablation.ht
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN|GROUP|EXPERIMENT...", help="Run folders or ids, groups of runs, experiment files."),
+        typer.Argument(metavar="RUN|EXPERIMENT|SWEEP...", help=f"{RUNS_HELP}."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.", dir_okay=False)] = Path(
         "report.html"
@@ -27,10 +27,12 @@ def report(
 
     It opens from the file, needs no network and follows the reader's light or dark mode.
     """
+    from tclx.found import find
     from tclx.report.write import write_report
 
-    material = write_report(runs, output, runs_dir=runs_dir, split=split)
-    for gap in material.selection.gaps:
-        say(gap)
+    found = find(runs, runs_dir=runs_dir)
+    material = write_report(found.selection, output, split=split)
+    for note in found.notes:
+        say(note)
     say(f"{len(material.runs)} runs in {len(material.groups)} groups")
     show(str(output))

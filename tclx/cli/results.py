@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show, wants_colour
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show, wants_colour
 from tclx.terminal import one_line
 
 if TYPE_CHECKING:
-    from tclx.eval.results import Results
+    from tclx.report.results import Results
 
 EXAMPLE = "Example:  tclx results tcl-ablation --metric r_mean --csv ablation.csv"
 
 
 def results(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, run ids or experiment names; all by default.")
-    ] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
@@ -32,29 +30,35 @@ def results(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: one row per experiment and variant, mean and sample deviation over seeds."""
-    from tclx.eval import results as tables
+    """Compare runs: one row per experiment and variant, mean and sample deviation over seeds.
 
-    folders = tables.find_runs(runs or [], runs_dir=runs_dir)
-    summary = tables.summarise((tables.read_run(folder) for folder in folders), metrics=metric or [], split=split)
+    The trials of a sweep are rows where the sweep is named.
+    """
+    from tclx.found import find
+    from tclx.report import results as tables
+
+    found = find(runs or [], runs_dir=runs_dir)
+    summary = tables.summarise(tables.read_runs(found.selection), metrics=metric or [], split=split)
     if csv is not None:
         tables.write_csv(summary, csv)
     if as_json:
         print_json(tables.as_json(summary))
     else:
         print_results(summary)
-        if not folders:
+        if not found.folders and not found.notes:
             say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
+    for note in found.notes:
+        say(note)
 
 
 def print_results(summary: Results) -> None:
     """The table to stdout (bold or `*`: the best of a column), then the runs that are not finished, to stderr."""
-    from tclx.eval.results import describe_state
+    from tclx.launch.watch import describe
 
     if summary.rows:
         print_table(summary)
     for run in summary.unfinished:
-        say(f"not in the table: {run.run_id} {describe_state(run)}")
+        say(f"not in the table: {run.run_id} {describe(run.status)}")
 
 
 def print_table(summary: Results) -> None:
@@ -100,7 +104,7 @@ def _fitting(columns: Sequence[Sequence[_Cell]], width: int) -> Iterator[list[Se
 
 
 def _cells(summary: Results) -> list[list[_Cell]]:
-    from tclx.eval.results import best_rows, column_title, format_spread
+    from tclx.report.results import best_rows, column_title, format_spread
 
     winners = best_rows(summary)
     head = [_Cell(one_line(name)) for name in ("experiment", "seeds", *(column_title(metric) for metric in summary.metrics))]

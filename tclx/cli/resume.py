@@ -6,25 +6,30 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say
 
 EXAMPLE = "Example:  tclx resume tcl-4m-s0-1a2b3c4d"
 
 
 def resume(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help="Run folders, run ids or experiment names.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     detach: Annotated[bool, typer.Option("--detach", help="Local runs: return at once.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch.")] = False,
 ) -> None:
     """Continue runs from their newest checkpoints as they were asked for; no spec file is needed.
 
-    `tclx run` with the same spec does the same.
+    `tclx run` with the same spec does the same, and `tclx sweep` with a sweep's.
     """
     from tclx.cli.run import start
-    from tclx.eval.results import find_runs
+    from tclx.cli.sweep import resume_study
+    from tclx.found import find
     from tclx.launch.control import resumable
 
-    found = resumable(find_runs(runs, runs_dir=runs_dir), say=say)
-    if found:
-        raise typer.Exit(start(found, runs_dir=runs_dir, again=False, detach=detach, follow=follow))
+    found = find(runs, runs_dir=runs_dir)
+    codes = [resume_study(study, detach=detach, follow=follow) for study in found.studies]
+    planned = resumable([folder for folder in found.folders if folder not in found.trials], say=say)
+    if planned:
+        codes.append(start(planned, runs_dir=runs_dir, again=False, detach=detach, follow=follow))
+    if code := max(codes, default=0):
+        raise typer.Exit(code)

@@ -69,9 +69,12 @@ def run(
     that is on its way is never submitted twice.
     """
     from tclx.launch.order import plan_runs
+    from tclx.runs import RunFolder
 
     runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir)
     say_warnings(runs)
+    for planned in runs:
+        RunFolder(runs_dir / planned.plan.run_id).adopt()
     raise typer.Exit(start(runs, runs_dir=runs_dir, again=again, detach=detach, follow=follow))
 
 
@@ -112,6 +115,7 @@ def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bo
 
 def _print_made(outcomes: Sequence[Outcome]) -> None:
     from tclx.cli.results import print_results
-    from tclx.eval.results import read_run, summarise
+    from tclx.report.results import Selection, read_runs, summarise
 
-    print_results(summarise([read_run(outcome.folder.path) for outcome in outcomes if outcome.folder.spec.exists()]))
+    made = Selection(tuple(outcome.folder.path for outcome in outcomes if outcome.folder.spec.exists()))
+    print_results(summarise(read_runs(made)))

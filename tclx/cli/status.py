@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show
 
 if TYPE_CHECKING:
     from tclx.launch.watch import RunStatus
+    from tclx.runs import TrialOf
 
 EXAMPLE = "Example:  tclx status tcl-4m --json"
 FOLLOW_SECONDS = 5.0
 
-Runs = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUNS]...", help="Run folders, run ids or experiment names; all by default.")
-]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")]
 
 
 def status(
@@ -34,34 +33,48 @@ def status(
 
     It works from every machine that sees the run folders, and asks SLURM in one call for all of them.
     """
-    from tclx.eval.results import find_runs
+    from tclx.found import find, trial_of
     from tclx.launch.watch import watch_runs
 
-    folders = find_runs(runs or [], runs_dir=runs_dir)
+    found = find(runs or [], runs_dir=runs_dir)
     if follow:
-        raise typer.Exit(follow_until_ended(folders))
-    statuses = watch_runs(folders)
+        raise typer.Exit(follow_until_ended(found.folders))
+    statuses = watch_runs(found.folders)
+    trials = {folder: trial for folder in found.folders if (trial := found.trials.get(folder) or trial_of(folder))}
     if as_json:
-        print_json([as_tree(status) for status in statuses])
+        print_json([as_tree(status, trials.get(status.folder.path)) for status in statuses])
     elif len(statuses) == 1 and runs:
         show(aligned([(name, _text(value)) for name, value in _lines(statuses[0]) if value is not None]))
     elif statuses:
-        print_statuses(statuses)
-    else:
+        print_statuses(statuses, trials)
+    elif not found.notes:
         say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
+    for note in found.notes:
+        say(note)
 
 
-def as_tree(status: RunStatus) -> dict[str, Any]:
+def as_tree(status: RunStatus, trial: TrialOf | None = None) -> dict[str, Any]:
     """The status for machines."""
-    metrics = {name: value if math.isfinite(value) else None for name, value in status.metrics.items()}  # JSON knows no NaN
-    return {**status._asdict(), "metrics": metrics, "folder": str(status.folder.path), "run_id": status.folder.run_id}
+    tree = status._asdict()
+    return {
+        "run_id": status.folder.run_id,
+        "folder": str(tree.pop("folder").path),
+        "state": tree.pop("standing"),
+        **tree,
+        "metrics": {
+            name: value if math.isfinite(value) else None for name, value in status.metrics.items()
+        },  # JSON knows no NaN
+        "study": trial and trial.study,
+        "trial": trial and trial.number,
+    }
 
 
-def print_statuses(statuses: Sequence[RunStatus]) -> None:
-    """A line a run; reasons below the table, where there are any."""
+def print_statuses(statuses: Sequence[RunStatus], trials: Mapping[Path, TrialOf] = {}) -> None:
+    """A line a run, of a sweep's with its trial; reasons below the table, where there are any."""
     rows = [
         [
             status.folder.run_id,
+            *([_trial(trials.get(status.folder.path))] if trials else []),
             status.standing,
             f"{status.step}/{status.total_steps}",
             duration(status.eta_seconds),
@@ -72,10 +85,15 @@ def print_statuses(statuses: Sequence[RunStatus]) -> None:
         ]
         for status in statuses
     ]
-    show(aligned([["run", "state", "step", "ETA", "loss", "job", "node", "restarts"], *rows]))
+    head = ["run", *(["trial"] if trials else []), "state", "step", "ETA", "loss", "job", "node", "restarts"]
+    show(aligned([head, *rows]))
     for status in statuses:
         if status.reason and status.standing not in ("finished", "running"):
             say(f"{status.folder.run_id}: {status.reason}")
+
+
+def _trial(trial: TrialOf | None) -> str:
+    return "-" if trial is None else f"{trial.study or ''} {trial.number if trial.number is not None else '?'}".strip()
 
 
 def follow_until_ended(folders: Sequence[Path]) -> int:

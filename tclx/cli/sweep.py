@@ -55,7 +55,8 @@ def run(
     backend: BackendChoice = None,
     again: Annotated[bool, typer.Option("--again", help="Begin the study anew; the old one is kept beside.")] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although the space or the experiment has changed since.")
+        bool,
+        typer.Option("--accept-changes", help="The sweep has changed: begin anew with the earlier trials that still count."),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Here: return at once; workers outlive the terminal.")] = False,
     dry_run: DryRun = False,
@@ -66,15 +67,31 @@ def run(
     Trial 0 is the experiment itself. The same file is the same study: what has ended is never tried again, what was cut off
     goes on from its checkpoints.
     """
+    from tclx.sweep.begin import create_study, set_aside
     from tclx.sweep.load import load_sweep
-    from tclx.sweep.study import StudyFolder, create_study, set_aside
+    from tclx.sweep.study import StudyFolder
 
     checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
     folder = StudyFolder.of(checked.spec.name, runs_dir)
     if again and folder.path.exists():
         say(f"the earlier study is kept as {set_aside(folder, checked)}")
-    study = create_study(checked, folder, accept_changes=accept_changes)
+    study = create_study(checked, folder, accept_changes=accept_changes, say=say)
     raise typer.Exit(_work(checked, folder, study, detach=detach, follow=follow))
+
+
+def resume_study(path: Path, *, detach: bool, follow: bool) -> int:
+    """Go on with a study as it was last asked for; returns the exit code.
+
+    Args:
+        path: its folder.
+        detach, follow: as `tclx sweep`.
+    """
+    from tclx.sweep.begin import create_study
+    from tclx.sweep.study import StudyFolder
+
+    folder = StudyFolder(path)
+    sweep = folder.read_sweep()
+    return _work(sweep, folder, create_study(sweep, folder), detach=detach, follow=follow)
 
 
 def _work(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, detach: bool, follow: bool) -> int:
@@ -107,10 +124,10 @@ def _work_here(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
             sweep.spec.num_workers,
             say=watch.say,
             look=watch.look,
-            num_ended=lambda: patiently(lambda: summarise(study, sweep).ended, say=watch.say),
+            num_ended=lambda: patiently(lambda: summarise(study, sweep, folder).ended, say=watch.say),
         )
         watch.look(at_once=True)
-    print_study(study, sweep)
+    print_study(study, sweep, folder)
     _say_wandb(sweep, folder)
     return exit_code
 
@@ -161,8 +178,9 @@ class _Watch:
         new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._told]
         self._told |= {trial.number for trial in new}
         for trial in new:
-            self.say(_trial_line(trial, self._sweep))
-        standing = _standing(patiently(lambda: summarise(self._study, self._sweep), say=self.say), self._sweep)
+            self.say(_trial_line(trial, self._sweep, self._folder))
+        summary = patiently(lambda: summarise(self._study, self._sweep, self._folder), say=self.say)
+        standing = _standing(summary, self._sweep, self._folder)
         if self._live is not None:
             self._live.update(_running_table(trials, standing, self._sweep, self._folder), refresh=True)
         elif new and not at_once:
@@ -206,7 +224,7 @@ def _follow(sweep: Sweep, folder: StudyFolder, study: optuna.Study) -> int:
     except KeyboardInterrupt:
         say("no longer watching; the workers go on")
         return 130
-    print_study(study, sweep)
+    print_study(study, sweep, folder)
     _say_wandb(sweep, folder)
     return 0
 
@@ -219,44 +237,42 @@ def _say_wandb(sweep: Sweep, folder: StudyFolder) -> None:
         say(line)
 
 
-def _trial_line(trial: FrozenTrial, sweep: Sweep) -> str:
+def _trial_line(trial: FrozenTrial, sweep: Sweep, folder: StudyFolder) -> str:
     from tclx.sweep.metrics import as_text
     from tclx.sweep.summary import short_key, values_of_trial
 
     values = " ".join(f"{short_key(key, sweep)}={as_text(value)}" for key, value in values_of_trial(trial).items())
-    return f"trial {trial.number}  {_result(trial, sweep)}  {values}"
+    return f"trial {trial.number}  {_result(trial, sweep, folder)}  {values}"
 
 
-def _result(trial: FrozenTrial, sweep: Sweep) -> str:
+def _result(trial: FrozenTrial, sweep: Sweep, folder: StudyFolder) -> str:
     if trial.state.name == "COMPLETE":
         pairs = zip(sweep.spec.objective, trial.values, strict=True)
         return " ".join(f"{objective.metric.rpartition('/')[2]} {value:.4g}" for objective, value in pairs)
     from tclx.sweep.summary import state_word
 
     reason = trial.user_attrs.get("reason", "")
-    return f"{state_word(trial)} {reason}".strip()
+    return f"{state_word(trial, folder)} {reason}".strip()
 
 
-def _standing(summary: Summary, sweep: Sweep) -> str:
+def _standing(summary: Summary, sweep: Sweep, folder: StudyFolder) -> str:
     from tclx.cli.status import duration
 
-    best = f", best {_result(summary.best[0], sweep)} (trial {summary.best[0].number})" if len(summary.best) == 1 else ""
+    winner = f"{_result(summary.best[0], sweep, folder)} (trial {summary.best[0].number})" if len(summary.best) == 1 else ""
+    best = f", best {winner}" if winner else ""
     front = f", {len(summary.best)} on the Pareto front" if len(summary.best) > 1 else ""
-    counts = ", ".join(
-        f"{count} {name}"
-        for count, name in ((summary.running, "running"), (summary.pruned, "pruned"), (summary.failed, "failed"))
-        if count
-    )
+    words = ("running", "interrupted", "lost", "pruned", "failed")
+    counts = ", ".join(f"{count} {word}" for word in words if (count := getattr(summary, word)))
     eta = f", ETA {duration(summary.eta_seconds)}" if summary.eta_seconds else ""
     return f"{summary.ended}/{summary.num_trials} trials" + (f" ({counts})" if counts else "") + best + front + eta
 
 
-def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
+def print_study(study: optuna.Study, sweep: Sweep, folder: StudyFolder, *, most: int = 10) -> None:
     """The best trials as a table, trial 0 among them, and how the study stands."""
     from tclx.sweep.metrics import as_text
     from tclx.sweep.summary import ranked, short_key, state_word, summarise, values_of_trial
 
-    summary = summarise(study, sweep)
+    summary = summarise(study, sweep, folder)
     trials = ranked(study, sweep)
     shown = trials[:most]
     if summary.baseline is not None and summary.baseline not in shown:
@@ -267,14 +283,16 @@ def print_study(study: optuna.Study, sweep: Sweep, *, most: int = 10) -> None:
     for trial in shown:
         values = values_of_trial(trial)
         reached = (
-            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
+            [f"{value:.4g}" for value in trial.values]
+            if trial.values
+            else [state_word(trial, folder)] * len(sweep.spec.objective)
         )
         name = f"{trial.number}" + (" (the experiment)" if trial.number == 0 else "")
         rows.append([name, *reached, *(as_text(values[key]) if key in values else "-" for key in keys)])
     if rows:
         show(aligned([heading, *rows]))
         sys.stdout.flush()
-    say(_standing(summary, sweep))
+    say(_standing(summary, sweep, folder))
 
 
 @app.command(epilog="Example:  tclx sweep plan sweeps/loss_weights.yaml")
@@ -324,9 +342,9 @@ def status(
 
     folder, checked, study = _opened(sweep, runs_dir)
     if as_json:
-        print_json({**as_tree(study, checked), "living_workers": living_workers(folder)})
+        print_json({**as_tree(study, checked, folder), "living_workers": living_workers(folder)})
         return
-    print_study(study, checked)
+    print_study(study, checked, folder)
     _say_wandb(checked, folder)
     say(f"{len(living_workers(folder))} workers live; runs in {folder.runs_dir}, study in {folder.path}")
 
@@ -338,14 +356,20 @@ def best(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
     ] = None,
     trial: Annotated[int | None, typer.Option("--trial", help="This trial, not the best: one of a Pareto front.")] = None,
+    keep_changes: Annotated[
+        bool, typer.Option("--keep-changes", help="Keep the sweep's `changes`, such as fewer steps, as its trials had them.")
+    ] = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
-    """Write the best trial as an experiment that `tclx run` accepts, with where it comes from."""
+    """Write the best trial as an experiment that `tclx run` accepts, with where it comes from.
+
+    It extends the sweep's experiment, at that one's full length: the sweep's own `changes` are named, and left out.
+    """
     from tclx.runs import write_atomically
     from tclx.sweep.export import experiment_of
 
     _, checked, study = _opened(sweep, runs_dir)
-    text = experiment_of(study, checked, number=trial)
+    text = experiment_of(study, checked, number=trial, keep_changes=keep_changes, beside=output.parent if output else None)
     if output is None:
         show(text, end="")
     else:

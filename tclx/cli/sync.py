@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say, show
+from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, print_json, say, show
 from tclx.errors import InputError, Problem, RunFailed
 from tclx.runs import RunFolder
 
@@ -23,9 +22,7 @@ EXAMPLE = "Example:  tclx sync tcl-4m"
 def sync(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RUNS...]", help="Run folders, run ids or experiments; a sweep's file, name or folder; all by default."
-        ),
+        typer.Argument(metavar="[RUNS...]", help=f"{RUNS_HELP}; all by default."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     again: Annotated[bool, typer.Option("--again", help="Upload the whole run as a new one, also when W&B has it.")] = False,
@@ -38,10 +35,12 @@ def sync(
     run folders, no GPU. What arrived is asked for, and the next call goes on from there. Exit code 1: something is still
     missing; 3: W&B cannot be used from here.
     """
-    from tclx.sweep.study import named_studies
+    from tclx.found import find
+    from tclx.sweep.study import StudyFolder, all_studies
 
-    studies, others = named_studies(runs or [], runs_dir=runs_dir)
-    folders = _runs(others, studies, runs_dir, every=not runs)
+    found = find(runs or [], runs_dir=runs_dir, trials=True)
+    studies = [StudyFolder(path) for path in found.studies] if runs else all_studies(runs_dir)
+    folders = [RunFolder(path) for path in found.folders]
     wanted = [(folder, spec) for folder in folders if (spec := _spec(folder)) is not None]
     wanted_studies = [study for study in studies if _is_tracked(study)]
     if runs and not wanted and not wanted_studies:
@@ -59,17 +58,6 @@ def sync(
             say("nothing to upload: no run here was started with W&B")
     if code := max((outcome["exit_code"] for outcome in outcomes), default=0):
         raise typer.Exit(code)
-
-
-def _runs(selection: list[str], studies: list[StudyFolder], runs_dir: Path, *, every: bool) -> list[RunFolder]:
-    """The runs that are named and those of the studies, each once."""
-    from tclx.eval.results import find_runs
-    from tclx.sweep.tracking import runs_of
-
-    paths = find_runs(selection, runs_dir=runs_dir) if selection or every else []
-    if not every:
-        paths += [path for study in studies for path in runs_of(study)]
-    return [RunFolder(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def _spec(folder: RunFolder) -> WandbSpec | None:
@@ -135,11 +123,7 @@ def _uploads_itself(folder: RunFolder, spec: WandbSpec) -> bool:
 
 
 def _trains(folder: RunFolder) -> bool:
-    from tclx.launch.watch import STALE_SECONDS
+    from tclx.launch.watch import watch_runs
 
-    try:
-        age = time.time() - folder.heartbeat.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    state = folder.read_state()
-    return state is not None and state.status == "running" and age < STALE_SECONDS
+    (status,) = watch_runs([folder.path])
+    return status.standing == "running"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tclx.cli.console import say
+from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
 
 app = typer.Typer(no_args_is_help=True, help="Read and write official TCL and ALBEF checkpoints.")
 
@@ -35,12 +35,14 @@ def import_weights(
 
 @app.command("export", epilog="Example:  tclx weights export runs/tcl-4m-s0-1a2b3c4d tcl.pth --form pretrain")
 def export_weights(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="What stands for one run, or a checkpoint folder.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.pth", help="Where to write.")],
     form: Annotated[Form, typer.Option("--form", help="The official script that will read it.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Write a run's best weights as an official checkpoint."""
+    from tclx.found import saved_or_run
     from tclx.launch.saved import export_saved
 
-    export_saved(run, output, form=form.value)
+    export_saved(saved_or_run(run, runs_dir=runs_dir), output, form=form.value)
     say(f"wrote {output}")

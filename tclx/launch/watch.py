@@ -1,5 +1,7 @@
 """Where does every run stand? Run folders first, then one squeue for all of their jobs, then sacct for those it does not list.
 
+Every command, page and JSON document takes its word for a run from here, and says it as `describe` does.
+
 No source is enough alone: a folder cannot say that its process is dead, squeue forgets, sacct may not exist or lags. What
 cannot be known is called unknown, never gone.
 """
@@ -7,6 +9,7 @@ cannot be known is called unknown, never gone.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +30,7 @@ Standing = Literal[
     "finished",
     "interrupted",
     "cancelled",
+    "pruned",
     "failed",
     "lost",
     "unknown",
@@ -36,6 +40,9 @@ GOING_ON: tuple[Standing, ...] = ("queued", "starting", "running", "restarting")
 
 STALE_SECONDS = 90.0
 """A heartbeat that is older has stopped: it beats every 5 s, and a network file system may show it up to a minute late."""
+
+PRUNED = "pruned "
+"""How the reason of a run begins that a sweep's pruner has stopped."""
 
 _METRICS_TAIL_BYTES = 8192
 
@@ -56,6 +63,12 @@ class RunStatus(NamedTuple):
     metrics: dict[str, float] = {}  # noqa: RUF012  (a NamedTuple's default is shared, and nobody writes to it)
 
 
+def describe(status: RunStatus) -> str:
+    """`interrupted at step 120 of 600: by SIGTERM`, for people."""
+    progress = f" at step {status.step} of {status.total_steps}" if status.total_steps else ""
+    return f"{status.standing}{progress}" + (f": {status.reason}" if status.reason else "")
+
+
 class _Read(NamedTuple):
     """What one folder says."""
 
@@ -64,7 +77,7 @@ class _Read(NamedTuple):
     job: Job | None
     attempt: Attempt | None
     beat_age: float | None
-    """Seconds since the last heartbeat; None before the first."""
+    """Seconds since the last heartbeat; None before the first, and where its process is known to be gone."""
     cancel_asked: bool
     row: dict[str, Any]
     unreadable: str | None = None
@@ -111,9 +124,24 @@ def _read(folder: RunFolder) -> _Read:
     try:
         state = folder.read_state() or RunState("created")
         job, attempt = folder.read_job(), folder.read_attempt()
-    except (OSError, ValueError, TypeError) as error:
+        if _is_gone(state) and not is_held(folder):
+            beat_age = None  # it may have beaten a moment ago
+    except (OSError, ValueError, TypeError, MachineError) as error:
         return _Read(folder, RunState("created"), None, None, beat_age, folder.cancel.exists(), {}, repr(error))
     return _Read(folder, state, job, attempt, beat_age, folder.cancel.exists(), last_row(folder))
+
+
+def _is_gone(state: RunState) -> bool:
+    """Whether the process that wrote that it runs is known to be gone; only its own machine can tell."""
+    if state.status != "running" or state.pid is None or state.host != os.uname().nodename:
+        return False
+    try:
+        os.kill(state.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _settled(read: _Read) -> bool:
@@ -144,7 +172,9 @@ def _status(read: _Read, jobs: _Jobs) -> RunStatus:
         return RunStatus(read.folder, "unknown", 0, 0, f"its folder cannot be read: {read.unreadable}")
     standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
     waits_here = standing in ("queued", "created") and (read.job is None or read.job.backend == "local")
-    if read.cancel_asked and (standing in ("interrupted", "lost") or waits_here):
+    if standing == "interrupted" and (reason or "").startswith(PRUNED):
+        standing = "pruned"
+    elif read.cancel_asked and (standing in ("interrupted", "lost") or waits_here):
         standing = "cancelled"
     elif standing == "lost" and read.job is None and is_held(read.folder):
         standing, reason = "running", None

@@ -1,20 +1,20 @@
-"""What did a run cost? Time, GPU-hours, throughput and memory, as far as its folder says."""
+"""What did a run cost? Time, GPU-hours (or CPU-hours), throughput and memory, as far as its folder says."""
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tclx.eval.results import RunResult
-from tclx.report.history import History, is_number
+from tclx.report.history import History, Series, is_number
+from tclx.report.results import RunResult
 from tclx.runs import RunFolder
 
 _BEGINS = ("started", "resumed")
 _WAITS = ("submitted",)
 """Events that happen while nothing trains."""
-_PEAK_MEMORY = re.compile(r"(^|/)\w*memory\w*_(gib|bytes)$")
+PEAK_MEMORY = "memory/peak_gib"
+SPEED = "speed/images_per_second"
 
 
 class Cost(NamedTuple):
@@ -27,18 +27,33 @@ class Cost(NamedTuple):
     """The GPU's name, or the CPU's kind."""
     has_gpu: bool
     images_per_second: float | None
-    """Median over the logged rows, all processes together; evaluations and saving left out."""
+    """Median over the logged rows, all processes together; the first of each attempt, evaluations and saving are left out."""
     share_waiting: float | None
     """Of the time of a step, for data; median."""
     peak_memory_gib: float | None
     num_attempts: int
 
+    process_hours: float | None
+    """See `process_hours`."""
+
     @property
-    def gpu_hours(self) -> float | None:
-        """Processes times hours; None without a GPU."""
-        if not self.has_gpu or self.wall_seconds is None or self.num_processes is None:
-            return None
-        return self.wall_seconds * self.num_processes / 3600
+    def hours_name(self) -> str:
+        """What `process_hours` are called."""
+        return "GPU-hours" if self.has_gpu else "CPU-hours"
+
+
+def process_hours(history: History, *, global_batch_size: int, num_processes: int) -> float:
+    """Hours in training steps times processes, from the speeds that the rows carry: the one definition of a run's GPU-hours.
+
+    Of runs without a GPU these are CPU-hours. Evaluations, saving, waiting for a slot and what a killed process did after its
+    last row are left out.
+    """
+    seconds, before = 0.0, 0
+    for step, speed in zip(*history.series.get(SPEED, Series([], [])), strict=True):
+        if speed > 0:
+            seconds += (step - before) * global_batch_size / speed
+            before = step
+    return seconds * num_processes / 3600
 
 
 def read_cost(run: RunResult, history: History) -> Cost:
@@ -46,20 +61,25 @@ def read_cost(run: RunResult, history: History) -> Cost:
     folder = RunFolder(run.folder)
     environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
     events = [event for event in folder.read_events() if is_number(event.get("time"))]
+    plan: dict[str, Any] = folder.read_json(folder.plan) if folder.plan.exists() else {}
+    starts = [0, *(int(event["step"]) for event in events if event["event"] == "resumed" and is_number(event.get("step")))]
     return Cost(
-        wall_seconds=_wall_seconds(events, run.state.updated_at),
+        wall_seconds=wall_seconds(folder),
         num_processes=environment.get("world_size"),
         device=environment.get("gpu") or environment.get("cpu"),
         has_gpu=bool(environment.get("gpu")),
-        images_per_second=_median(history, "speed/images_per_second"),
-        share_waiting=_median(history, "speed/share_waiting_for_data"),
-        peak_memory_gib=_peak_memory(history),
+        images_per_second=_median(history, SPEED, starts),
+        share_waiting=_median(history, "speed/share_waiting_for_data", starts),
+        peak_memory_gib=max(history.series[PEAK_MEMORY].values) if PEAK_MEMORY in history.series else None,
         num_attempts=sum(event["event"] in _BEGINS for event in events),
+        process_hours=_process_hours(history, plan),
     )
 
 
-def _wall_seconds(events: Sequence[dict[str, Any]], last_sign: float) -> float | None:
-    """Each attempt from its beginning to its last sign of life."""
+def wall_seconds(folder: RunFolder) -> float | None:
+    """While its processes ran, each attempt from its beginning to its last sign of life; None before the first."""
+    events = [event for event in folder.read_events() if is_number(event.get("time"))]
+    state = folder.read_state()
     spans: list[list[float]] = []
     for event in events:
         if event["event"] in _BEGINS:
@@ -68,21 +88,20 @@ def _wall_seconds(events: Sequence[dict[str, Any]], last_sign: float) -> float |
             spans[-1][1] = max(spans[-1][1], event["time"])
     if not spans:
         return None
-    if events[-1]["event"] not in _WAITS:
-        spans[-1][1] = max(spans[-1][1], last_sign)
+    if events[-1]["event"] not in _WAITS and state is not None:
+        spans[-1][1] = max(spans[-1][1], state.updated_at)
     return sum(end - begin for begin, end in spans)
 
 
-def _median(history: History, metric: str) -> float | None:
-    values = history.series[metric].values if metric in history.series else []
-    # The first row is the first step alone: allocation, compilation, cold files.
-    return statistics.median(values[1:] or values) if values else None
+def _process_hours(history: History, plan: dict[str, Any]) -> float | None:
+    if SPEED not in history.series or not is_number(plan.get("global_batch_size")) or not is_number(plan.get("world_size")):
+        return None
+    return process_hours(history, global_batch_size=plan["global_batch_size"], num_processes=plan["world_size"])
 
 
-def _peak_memory(history: History) -> float | None:
-    peaks = [
-        max(series.values) / (2**30 if name.endswith("_bytes") else 1)
-        for name, series in history.series.items()
-        if _PEAK_MEMORY.search(name)
-    ]
-    return max(peaks, default=None)
+def _median(history: History, metric: str, starts: Sequence[int]) -> float | None:
+    """The median over the rows, but for the first after each start: that has allocation, compilation and cold files in it."""
+    steps, values = history.series.get(metric, Series([], []))
+    firsts = {min((step for step in steps if step > start), default=None) for start in starts}
+    kept = [value for step, value in zip(steps, values, strict=True) if step not in firsts]
+    return statistics.median(kept or values) if values else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tclx.eval.results import RunResult
 from tclx.report import figures
 from tclx.report.material import Material
 from tclx.report.page import Html, details, escaped, figure, joined, jpeg, text
+from tclx.report.results import RunResult
 from tclx.runs import RunFolder
 
 OPEN_QUERIES = 3

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from tclx.eval.results import Spread
 from tclx.report.history import Curve
 from tclx.report.page import Style, group_key
+from tclx.report.results import Spread
 
 _FEW_POINTS = 12
 """So few that where they are matters: evaluations, mostly."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tclx.eval.results import RunResult
+from tclx.report.results import RunResult
 from tclx.runs import RunFolder
 from tclx.track.jsonl import Row, read
 

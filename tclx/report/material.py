@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tclx.eval.results import Group, Results, RunResult, group_runs, read_run, summarise
 from tclx.report.cost import Cost, read_cost
 from tclx.report.history import Curve, History, curve, read_history
 from tclx.report.page import Style, styles
-from tclx.report.select import Selection
+from tclx.report.results import Group, Results, RunResult, Selection, group_runs, read_runs, summarise
 from tclx.runs import RunFolder
 
 
@@ -53,8 +52,8 @@ def gather(selection: Selection, *, split: str | None) -> Material:
     Raises:
         InputError: a run folder or its metrics cannot be read, or no finished run was evaluated on `split`.
     """
-    runs = [read_run(folder) for folder in selection.folders]
-    groups = tuple(Group(label, group.runs) for label, group in _short_labels(group_runs(runs)))
+    runs = read_runs(selection)
+    groups = tuple(group._replace(label=label) for label, group in _short_labels(group_runs(runs)))
     histories = {run.run_id: read_history(run) for run in runs}
     costs = {run.run_id: read_cost(run, histories[run.run_id]) for run in runs}
     results = summarise(runs, split=split)
@@ -68,9 +67,10 @@ def read_spec(run: RunResult) -> dict[str, Any]:
 
 
 def _short_labels(groups: Sequence[Group]) -> Iterator[tuple[str, Group]]:
-    """Without the experiment's name where all share it and each has a variant."""
-    names = {run.name for group in groups for run in group.runs}
-    variants = all(run.variant for group in groups for run in group.runs)
-    prefix = f"{names.pop()} " if len(names) == 1 and variants else ""
+    """Without the experiment's name where all share it and each has a variant, or the study's where all are its trials."""
+    runs = [run for group in groups for run in group.runs]
+    names = {run.trial.study if run.trial is not None else run.name for run in runs}
+    told_apart = all(run.variant or run.trial is not None for run in runs)
+    prefix = f"{names.pop()} " if len(names) == 1 and told_apart else ""
     for group in groups:
         yield group.label.removeprefix(prefix), group

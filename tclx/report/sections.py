@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tclx.eval.results import Group, RunResult, Spread, best_rows, column_title, describe_state, format_spread
+from tclx.launch.watch import describe
 from tclx.report import figures
+from tclx.report.cost import Cost
 from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
 from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
+from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
 from tclx.runs import RunFolder
 from tclx.spec.difference import differences, flat
 
@@ -53,8 +55,7 @@ def summary(material: Material) -> list[Html]:
     costs = list(material.costs.values())
     walls = [cost.wall_seconds for cost in costs if cost.wall_seconds is not None]
     cards += [("time in all", _duration(sum(walls)))] if walls else []
-    gpu_hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
-    cards += [("GPU-hours", f"{sum(gpu_hours):.2f}")] if gpu_hours else []
+    cards += list(_hours(costs).items())
     devices = sorted({f"{cost.device} GPU" if cost.has_gpu else "CPU" for cost in costs if cost.device})
     cards += [("trained on", ", ".join(devices))] if devices else []
     return [facts(cards)]
@@ -80,8 +81,8 @@ def comparison(material: Material) -> list[Html]:
         blocks.append(text(said))
         blocks.append(table(["", "seeds", *map(column_title, results.metrics)], rows))
         blocks.append(grid(_dots(material)))
-    blocks += [text(f"Not in the table: {run.run_id}, {describe_state(run)}", kind="note") for run in results.unfinished]
-    blocks += [text(gap, kind="note") for gap in material.selection.gaps]
+    blocks += [text(f"Not in the table: {run.run_id}, {describe(run.status)}", kind="note") for run in results.unfinished]
+    blocks += [text(gap, kind="note") for gap in material.selection.notes]
     return blocks
 
 
@@ -145,12 +146,16 @@ def other_measures(material: Material) -> list[Html]:
 
 
 def cost(material: Material) -> list[Html]:
-    """Time, GPU-hours, throughput and memory of each group, and the throughput over time."""
+    """Time, processor-hours, throughput and memory of each group, and the throughput over time."""
     if not any(cost.wall_seconds for cost in material.costs.values()):
         return []
-    head = ["", "runs", "time a run", "GPU-hours in all", "images/s", "waiting for data", "peak memory", "device"]
+    head = ["", "runs", "time a run", "hours x processes in all", "images/s", "waiting for data", "peak memory", "device"]
     speeds = [name for name in material.metrics() if name.startswith(SPEED)]
-    said = "Time is that of all attempts, from start to the last sign of life; images a second leave out evaluation and saving."
+    said = (
+        "Time is that of all attempts, from start to the last sign of life. GPU-hours, or CPU-hours, are the time in training "
+        "steps times the processes, as in a sweep's cost/process_hours: evaluation, saving and waiting are left out, as they "
+        "are of images a second, of which the first row of each attempt does not count."
+    )
     return [
         table(head, [_cost_row(material, group) for group in material.groups]),
         text(said, kind="small"),
@@ -279,7 +284,6 @@ def _title(name: str) -> str:
 def _cost_row(material: Material, group: Group) -> list[str]:
     costs = [material.costs[run.run_id] for run in group.runs]
     walls = [cost.wall_seconds for cost in costs if cost.wall_seconds is not None]
-    gpu_hours = [cost.gpu_hours for cost in costs if cost.gpu_hours is not None]
     speeds = [cost.images_per_second for cost in costs if cost.images_per_second is not None]
     waits = [cost.share_waiting for cost in costs if cost.share_waiting is not None]
     peaks = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib is not None]
@@ -288,12 +292,21 @@ def _cost_row(material: Material, group: Group) -> list[str]:
         group.label,
         str(len(costs)),
         _duration(statistics.fmean(walls)) if walls else "-",
-        f"{sum(gpu_hours):.2f}" if gpu_hours else "-",
+        ", ".join(f"{hours} {name}" for name, hours in _hours(costs).items()) or "-",
         _spread_of(speeds),
         f"{100 * statistics.fmean(waits):.1f} %" if waits else "-",
         f"{max(peaks):.2f} GiB" if peaks else "not recorded",
         ", ".join(sorted(devices)),
     ]
+
+
+def _hours(costs: Sequence[Cost]) -> dict[str, str]:
+    """`GPU-hours` and `CPU-hours`, those that there are."""
+    found: dict[str, float] = {}
+    for cost in costs:
+        if cost.process_hours is not None:
+            found[cost.hours_name] = found.get(cost.hours_name, 0.0) + cost.process_hours
+    return {name: f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}" for name, hours in found.items()}
 
 
 def _spread_of(values: Sequence[float]) -> str:
@@ -321,7 +334,7 @@ def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
     return [
         Markup(download(_spec_file(run), content)),
         str(run.seed),
-        "finished" if run.state.status == "finished" else describe_state(run),
+        "finished" if run.status.standing == "finished" else describe(run.status),
         _commit(environment),
         named or "not recorded",
     ]

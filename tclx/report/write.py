@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import tclx
+from tclx.errors import InputError, Problem
 from tclx.report import sections
 from tclx.report.examples import attention, examples, similarities
 from tclx.report.material import Material, gather
 from tclx.report.page import Page, joined, text
-from tclx.report.select import select
+from tclx.report.results import Selection
 
 
-def write_report(asked: Sequence[str], output: Path, *, runs_dir: Path, split: str | None = None) -> Material:
+def write_report(selection: Selection, output: Path, *, split: str | None = None) -> Material:
     """Write the page of some runs; returns what it is made of.
 
     Args:
-        asked: run folders and ids, groups of runs, experiment files.
+        selection: one run at least.
         output: the file, replaced where it exists.
-        runs_dir: where runs are kept.
         split: whose final figures are shown; test where there is one.
 
     Raises:
-        InputError: nothing is found for one of them, or it cannot be read.
+        InputError: there is nothing to show, or a run cannot be read.
         MachineError: the page cannot be written.
     """
-    material = gather(select(asked, runs_dir=runs_dir), split=split)
+    if not selection.folders:
+        raise InputError(Problem("", "there are no runs to report", "; ".join(selection.notes) or None))
+    material = gather(selection, split=split)
     build(material).write(output)
     return material
 
 
 def build(material: Material) -> Page:
     """The page."""
-    names = list(dict.fromkeys(run.name for run in material.runs))
+    names = list(dict.fromkeys(f"Sweep {run.trial.study}" if run.trial is not None else run.name for run in material.runs))
     made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__}."
     page = Page(", ".join(names), lead=joined([text(made, kind="small"), *sections.summary(material)]))
     if len(material.groups) > 1:

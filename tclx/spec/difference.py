@@ -53,6 +53,59 @@ def in_words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What is peculiar to each of several specs: the keys in which they differ, and their values.
+
+    A key goes by its shortest ending that no other of them has. A section that only some have is `on` or `off`.
+
+    Args:
+        specs: as spec.json has them.
+    """
+    leaves = [dict(_leaves("", {key: value for key, value in spec.items() if key not in _NAMES})) for spec in specs]
+    keys = [key for key in _all_keys(leaves) if len({repr(one[key]) for one in leaves if key in one}) > 1]
+    names = {key: _ending(key, keys) for key in keys}
+    sections = {key for key in keys if any(one.get(key) is _ON for one in leaves)}
+    return [{names[key]: _peculiar(one[key], key in sections) for key in keys if key in one} for one in leaves]
+
+
+_ON = object()
+"""A section that is not null."""
+_LONGEST = 40
+"""Characters of a value; of a longer one, a path as a rule, the end is shown."""
+
+
+def _all_keys(leaves: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for one in leaves for key in one))
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every single value; of a section also that it is on, which is what it differs in from one that is null."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    if key:
+        yield key, _ON
+    for name, one in value.items():
+        yield from _leaves(f"{key}.{name}" if key else name, one)
+
+
+def _peculiar(value: Any, is_section: bool) -> str:
+    if value is _ON or (is_section and value is None):
+        return "off" if value is None else "on"
+    shown = f"{value:.4g}" if isinstance(value, float) else in_words(value)
+    return shown if len(shown) <= _LONGEST else f"...{shown[3 - _LONGEST :]}"
+
+
+def _ending(key: str, keys: Sequence[str]) -> str:
+    """The shortest ending of a dotted key that no other has; of long ones two words, as `cma.weight`."""
+    parts = key.split(".")
+    for count in range(min(2, len(parts) - 1), len(parts)):
+        ending = ".".join(parts[-count:])
+        if count and sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
+            return ending
+    return key
+
+
 def _differing(key: str, values: Sequence[Any]) -> Iterator[Difference]:
     if all(value == values[0] for value in values):
         return

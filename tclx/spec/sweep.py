@@ -70,7 +70,7 @@ class ObjectiveSpec(Section):
     """What makes one trial better than another."""
 
     metric: Annotated[str, Field(min_length=1)]
-    """A name from metrics.jsonl such as `retrieval/val/r_mean` (its best evaluation), or `cost/gpu_hours`."""
+    """A name from metrics.jsonl such as `retrieval/val/r_mean` (its best evaluation), or `cost/process_hours`."""
     direction: Literal["maximize", "minimize"]
     """Whether more of it is better."""
 

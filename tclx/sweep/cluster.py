@@ -56,7 +56,7 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, sa
     launch = check_launch(sweep)
     with submitting(folder.runs_dir) as lock:
         at_work = slurm.patiently(lambda: living_jobs(folder), say=say)
-        summary = summarise(study, sweep)
+        summary = summarise(study, sweep, folder)
         missing = min(sweep.spec.num_workers, summary.num_trials - summary.ended) - len(at_work)
         if missing <= 0:
             jobs = ", ".join(at_work) or "none is needed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,12 @@ from pydantic import ValidationError
 from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
-from tclx.plan import DataFacts, make_plan, run_id
+from tclx.plan import CHANGES_NO_RESULT, DataFacts, make_plan, run_id
 from tclx.spec.base import WRITTEN
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.fields import Place, nearest
 from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem
-from tclx.spec.load import places_of
+from tclx.spec.load import load_experiments, places_of
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.sweep import SweepSpec
 from tclx.spec.tracking import WandbSpec
@@ -47,6 +48,13 @@ class Sweep:
     """Id of the run whose weights all trials start from."""
     facts: DataFacts
     """Of the base's data."""
+    experiment: ExperimentSpec | None = None
+    """What the file asks for without the sweep's `changes`, paths absolute; None where it cannot stand without them, and in
+    studies that were begun before this was written down."""
+
+    def is_experiment(self, spec: ExperimentSpec) -> bool:
+        """Whether a trial's run is one that the experiment's own file asks for, whatever its seed."""
+        return self.experiment is not None and content(spec) == content(self.experiment)
 
     @property
     def base_tree(self) -> dict[str, Any]:
@@ -93,6 +101,11 @@ class Sweep:
         return PlannedRun(spec, plan, None, asked_for=True)
 
 
+def content(spec: ExperimentSpec) -> dict[str, Any]:
+    """What a run's result follows from, but for its seed, and the run that it starts from, which a run names by its path."""
+    return spec.model_dump(exclude={**CHANGES_NO_RESULT, "init": True, "seed": True})
+
+
 _facts = cache(collect_facts)
 """Of data that a trial changes: counted once a process, for all seeds and trials."""
 
@@ -112,7 +125,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     tree = merge(_mapping(path), override_tree(overrides, SWEEP), SWEEP)
     spec, origins = _read(tree)
     base = _base(spec, origins, runs_dir, backend)
-    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data))
+    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data), _unchanged(spec, base.spec))
     if problems := list(dict.fromkeys(_problems(sweep))):
         raise InputError(
             *(problem._replace(where=problem.where or nearest_place(problem.key, origins)) for problem in problems)
@@ -179,6 +192,21 @@ def _base(spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, back
             Problem("variant", f"{path.name} has several variants", f"name one of {named}", origins.get("experiment"))
         )
     return matching[0]
+
+
+def _unchanged(spec: SweepSpec, base: ExperimentSpec) -> ExperimentSpec | None:
+    """The experiment without the sweep's `changes`; None where it cannot stand without them."""
+    if changes_no_result(spec):
+        return base
+    with suppress(InputError):
+        found = [one.spec for one in load_experiments(Path(spec.experiment)) if one.spec.variant == base.variant]
+        return found[0] if not any(key.partition(".")[0] == "init" for key in spec.changes) else None
+    return None
+
+
+def changes_no_result(spec: SweepSpec) -> bool:
+    """Whether a sweep's `changes` leave the experiment what it is."""
+    return all(key.startswith(("launch", "tracking")) or key == "data.num_workers" for key in spec.changes)
 
 
 def _in_sweep(problem: Problem, origins: Mapping[str, Location]) -> Problem:

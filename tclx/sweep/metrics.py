@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from tclx.plan import Plan
+from tclx.report.cost import process_hours
+from tclx.report.history import history_of
 from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.sweep import ObjectiveSpec
-from tclx.track.jsonl import Row, read
+from tclx.spec.sweep import ObjectiveSpec, SweepSpec
+from tclx.track.jsonl import read
+
+PROCESS_HOURS = "cost/process_hours"
+"""Time in training steps times processes: GPU-hours where each process has a GPU (`tclx.report.cost.process_hours`)."""
 
 GPU_HOURS = "cost/gpu_hours"
-"""Time in training steps times processes, whatever the processor; evaluations and waiting are left out."""
+"""The same, by the name that it had at first, which studies are made of."""
 
 _TERMS = ("cma", "imc", "lmi", "itm", "mlm")
 
@@ -21,7 +26,14 @@ _TERMS = ("cma", "imc", "lmi", "itm", "mlm")
 def metric_names(spec: ExperimentSpec) -> list[str]:
     """The metrics that every finished run of this spec has, and that may be aimed at."""
     terms = [term for term in _TERMS if getattr(spec.objectives, term) is not None]
-    names = [GPU_HOURS, "speed/images_per_second", "memory/peak_gib", "loss/total", *(f"loss/{term}" for term in terms)]
+    names = [
+        PROCESS_HOURS,
+        GPU_HOURS,
+        "speed/images_per_second",
+        "memory/peak_gib",
+        "loss/total",
+        *(f"loss/{term}" for term in terms),
+    ]
     evaluation = spec.evaluation
     if evaluation.during_training is not None and evaluation.retrieval is not None:
         names += [f"retrieval/{evaluation.during_training}/{name}" for name in _retrieval_names()]
@@ -49,6 +61,35 @@ def is_evaluated(metric: str) -> bool:
     return metric.startswith("retrieval/")
 
 
+def is_reported(sweep: SweepSpec) -> bool:
+    """Whether evaluations of a trial's first run are told to Optuna as they come, which is what a pruner sees."""
+    over_seeds = sweep.pruner is not None and sweep.pruner.name == "wilcoxon"
+    return len(sweep.objective) == 1 and is_evaluated(sweep.objective[0].metric) and not over_seeds
+
+
+class Reached(NamedTuple):
+    """What a trial's finished runs have come to."""
+
+    values: list[float]
+    """Of each objective: the mean over the runs."""
+    margins: dict[str, float]
+    """Of each constraint, by metric: how far it is broken; at most 0 where it is kept."""
+
+
+def reached(folders: Sequence[RunFolder], sweep: SweepSpec) -> Reached:
+    """The objectives and constraints of a trial.
+
+    Raises:
+        KeyError: a run does not have one of the metrics.
+    """
+    values = [mean([figure(folder, objective) for folder in folders]) for objective in sweep.objective]
+    margins = {}
+    for one in sweep.constraints:
+        last = mean([last_figure(folder, one.metric) for folder in folders])
+        margins[one.metric] = last - one.at_most if one.at_most is not None else (one.at_least or 0.0) - last
+    return Reached(values, margins)
+
+
 def figure(folder: RunFolder, objective: ObjectiveSpec) -> float:
     """What a finished run reached: the best evaluation; of what is measured at every logged step, the last.
 
@@ -67,22 +108,19 @@ def last_figure(folder: RunFolder, metric: str) -> float:
 
 
 def _values(folder: RunFolder, metric: str) -> list[float]:
-    if metric == GPU_HOURS:
-        return [gpu_hours(read(folder.metrics), Plan.from_json(folder.read_json(folder.plan)))]
+    if metric in (PROCESS_HOURS, GPU_HOURS):
+        return [hours_of(folder)]
     values = list(curve(folder, metric).values())
     if not values:
         raise KeyError(metric)
     return values
 
 
-def gpu_hours(rows: Iterable[Row], plan: Plan) -> float:
-    """Hours in training steps times processes, from the speeds that the rows carry."""
-    seconds, before = 0.0, 0
-    for row in rows:
-        if speed := row.get("speed/images_per_second"):
-            seconds += (row["step"] - before) * plan.global_batch_size / speed
-            before = row["step"]
-    return seconds * plan.world_size / 3600
+def hours_of(folder: RunFolder) -> float:
+    """The run's hours in training steps times processes."""
+    plan = Plan.from_json(folder.read_json(folder.plan))
+    history = history_of(read(folder.metrics))
+    return process_hours(history, global_batch_size=plan.global_batch_size, num_processes=plan.world_size)
 
 
 def mean(values: Sequence[float]) -> float:

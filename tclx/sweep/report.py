@@ -61,8 +61,8 @@ def build(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Page:
     quieten()
     aims = [_Aim(index, spec) for index, spec in enumerate(sweep.spec.objective)]
     made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__} from the study in {folder.path}."
-    page = Page(f"Sweep {sweep.spec.name}", lead=joined([text(made, kind="small"), facts(_cards(study, sweep, aims))]))
-    page.section("Best trials", *_best(study, sweep))
+    page = Page(f"Sweep {sweep.spec.name}", lead=joined([text(made, kind="small"), facts(_cards(study, sweep, folder, aims))]))
+    page.section("Best trials", *_best(study, sweep, folder))
     page.section("What mattered", *_importance(study, aims))
     page.section("Pareto front", *_front(study, sweep))
     page.section("History", *_history(study, aims))
@@ -72,12 +72,12 @@ def build(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Page:
     page.section("Evaluations and pruning", *_curves(study, sweep))
     page.section("Trials over time", *_timeline(study))
     page.section("Failed trials", *_failed(study))
-    page.section("All trials", *_all(study, sweep))
+    page.section("All trials", *_all(study, sweep, folder))
     return page.section("Reproduce", *_reproduce(sweep))
 
 
-def _cards(study: optuna.Study, sweep: Sweep, aims: Sequence[_Aim]) -> list[tuple[str, str]]:
-    summary = summarise(study, sweep)
+def _cards(study: optuna.Study, sweep: Sweep, folder: StudyFolder, aims: Sequence[_Aim]) -> list[tuple[str, str]]:
+    summary = summarise(study, sweep, folder)
     cards = [("trials", f"{summary.ended} of {summary.num_trials}")]
     cards += [(name, str(count)) for name, count in (("pruned", summary.pruned), ("failed", summary.failed)) if count]
     if len(summary.best) == 1:
@@ -90,7 +90,7 @@ def _cards(study: optuna.Study, sweep: Sweep, aims: Sequence[_Aim]) -> list[tupl
     return [*cards, ("time in trials", f"{sum(seconds) / 3600:.2f} h")]
 
 
-def _best(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+def _best(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
     trials = ranked(study, sweep)
     if not trials:
         yield text("No trial is complete yet.", kind="note")
@@ -99,7 +99,7 @@ def _best(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     baseline = next((trial for trial in trials if trial.number == 0), None)
     if baseline is not None and baseline not in shown:
         shown = [*shown, baseline]
-    yield _trial_table(shown, sweep)
+    yield _trial_table(shown, sweep, folder)
     yield text(
         "Trial 0 is the experiment itself. The best of many is partly luck: run it and trial 0 again with other seeds "
         "before you believe a small difference.",
@@ -107,7 +107,7 @@ def _best(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     )
 
 
-def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep) -> Html:
+def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep, folder: StudyFolder) -> Html:
     keys = list(dict.fromkeys(key for trial in trials for key in values_of_trial(trial)))
     short = [short_key(key, sweep) for key in keys]
     head = ["trial", *(objective.metric for objective in sweep.spec.objective), *short, "runs"]
@@ -115,7 +115,9 @@ def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep) -> Html:
     for trial in trials:
         values = values_of_trial(trial)
         reached = (
-            [f"{value:.4g}" for value in trial.values] if trial.values else [state_word(trial)] * len(sweep.spec.objective)
+            [f"{value:.4g}" for value in trial.values]
+            if trial.values
+            else [state_word(trial, folder)] * len(sweep.spec.objective)
         )
         broken = "" if is_feasible(trial) else " (breaks a constraint)"
         name = f"{trial.number}{' (the experiment)' if trial.number == 0 else ''}{broken}"
@@ -251,10 +253,10 @@ def _failed(study: optuna.Study) -> Iterator[Html]:
         yield table(["trial", "why"], rows, numbers=False)
 
 
-def _all(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
+def _all(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if trials:
-        yield details(f"{len(trials)} trials, in the order in which they began", _trial_table(trials, sweep))
+        yield details(f"{len(trials)} trials, in the order in which they began", _trial_table(trials, sweep, folder))
 
 
 def _reproduce(sweep: Sweep) -> Iterator[Html]:

@@ -155,6 +155,14 @@ def lookup(tree: Tree, path: str) -> Any:
     return found
 
 
+def lookup_or_none(tree: Tree, path: str) -> Any:
+    """What stands at a key path; None also where a section around it is off."""
+    try:
+        return lookup(tree, path)
+    except KeyError:
+        return None
+
+
 def parameters_at(tree: Tree, sweep: SweepSpec) -> dict[str, Any]:
     """Optuna's parameters with which a trial is this very experiment.
 

@@ -19,12 +19,11 @@ import fcntl
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import optuna
 from optuna.pruners import BasePruner
@@ -32,10 +31,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import InputError, Problem
-from tclx.launch.prepare import rename_aside
-from tclx.plan import CHANGES_NO_RESULT, DataFacts
-from tclx.runs import machine_error, write_atomically
-from tclx.spec.difference import differences
+from tclx.plan import DataFacts
+from tclx.runs import SWEEPS, RunFolder, TrialOf, machine_error, write_atomically
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
 from tclx.spec.sweep import (
@@ -54,14 +51,8 @@ from tclx.spec.sweep import (
 )
 from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
-from tclx.sweep.load import Sweep, point_values
+from tclx.sweep.load import Sweep, changes_no_result
 from tclx.sweep.storage import open_storage, quieten
-
-SWEEPS = "sweeps"
-"""Beside the runs: a folder a study."""
-
-IDENTITY = "tclx"
-"""The study's attribute in Optuna's storage that says what its trials are made from."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +125,7 @@ class StudyFolder:
             "base": sweep.base.model_dump(mode="json"),
             "needs": sweep.needs,
             "facts": sweep.facts._asdict(),
+            "experiment": sweep.experiment and sweep.experiment.model_dump(mode="json"),
         }
         write_atomically(self.sweep, json.dumps(content, indent=1))
 
@@ -145,12 +137,13 @@ class StudyFolder:
         """
         try:
             content = json.loads(self.sweep.read_text(encoding="utf-8"))
-            return Sweep(
-                SweepSpec.model_validate_json(json.dumps(content["spec"])),
-                ExperimentSpec.model_validate_json(json.dumps(content["base"])),
-                content["needs"],
-                DataFacts(**content["facts"]),
-            )
+            spec = SweepSpec.model_validate_json(json.dumps(content["spec"]))
+            base = ExperimentSpec.model_validate_json(json.dumps(content["base"]))
+            if "experiment" not in content:  # studies of commit 53ca314 and before
+                experiment = base if changes_no_result(spec) else None
+            else:
+                experiment = content["experiment"] and ExperimentSpec.model_validate_json(json.dumps(content["experiment"]))
+            return Sweep(spec, base, content["needs"], DataFacts(**content["facts"]), experiment)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 Problem("", f"{self.path} holds no sweep that this version of tclx understands: {error}")
@@ -166,62 +159,23 @@ class StudyFolder:
         return float(time.time() - started) / 3600
 
 
-def create_study(sweep: Sweep, folder: StudyFolder, *, accept_changes: bool = False) -> optuna.Study:
-    """The sweep's study: made, or continued where it is the same. Its first trials wait in it.
-
-    Args:
-        sweep: checked.
-        folder: of the study; written here.
-        accept_changes: go on although the space or the experiment has changed since.
-
-    Raises:
-        InputError: a study of this name is made of something else; the differences.
-        MachineError: the storage cannot be reached.
-    """
-    quieten()
-    folder.make()
-    with folder.lock():
-        storage = open_storage(sweep.spec.storage, folder.journal)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=sweep.spec.name,
-            directions=[objective.direction for objective in sweep.spec.objective],
-            load_if_exists=True,
-            sampler=build_sampler(sweep, seed=0),
-        )
-        before = study.user_attrs.get(IDENTITY)
-        now = _identity(sweep)
-        if before is not None and before != now and not accept_changes:
-            raise InputError(*_differences(before, now, folder))
-        if before != now:
-            study.set_user_attr(IDENTITY, now)
-        study.set_metric_names([objective.metric for objective in sweep.spec.objective])
-        if not study.get_trials(deepcopy=False):
-            for first in _first_trials(sweep):
-                study.enqueue_trial(first)
-        folder.write_sweep(sweep)
-    return study
-
-
 def open_study(folder: StudyFolder, sweep: Sweep, *, seed: int = 0) -> optuna.Study:
     """The study as a worker, or somebody who reads, sees it.
 
     Raises:
+        InputError: the storage has no such study.
         MachineError: the storage cannot be reached.
     """
     quieten()
     storage = open_storage(sweep.spec.storage, folder.journal)
-    return optuna.load_study(
-        study_name=sweep.spec.name, storage=storage, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep)
-    )
-
-
-def _first_trials(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """The experiment itself, then the points that the sweep lists."""
-    tree = sweep.base_tree
-    yield space.parameters_at(tree, sweep.spec)
-    for point in sweep.spec.points:
-        yield space.parameters_at(space.with_values(tree, point_values(point)), sweep.spec)
+    # A database has a study that was set aside under its folder's name, a journal under its own: the journal moved with it.
+    name = sweep.spec.name if sweep.spec.storage is None else folder.path.name
+    try:
+        return optuna.load_study(
+            study_name=name, storage=storage, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep)
+        )
+    except KeyError as error:
+        raise InputError(Problem("storage", f"there is no study `{name}` in {sweep.spec.storage or folder.journal}")) from error
 
 
 def build_sampler(sweep: Sweep, *, seed: int) -> BaseSampler:
@@ -279,24 +233,7 @@ def counted(study: optuna.Study) -> dict[TrialState, list[FrozenTrial]]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------ identity
-
-
-def _identity(sweep: Sweep) -> dict[str, Any]:
-    """What decides a trial's value: with another of these, old and new trials would not be comparable."""
-    spec = sweep.spec.model_dump(mode="json", include={"space", "simplex", "objective", "constraints", "seeds"})
-    base = sweep.base.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
-    return {**spec, "experiment": base, "needs": sweep.needs}
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], folder: StudyFolder) -> Iterator[Problem]:
-    advice = "give the sweep another name, or --again to begin anew (the old study is kept), or --accept-changes to mix them"
-    yield Problem("name", f"the study in {folder.path} is made of something else", advice)
-    for key, (old, new) in differences([before, now]):
-        yield Problem(key, f"was {old}, is {new}")
-
-
-# ------------------------------------------------------------------------------------------------------- found and set aside
+# ---------------------------------------------------------------------------------------------------------------------- found
 
 
 def find_study(named: str, runs_dir: Path) -> StudyFolder:
@@ -322,43 +259,25 @@ def find_study(named: str, runs_dir: Path) -> StudyFolder:
     return folder
 
 
-def named_studies(selection: Sequence[str], *, runs_dir: Path) -> tuple[list[StudyFolder], list[str]]:
-    """The studies among things that are named, or all that are there, and the names of something else.
-
-    Args:
-        selection: sweep files, studies' folders, names in `runs_dir`; empty for every study, but those set aside.
-        runs_dir: where runs are kept.
+def trials_of(folder: StudyFolder) -> dict[Path, TrialOf]:
+    """The folders of its trials' runs that are there, by number; a run of several trials counts for the first.
 
     Raises:
-        InputError: a sweep file without a study.
+        InputError, MachineError: the study cannot be read.
     """
-    if not selection:
-        paths = sorted(found.parent for found in StudyFolder.of("*", runs_dir).path.parent.glob("*/sweep.json"))
-        return [StudyFolder(path) for path in paths if not _SET_ASIDE.search(path.name)], []
-    found: dict[StudyFolder, None] = {}
-    others = []
-    for item in selection:
-        places = [StudyFolder(Path(item).resolve()), StudyFolder.of(item, runs_dir)]
-        study = next((place for place in places if place.sweep.is_file()), None)
-        if study is None and Path(item).suffix in (".yaml", ".yml"):
-            study = find_study(item, runs_dir)
-        if study is None:
-            others.append(item)
-        else:
-            found[study] = None
-    return list(found), others
+    found: dict[Path, TrialOf] = {}
+    for trial in open_study(folder, folder.read_sweep()).get_trials(deepcopy=False):
+        for run_id in trial.user_attrs.get("runs", []):
+            path = folder.runs_dir / run_id
+            if RunFolder(path).spec.is_file():
+                found.setdefault(path, TrialOf(folder.path.name, trial.number))
+    return found
+
+
+def all_studies(runs_dir: Path) -> list[StudyFolder]:
+    """Every study beside the runs, but those set aside."""
+    paths = sorted(found.parent for found in StudyFolder.of("*", runs_dir).path.parent.glob("*/sweep.json"))
+    return [StudyFolder(path) for path in paths if not _SET_ASIDE.search(path.name)]
 
 
 _SET_ASIDE = re.compile(r"\.old-\d+$")
-
-
-def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
-    """Keep an old study under another name, in its folder and in a database."""
-    if sweep.spec.storage is not None:
-        storage = open_storage(sweep.spec.storage, folder.journal)
-        names = optuna.get_all_study_names(storage)
-        if sweep.spec.name in names:
-            free = next(f"{sweep.spec.name}.old-{n}" for n in count(1) if f"{sweep.spec.name}.old-{n}" not in names)
-            optuna.copy_study(from_study_name=sweep.spec.name, from_storage=storage, to_storage=storage, to_study_name=free)
-            optuna.delete_study(study_name=sweep.spec.name, storage=storage)
-    return rename_aside(folder.path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import cache
+from heapq import heapreplace
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from tclx.launch.watch import Standing
+from tclx.report.cost import wall_seconds
 from tclx.runs import RunFolder
+from tclx.sweep.claims import is_alive, read_claim
 from tclx.sweep.load import Sweep
 from tclx.sweep.study import StudyFolder, counted
 
@@ -23,6 +28,9 @@ class Summary(NamedTuple):
     """Asked for."""
     complete: int
     running: int
+    interrupted: int
+    lost: int
+    """As `state_word` tells them apart; the next worker goes on with what is interrupted or lost."""
     pruned: int
     failed: int
     waiting: int
@@ -38,20 +46,29 @@ class Summary(NamedTuple):
         return self.complete + self.pruned + self.failed
 
 
-def summarise(study: optuna.Study, sweep: Sweep) -> Summary:
-    """Count the study's trials."""
+def summarise(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Summary:
+    """Count the study's trials.
+
+    Args:
+        study: as it is in the storage.
+        sweep: what it is made from.
+        folder: of the study, beside whose runs the time left is guessed from.
+    """
     trials = counted(study)
     complete = trials[TrialState.COMPLETE]
+    begun = [state_word(trial, folder) for trial in trials[TrialState.RUNNING]]
     return Summary(
         sweep.spec.num_trials,
         len(complete),
-        len(trials[TrialState.RUNNING]),
+        begun.count("running"),
+        begun.count("interrupted"),
+        begun.count("lost"),
         len(trials[TrialState.PRUNED]),
         len(trials[TrialState.FAIL]),
         len(trials[TrialState.WAITING]),
         best_trials(study, complete),
         next((trial for some in trials.values() for trial in some if trial.number == 0), None),
-        _eta(trials, sweep),
+        _eta(trials, sweep, folder),
     )
 
 
@@ -71,9 +88,25 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(margin <= 0 for margin in trial.constraints.values())
 
 
-def state_word(trial: FrozenTrial) -> str:
-    """`complete`, `running`, `waiting`, `pruned` or `failed`."""
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+def state_word(trial: FrozenTrial, folder: StudyFolder) -> Standing:
+    """Where a trial stands, in the words of its runs (`tclx.launch.watch`).
+
+    Optuna calls one running until somebody ends it: without a living worker it is interrupted, or lost.
+    """
+    if trial.state == TrialState.RUNNING:
+        claim = read_claim(folder, trial.number)
+        if claim is not None and is_alive(folder, claim):
+            return "running"
+        return "interrupted" if claim is not None and claim.released else "lost"
+    return _WORDS[trial.state]
+
+
+_WORDS: dict[TrialState, Standing] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "queued",
+}
 
 
 def values_of_trial(trial: FrozenTrial) -> dict[str, Any]:
@@ -90,17 +123,40 @@ def seconds_of(trial: FrozenTrial) -> float | None:
     return end - trial.datetime_start.timestamp()
 
 
-def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep) -> float | None:
-    """From the mean duration of ended trials, pruned ones as short as they were."""
+def worked_seconds(trial: FrozenTrial, folder: StudyFolder) -> float | None:
+    """How long its runs have trained, over all attempts: neither a night between two commands nor a run that was there already
+    counts for another time than it took.
+    """
+    runs = [RunFolder(folder.runs_dir / run_id) for run_id in trial.user_attrs.get("runs", [])]
+    read = _wall_seconds_at_last if trial.state.is_finished() else wall_seconds
+    spent = [seconds for run in runs if (seconds := read(run)) is not None]
+    return sum(spent) if spent else seconds_of(trial)
+
+
+_wall_seconds_at_last = cache(wall_seconds)
+"""Of runs that have ended: read once, although a study is looked at every few seconds."""
+
+
+def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: StudyFolder) -> float | None:
+    """The trials that are left, each as long as the mean of those that have ended, pruned ones as short as they were; a worker
+    takes the next one when it is free.
+    """
     ended = [*trials[TrialState.COMPLETE], *trials[TrialState.PRUNED]]
-    durations = [seconds for trial in ended if (seconds := seconds_of(trial)) is not None]
+    durations = [seconds for trial in ended if (seconds := worked_seconds(trial, folder)) is not None]
     if not durations:
         return None
     typical = sum(durations) / len(durations)
     begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-    to_begin = max(0, sweep.spec.num_trials - begun)
-    under_way = sum(max(0.0, typical - (seconds_of(trial) or 0.0)) for trial in trials[TrialState.RUNNING])
-    return (to_begin * typical + under_way) / sweep.spec.num_workers
+    under_way = [typical * (1 - _share_done(trial, folder)) for trial in trials[TrialState.RUNNING]]
+    free_in = [0.0] * sweep.spec.num_workers
+    for seconds in [*under_way, *[typical] * max(0, sweep.spec.num_trials - begun)]:
+        heapreplace(free_in, free_in[0] + seconds)
+    return max(free_in)
+
+
+def _share_done(trial: FrozenTrial, folder: StudyFolder) -> float:
+    done, total = progress_of(trial, folder)
+    return min(1.0, done / total) if total else 0.0
 
 
 def counted_complete(study: optuna.Study) -> list[FrozenTrial]:
@@ -137,27 +193,29 @@ def importances_of(study: optuna.Study, objective: int) -> dict[str, float] | No
     return get_param_importances(study, evaluator=evaluator, target=lambda trial: float(trial.values[objective])) or None
 
 
-def as_tree(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
+def as_tree(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str, Any]:
     """The study for machines."""
-    summary = summarise(study, sweep)
+    summary = summarise(study, sweep, folder)
     return {
         "name": sweep.spec.name,
         "trials_asked_for": summary.num_trials,
-        "complete": summary.complete,
+        "finished": summary.complete,
         "running": summary.running,
+        "interrupted": summary.interrupted,
+        "lost": summary.lost,
         "pruned": summary.pruned,
         "failed": summary.failed,
-        "waiting": summary.waiting,
+        "queued": summary.waiting,
         "eta_seconds": summary.eta_seconds,
         "best": [trial.number for trial in summary.best],
-        "trials": [_trial_tree(trial) for trial in study.get_trials(deepcopy=False)],
+        "trials": [_trial_tree(trial, folder) for trial in study.get_trials(deepcopy=False)],
     }
 
 
-def _trial_tree(trial: FrozenTrial) -> dict[str, Any]:
+def _trial_tree(trial: FrozenTrial, folder: StudyFolder) -> dict[str, Any]:
     return {
         "number": trial.number,
-        "state": state_word(trial),
+        "state": state_word(trial, folder),
         "values": trial.values,
         "changes": values_of_trial(trial),
         "runs": trial.user_attrs.get("runs", []),

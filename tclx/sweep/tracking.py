@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -13,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import TclxError
 from tclx.launch.prepare import Say
-from tclx.plan import Plan
 from tclx.runs import RunFolder, holding
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
@@ -30,7 +28,6 @@ from tclx.sweep.summary import (
     summarise,
     values_of_trial,
 )
-from tclx.track.jsonl import read
 from tclx.track.sending import read_sent, wandb_mode
 from tclx.track.study import StudyDue, is_up_to_date, note_problem, read_study_sent, send_study
 
@@ -52,15 +49,15 @@ def due_of(study: optuna.Study, sweep: Sweep, folder: StudyFolder, spec: WandbSp
 
 def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str, Any]:
     """The same names at any time, None where there is nothing yet: a W&B run that is continued keeps those it is not given."""
-    summary = summarise(study, sweep)
-    hours = _gpu_hours(study, folder)
+    summary = summarise(study, sweep, folder)
+    hours = _hours(study, folder)
     counts = {state: getattr(summary, state) for state in ("complete", "running", "pruned", "failed", "waiting")}
     return {
         **{f"num_trials/{name}": count for name, count in {"asked_for": summary.num_trials, **counts}.items()},
         **(_best(summary, sweep) if len(sweep.spec.objective) == 1 else _front(summary, sweep)),
         **_reached(summary.baseline, sweep, "experiment"),
         **_importances(study, sweep),
-        metrics.GPU_HOURS: hours,
+        metrics.PROCESS_HOURS: hours,
     }
 
 
@@ -98,14 +95,10 @@ def _importances(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
     return figures
 
 
-def _gpu_hours(study: optuna.Study, folder: StudyFolder) -> float:
+def _hours(study: optuna.Study, folder: StudyFolder) -> float:
     """Of all runs of all trials, each once, also those that were pruned or go on."""
     runs = [RunFolder(folder.runs_dir / run_id) for run_id in run_ids(study)]
-    return sum(
-        metrics.gpu_hours(read(run.metrics), Plan.from_json(run.read_json(run.plan)))
-        for run in runs
-        if run.metrics.exists() and run.plan.exists()
-    )
+    return sum(metrics.hours_of(run) for run in runs if run.metrics.exists() and run.plan.exists())
 
 
 def run_ids(study: optuna.Study) -> list[str]:
@@ -122,12 +115,12 @@ def _keys(sweep: Sweep) -> list[str]:
 def _table(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
     """A row a trial, by number."""
     aims, keys = [aim.metric for aim in sweep.spec.objective], _keys(sweep)
-    best = {trial.number for trial in summarise(study, sweep).best}
+    best = {trial.number for trial in summarise(study, sweep, folder).best}
     rows: list[tuple[Any, ...]] = []
     for trial in study.get_trials(deepcopy=False):
         values = values_of_trial(trial)
         runs = trial.user_attrs.get("runs", [])
-        front = [trial.number, state_word(trial), trial.number in best]
+        front = [trial.number, state_word(trial, folder), trial.number in best]
         reached = trial.values or [None] * len(aims)
         back = [trial.user_attrs.get("reason"), " ".join(runs), " ".join(_urls(runs, folder))]
         rows.append((*front, *reached, *(values.get(key) for key in keys), *back))
@@ -189,16 +182,6 @@ def standing(sweep: Sweep, folder: StudyFolder) -> str | None:
 
 def _degraded(folder: StudyFolder, problem: str) -> str:
     return f"W&B: {problem}; the study is not touched: `tclx sync {folder.path}` uploads it with its trials"
-
-
-def runs_of(folder: StudyFolder) -> list[Path]:
-    """The folders of its trials' runs that are there.
-
-    Raises:
-        InputError, MachineError: the study cannot be read.
-    """
-    paths = (folder.runs_dir / run_id for run_id in run_ids(open_study(folder, folder.read_sweep())))
-    return [path for path in paths if RunFolder(path).spec.is_file()]
 
 
 class Synced(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import optuna
@@ -19,7 +19,8 @@ from tclx.errors import InputError, MachineError
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome, check_pictures, is_held, prepare
 from tclx.launch.slots import Slot, take
-from tclx.runs import RunFolder
+from tclx.launch.watch import PRUNED
+from tclx.runs import RunFolder, TrialOf
 from tclx.sweep import metrics, process, space
 from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
@@ -88,7 +89,21 @@ def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
     values = space.shown(space.values_of(drawn, worker.sweep.spec), worker.sweep.spec)
     patiently(lambda: trial.set_user_attr("values", values))
     patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in runs]))
+    for run in runs:
+        _note_trial(run, trial.number, worker)
     return runs
+
+
+def _note_trial(run: PlannedRun, number: int, worker: Worker) -> None:
+    """Write into the run's folder whose trial it is, before anything else is there: tables of the experiment leave trials out.
+
+    A run that was there before, or that the experiment's own file asks for, stays in them.
+    """
+    folder, sweep = RunFolder(worker.folder.runs_dir / run.plan.run_id), worker.sweep
+    known = folder.read_trial()
+    if known is None or known.study is None:
+        also_run = sweep.is_experiment(run.spec) or (known is None and folder.spec.is_file()) or bool(known and known.also_run)
+        folder.write_json(folder.trial, asdict(TrialOf(sweep.spec.name, number, also_run)))
 
 
 def _draw(trial: Trial, worker: Worker) -> dict[str, Any]:
@@ -112,9 +127,7 @@ def _train_all(trial: Trial, runs: list[PlannedRun], claim: Claim, worker: Worke
     finished: list[RunFolder] = []
     for number, run in enumerate(runs):
         folder = RunFolder(worker.folder.runs_dir / run.plan.run_id)
-        reports = (
-            metrics.is_evaluated(objective.metric) and number == 0 and not over_seeds and len(worker.sweep.spec.objective) == 1
-        )
+        reports = number == 0 and metrics.is_reported(worker.sweep.spec)
 
         def look(folder: RunFolder = folder, reports: bool = reports) -> None:
             if reports:
@@ -223,7 +236,7 @@ def _note_pruned(folder: RunFolder, reason: str) -> None:
     """`tclx status` says of the run why it stopped; one that finished in the meantime keeps its word."""
     state = folder.read_state()
     if state is not None and state.status == "interrupted":
-        folder.write_state(replace(state, reason=f"pruned {reason}"))
+        folder.write_state(replace(state, reason=f"{PRUNED}{reason}"))
 
 
 def _slot(run: PlannedRun, worker: Worker) -> Slot:
@@ -246,12 +259,7 @@ def _tell(trial: Trial, finished: list[RunFolder], worker: Worker) -> TrialState
     """The mean over the seeds of every objective, and how far every constraint is from being broken."""
     sweep = worker.sweep.spec
     try:
-        values = [metrics.mean([metrics.figure(folder, objective) for folder in finished]) for objective in sweep.objective]
-        margins = {}
-        for constraint in sweep.constraints:
-            reached = metrics.mean([metrics.last_figure(folder, constraint.metric) for folder in finished])
-            margin = reached - constraint.at_most if constraint.at_most is not None else (constraint.at_least or 0.0) - reached
-            margins[constraint.metric] = margin
+        values, margins = metrics.reached(finished, sweep)
     except KeyError as missing:
         raise _Failed(f"its runs have no {missing.args[0]}") from missing
     for metric, margin in margins.items():
@@ -260,6 +268,11 @@ def _tell(trial: Trial, finished: list[RunFolder], worker: Worker) -> TrialState
     shown = ", ".join(f"{objective.metric} {value:.4g}" for objective, value in zip(sweep.objective, values, strict=True))
     worker.say(f"trial {trial.number}: {shown}")
     return TrialState.COMPLETE
+
+
+def give_up(trial: Trial, error: Exception, worker: Worker) -> None:
+    """A bug ends the trial as failed: left running, it would take every later worker with it."""
+    _end(trial, TrialState.FAIL, f"{type(error).__name__}: {error}", worker)
 
 
 def _end(trial: Trial, state: TrialState, reason: str, worker: Worker) -> TrialState:

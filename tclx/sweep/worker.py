@@ -30,7 +30,7 @@ from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted, open_study
-from tclx.sweep.trial import Stopped, Worker, run_trial
+from tclx.sweep.trial import Stopped, Worker, give_up, run_trial
 from tclx.worker import INTERRUPTED_AND_SAVED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -81,6 +81,9 @@ def work(folder: StudyFolder) -> int:
                 return INTERRUPTED_AND_SAVED
             except MachineError:
                 claims.release(folder, trial.number)
+                raise
+            except Exception as error:
+                give_up(trial, error, worker)
                 raise
         return INTERRUPTED_AND_SAVED
 

@@ -1,6 +1,7 @@
-"""What does somebody see who watches a run? A bar on a terminal, one line a logged row everywhere else.
+"""What does somebody see who watches a run? One line with a bar on a terminal, one line a logged row everywhere else.
 
-The caller's console decides where it goes (stderr) and whether in colour (rich respects NO_COLOR).
+The caller's console decides where it goes (stderr) and whether in colour (rich respects NO_COLOR). However narrow the terminal,
+the step and the ETA are shown; the losses of single terms give way first, then the bar.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.text import Text
 
 from tclx.terminal import printable
 
@@ -44,24 +47,54 @@ def watch(console: Console, *, title: str, first_step: int, total_steps: int) ->
         first_step: steps done before this process started; the ETA counts from there.
         total_steps: steps of the whole run.
     """
+    clock = Clock(first_step, total_steps)
     if not console.is_terminal:
-        yield _Lines(console, first_step=first_step, total_steps=total_steps)
+        yield _Lines(console, clock)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}", markup=False),
-    )
     # Twice a second: the training threads want the CPU more than the bar does.
     # What else is printed belongs above the bar where stderr is that terminal, and stays in the log where it is one.
     own = console.stderr
-    with Progress(*columns, console=console, refresh_per_second=2, redirect_stdout=own, redirect_stderr=own) as progress:
-        task = progress.add_task(printable(title), total=total_steps, completed=first_step, numbers="")
-        yield _Bar(progress, task)
+    bar = _Bar(console, printable(title), clock)
+    with Live(bar, console=console, refresh_per_second=2, redirect_stdout=own, redirect_stderr=own):
+        yield bar
+
+
+@dataclass
+class Clock:
+    """How long a run has been at work in this process, and how long it still needs."""
+
+    first_step: int
+    """Done before this process started."""
+    total_steps: int
+    step: int = field(init=False)
+    started_at: float = field(default_factory=lambda: time.monotonic())
+    _measured_from: tuple[int, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.step = self.first_step
+        self._measured_from = (self.first_step, self.started_at)
+
+    def note(self, step: int) -> None:
+        """`step` steps are done. The first one of a process, with start-up and compilation, says nothing of the others."""
+        if self.step == self.first_step < step:
+            self._measured_from = (step, time.monotonic())
+        self.step = step
+
+    def elapsed(self) -> str:
+        return _as_time(time.monotonic() - self.started_at)
+
+    def remaining(self) -> str:
+        """From the steps that this process has done; `-` before the first."""
+        step, since = self._measured_from
+        if self.step <= step:
+            step, since = self.first_step, self.started_at
+        if self.step <= step:
+            return "-"
+        return _as_time((time.monotonic() - since) / (self.step - step) * (self.total_steps - self.step))
+
+
+def _as_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager
@@ -94,58 +127,123 @@ class _Several:
 
 
 class _Bar:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    """The line of a terminal, made anew at every refresh for the width that it has then."""
+
+    def __init__(self, console: Console, title: str, clock: Clock) -> None:
+        self._console, self._title, self._clock = console, title, clock
+        self._terms: list[str] = []
+        self._speed = ""
+
+    def __rich__(self) -> Text:
+        clock = self._clock
+        share = clock.step / clock.total_steps if clock.total_steps else 0.0
+        known = Progress(self._title, f"{clock.step}/{clock.total_steps}", share, clock.elapsed(), f"ETA {clock.remaining()}")
+        return fitted(known, self._terms, self._speed, width=self._console.width, ascii_only=self._console.options.ascii_only)
 
     def step(self, step: int) -> None:
-        self._progress.update(self._task, completed=step)
+        self._clock.note(step)
 
     def row(self, row: Row) -> None:
-        if numbers := _numbers(row):
-            self._progress.update(self._task, numbers=numbers)
+        self._clock.note(row["step"])
+        if terms := _losses(row):
+            self._terms, self._speed = terms, _speed(row)
         if retrieval := _retrieval(row):
             self.say(f"step {row['step']}: {retrieval}")
 
     def say(self, text: str) -> None:
-        self._progress.console.print(printable(text), markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
+
+
+class Progress(NamedTuple):
+    """What a line says of a run's progress."""
+
+    title: str
+    steps: str
+    share: float
+    """Of the steps, that is done."""
+    elapsed: str
+    eta: str
+
+
+SHORT_TITLE, SHORT_BAR, LONG_BAR = 16, 10, 24
+"""Characters: what a name is cut to, and a bar's widths."""
+
+
+def fitted(known: Progress, terms: Sequence[str], speed: str, *, width: int, ascii_only: bool = False) -> Text:
+    """One line that fits: the step and the ETA in any case, then as much as there is room for.
+
+    Args:
+        known: where the run stands.
+        terms: losses, the total first.
+        speed: empty before the first row.
+        width: of the terminal, in characters.
+        ascii_only: whether the terminal knows nothing else.
+    """
+    title = known.title if len(known.title) <= SHORT_TITLE else f"{known.title[: SHORT_TITLE - 1]}{'~' if ascii_only else '…'}"
+    room = width - 1 - len(known.steps) - 2 - len(known.eta)
+
+    def fits(text: str, *, instead_of: str = "") -> bool:
+        nonlocal room
+        needed = len(text) + 2 if not instead_of else len(text) - len(instead_of)
+        if not text:
+            return False
+        room = room - needed if needed <= room else -1  # what matters less must not take the place of what did not fit
+        return room >= 0
+
+    total = [term for term in terms[:1] if fits(term)]
+    title = title if fits(title) else ""
+    elapsed = known.elapsed if fits(known.elapsed) else ""
+    speed = speed if fits(speed) else ""
+    bar = SHORT_BAR if fits("-" * SHORT_BAR) else 0
+    others: list[str] = []
+    for term in terms[1:]:
+        if not fits(term):
+            break  # terms are dropped from the right
+        others.append(term)
+    if title and fits(known.title, instead_of=title):
+        title = known.title
+    if bar and fits("-" * LONG_BAR, instead_of="-" * bar):
+        bar = LONG_BAR
+    line = Text(f"{title}  " if title else "", no_wrap=True, end="")
+    if bar:
+        done = round(bar * min(1.0, known.share))
+        full, empty = ("#", "-") if ascii_only else ("━", "─")
+        line.append(full * done, "bar.complete").append(empty * (bar - done), "bar.back").append("  ")
+    return line.append("  ".join(filter(None, [known.steps, elapsed, known.eta, *total, *others, speed])))
 
 
 class _Lines:
-    def __init__(self, console: Console, *, first_step: int, total_steps: int) -> None:
-        self._console = console
-        self._first_step, self._total_steps = first_step, total_steps
-        self._started_at = time.monotonic()
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._console, self._clock = console, clock
 
     def step(self, step: int) -> None:
         """Lines come with the rows."""
+        self._clock.note(step)
 
     def row(self, row: Row) -> None:
-        parts = [part for part in (_numbers(row), _retrieval(row)) if part]
-        self.say(f"step {row['step']}/{self._total_steps}  {'  '.join(parts)}  ETA {self._remaining(row['step'])}")
+        self._clock.note(row["step"])
+        parts = [part for part in ("  ".join(filter(None, [*_losses(row), _speed(row)])), _retrieval(row)) if part]
+        self.say(f"step {row['step']}/{self._clock.total_steps}  {'  '.join(parts)}  ETA {self._clock.remaining()}")
 
     def say(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def _remaining(self, step: int) -> str:
-        num_done = step - self._first_step
-        if num_done <= 0:
-            return "-"
-        seconds = (time.monotonic() - self._started_at) / num_done * (self._total_steps - step)
-        return str(timedelta(seconds=round(seconds)))
+
+def _losses(row: Row) -> list[str]:
+    """The losses of a row, `total` first."""
+    return [f"{term} {_short(row[f'loss/{term}'])}" for term in _TERMS if f"loss/{term}" in row]
 
 
-def _numbers(row: Row) -> str:
-    """The losses and the speed of a row, `total` first."""
-    losses = [f"{term} {_short(row[f'loss/{term}'])}" for term in _TERMS if f"loss/{term}" in row]
+def _speed(row: Row) -> str:
     speed = row.get("speed/images_per_second")
-    return "  ".join(losses + ([f"{speed:.0f} images/s"] if speed else []))
+    return f"{speed:.0f} images/s" if speed else ""
 
 
 def _retrieval(row: Row) -> str:
     """The re-ranked recalls of an evaluation's row."""
     wanted = ("text_to_image/r1", "image_to_text/r1", "r_mean")
     found = [
-        (name.removeprefix("retrieval/"), value)
+        (name.removeprefix("retrieval/").replace("text_to_image", "T2I").replace("image_to_text", "I2T"), value)
         for name, value in row.items()
         if name.startswith("retrieval/") and name.endswith(wanted) and "/dual/" not in name
     ]

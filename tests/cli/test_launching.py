@@ -166,7 +166,7 @@ def test_status_of_all_and_of_one(run: RunFolder) -> None:
 def test_status_as_json_is_one_list_of_plain_values(run: RunFolder) -> None:
     (status,) = json.loads(Ended("status", "--json", "--runs-dir", run.path.parent).out)
     assert status["run_id"] == run.run_id
-    assert (status["standing"], status["step"], status["total_steps"]) == ("interrupted", 1, 2)
+    assert (status["state"], status["step"], status["total_steps"]) == ("interrupted", 1, 2)
     assert status["metrics"] == {"loss/total": 3.25}
     assert json.loads(Ended("status", "--json", "--runs-dir", run.path.parent / "none").out) == []
 

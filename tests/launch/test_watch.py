@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from tclx.launch.prepare import hand_over
 from tclx.launch.slurm import JobState
-from tclx.launch.watch import GOING_ON, STALE_SECONDS, Standing, judge, last_row, watch_runs
+from tclx.launch.watch import GOING_ON, STALE_SECONDS, Standing, describe, judge, last_row, watch_runs
 from tclx.runs import Attempt, Job, RunFolder, RunState, Status
 from tests.launch.handed import Commands, handed_over, prepared_run
 
@@ -83,7 +85,29 @@ def test_where_a_run_stands(
 
 
 def test_the_table_has_every_standing_that_is_judged() -> None:
-    assert {case[6] for case in CASES} == set(get_args(Standing))
+    assert {case[6] for case in CASES} | {"pruned"} == set(get_args(Standing))  # pruned: see below
+
+
+def test_a_run_that_a_sweep_has_pruned_says_so(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_state(RunState("interrupted", step=3, total_steps=9, reason="pruned after evaluation 1: r_mean 2"))
+    (status,) = watch_runs([tmp_path])
+    assert describe(status) == "pruned at step 3 of 9: pruned after evaluation 1: r_mean 2"
+
+
+def test_a_process_that_is_gone_is_noticed_before_its_heartbeat_is_stale(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.heartbeat.touch()
+    folder.write_state(RunState("running", step=3, total_steps=9))
+    assert watch_runs([tmp_path])[0].standing == "running"
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    folder.write_json(folder.state, {**folder.read_json(folder.state), "pid": gone.pid})
+    assert watch_runs([tmp_path])[0].standing == "lost"
+    with folder.lock():  # the next attempt has begun and not written yet
+        assert watch_runs([tmp_path])[0].standing == "running"
+    folder.write_json(folder.state, {**folder.read_json(folder.state), "host": "elsewhere"})
+    assert watch_runs([tmp_path])[0].standing == "running"  # only the heartbeat can tell
 
 
 def test_a_job_that_was_submitted_a_moment_ago_is_not_gone() -> None:

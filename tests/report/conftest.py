@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tclx.found import find
 from tclx.plan import run_id
 from tclx.report.sections import runnable
 from tclx.report.write import write_report
@@ -51,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def page(trained: Trained) -> Path:
     """The report of all four."""
     path = trained.runs_dir.parent / "report.html"
-    write_report([str(trained.runs_dir)], path, runs_dir=trained.runs_dir)
+    write_report(find([], runs_dir=trained.runs_dir).selection, path)
     return path
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tclx.eval.results import RunResult
-from tclx.report.cost import read_cost
+from tclx.launch.watch import RunStatus
+from tclx.report.cost import SPEED, read_cost
 from tclx.report.history import History, curve, history_of
+from tclx.report.results import RunResult
 from tclx.runs import RunFolder, RunState
 from tclx.spec.difference import differences
+from tclx.train.measure import Tally
 
 
 def history(values: Mapping[int, float | None]) -> History:
@@ -49,7 +53,8 @@ def run_with(tmp_path: Path, events: list[dict[str, Any]], *, last_sign: float, 
     folder.events.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"time": 9')
     folder.write_json(folder.environment, environment)
     state = RunState("finished", step=10, total_steps=10, updated_at=last_sign)
-    return RunResult("run", tmp_path, "run", None, 0, state, "", {})
+    folder.write_json(folder.state, asdict(state))
+    return RunResult("run", tmp_path, "run", None, 0, state, "", {}, RunStatus(folder, "finished", 10, 10))
 
 
 def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path) -> None:
@@ -62,18 +67,44 @@ def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path
         {"time": 7060.0, "event": "saved", "step": 10},
     ]
     run = run_with(tmp_path, events, last_sign=7070.0, world_size=4, gpu="A100")
-    rows = [{"step": step, "speed/images_per_second": speed} for step, speed in ((1, 5.0), (2, 100.0), (3, 120.0), (4, 110.0))]
+    rows = [{"step": step, SPEED: speed} for step, speed in ((1, 5.0), (2, 100.0), (3, 120.0), (4, 110.0))]
     cost = read_cost(run, history_of(rows))
     assert cost.wall_seconds == 50 + 70
-    assert cost.gpu_hours == pytest.approx(120 * 4 / 3600)
     assert cost.images_per_second == 110.0
     assert cost.num_attempts == 2
 
 
-def test_without_a_gpu_there_are_no_gpu_hours_and_memory_is_what_was_logged(tmp_path: Path) -> None:
+def test_the_first_row_of_each_attempt_does_not_count_as_throughput(tmp_path: Path) -> None:
+    events = [{"time": 0.0, "event": "started"}, {"time": 9.0, "event": "resumed", "step": 3}]
+    run = run_with(tmp_path, events, last_sign=20.0, world_size=1, gpu="A100")
+    speeds = [(1, 1.0), (2, 100.0), (3, 104.0), (4, 2.0), (5, 108.0)]
+    rows = [{"step": step, SPEED: speed, "speed/share_waiting_for_data": 1 / speed} for step, speed in speeds]
+    cost = read_cost(run, history_of(rows))
+    assert cost.images_per_second == statistics.median([100.0, 104.0, 108.0])
+    assert cost.share_waiting == 1 / 104.0
+    assert read_cost(run, history_of(rows[:1])).images_per_second == 1.0
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("A100", "GPU-hours"), (None, "CPU-hours")])
+def test_hours_are_training_time_times_processes_and_called_after_the_processor(
+    tmp_path: Path, gpu: str | None, name: str
+) -> None:
+    run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=4, gpu=gpu, cpu="x86_64")
+    folder = RunFolder(run.folder)
+    rows = [{"step": step, SPEED: speed} for step, speed in ((1, 10.0), (4, 20.0))]
+    assert read_cost(run, history_of(rows)).process_hours is None  # without its plan
+    folder.write_json(folder.plan, {"global_batch_size": 40, "world_size": 4})
+    cost = read_cost(run, history_of(rows))
+    assert cost.process_hours == pytest.approx((1 * 40 / 10 + 3 * 40 / 20) * 4 / 3600)
+    assert cost.hours_name == name
+
+
+def test_peak_memory_is_what_a_run_logs(tmp_path: Path) -> None:
     run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=1, gpu=None, cpu="x86_64")
-    cost = read_cost(run, history_of([{"step": step, "system/peak_memory_gib": step + 0.5} for step in (1, 2)]))
-    assert (cost.gpu_hours, cost.wall_seconds, cost.peak_memory_gib, cost.device) == (None, 2.0, 2.5, "x86_64")
+    tally = Tally(num_bad_images=0, num_bad_in_epoch=0, num_images=8, seconds=1.0)
+    logged = tally.speed(torch.device("cpu"))
+    peak = read_cost(run, history_of([{"step": 1, **logged}])).peak_memory_gib
+    assert peak == next(value for name, value in logged.items() if "memory" in name) > 0
     assert read_cost(run, history_of([{"step": 1}])).peak_memory_gib is None
 
 

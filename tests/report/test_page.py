@@ -14,6 +14,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from tclx.found import find
 from tclx.report.page import COLORS, Markup, Page, code, details, escaped, figure, jpeg, styles, table, text
 from tclx.report.write import write_report
 from tclx.runs import RunFolder, RunState
@@ -43,7 +44,7 @@ def spoiled(trained: Trained, place: Path) -> Path:
         run.metrics.write_text("".join(json.dumps({**json.loads(row), HOSTILE: len(row)}) + "\n" for row in rows))
     run.write_state(RunState("failed", step=1, total_steps=2, reason=HOSTILE))
     output = place / "report.html"
-    write_report([str(place)], output, runs_dir=place)
+    write_report(find([str(place)], runs_dir=place).selection, output)
     return output
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tclx.cli.app import app
 from tclx.errors import InputError
+from tclx.found import find
 from tclx.plan import run_id
 from tclx.report.write import write_report
 from tclx.runs import RunFolder, RunState
@@ -31,7 +32,7 @@ def final(run: RunFolder) -> dict[str, float]:
 
 def report(tmp_path: Path, *asked: object, runs_dir: Path | None = None, **options: Any) -> Reader:
     path = tmp_path / "report.html"
-    write_report([str(one) for one in asked], path, runs_dir=runs_dir or tmp_path, **options)
+    write_report(find([str(one) for one in asked], runs_dir=runs_dir or tmp_path).selection, path, **options)
     return Reader.of(path)
 
 

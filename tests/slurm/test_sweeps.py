@@ -49,7 +49,7 @@ def _assert_whole(path: Path, *, num_trials: int, steps: int) -> dict[str, Any]:
     """Every trial in exactly one state, numbered without a gap, its run trained once from end to end."""
     tree = _status(path)
     assert [trial["number"] for trial in tree["trials"]] == list(range(num_trials))
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * num_trials
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * num_trials
     runs = [run_id for trial in tree["trials"] for run_id in trial["runs"]]
     assert len(set(runs)) == num_trials
     for run_id in runs:
@@ -65,7 +65,7 @@ def test_an_array_of_workers_finishes_a_study_and_is_not_submitted_twice(tmp_pat
     said = tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
     assert "submitted 2 workers as job" in said
     assert "2 workers are on their way already" in tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
-    until(lambda: _status(path)["complete"] == 4, what="complete")
+    until(lambda: _status(path)["finished"] == 4, what="complete")
     until(lambda: not _jobs(path), what="ended")
     _assert_whole(path, num_trials=4, steps=40)
     assert "none is needed" in tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
@@ -77,7 +77,7 @@ def test_a_preempted_worker_saves_comes_back_and_goes_on(tmp_path: Path) -> None
     _until_trains(path)
     (job,) = _jobs(path)
     _slurm(["scancel", "--signal=USR2", job])
-    until(lambda: _status(path)["complete"] == 2, what="complete")
+    until(lambda: _status(path)["finished"] == 2, what="complete")
     _assert_whole(path, num_trials=2, steps=400)
     claim = json.loads(_study(path).claim(0).read_text())
     assert (claim["starts"], claim["deaths"]) == (2, 0)
@@ -91,9 +91,9 @@ def test_a_cancelled_study_stays_cancelled_until_it_is_asked_for(tmp_path: Path)
     until(lambda: not _jobs(path), what="ended")
     time.sleep(15)  # a requeued job would be back by now
     assert not _jobs(path)
-    assert _status(path)["complete"] < 2
+    assert _status(path)["finished"] < 2
     tclx("sweep", path, runs_dir=tmp_path / "runs")
-    until(lambda: _status(path)["complete"] == 2, what="complete")
+    until(lambda: _status(path)["finished"] == 2, what="complete")
     _assert_whole(path, num_trials=2, steps=400)
 
 
@@ -147,7 +147,7 @@ def test_workers_killed_and_preempted_at_random(
     tclx("sweep", path, runs_dir=tmp_path / "runs")
     chance = random.Random(repeat)
     harmed = {"killed": 0, "told to stop": 0, "requeued": 0}
-    while (tree := _status(path))["complete"] < num_trials:
+    while (tree := _status(path))["finished"] < num_trials:
         assert not tree["failed"], tree["trials"]
         if time.monotonic() - began > 1500:
             raise AssertionError(f"after {harmed}: {_status(path)}")
@@ -171,7 +171,7 @@ def test_workers_killed_and_preempted_at_random(
             tclx("sweep", path, runs_dir=tmp_path / "runs")
         if sum(harmed.values()) >= 30:
             harmed_enough = time.monotonic()
-            while _status(path)["complete"] < num_trials and time.monotonic() - harmed_enough < 600:
+            while _status(path)["finished"] < num_trials and time.monotonic() - harmed_enough < 600:
                 if not _jobs(path):
                     tclx("sweep", path, runs_dir=tmp_path / "runs")
                 time.sleep(5)

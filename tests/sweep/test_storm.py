@@ -27,7 +27,8 @@ from tclx.runs import Attempt, RunFolder, RunState
 from tclx.sweep import claims, worker
 from tclx.sweep import process as run_process
 from tclx.sweep import trial as trial_module
-from tclx.sweep.study import StudyFolder, create_study, open_study
+from tclx.sweep.begin import create_study
+from tclx.sweep.study import StudyFolder, open_study
 from tclx.track.jsonl import read
 from tclx.worker import INTERRUPTED_AND_SAVED
 from tests.launch.handed import planned

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,20 @@ import pytest
 from optuna.trial import TrialState
 
 from tclx.errors import InputError, MachineError
+from tclx.runs import RunFolder, RunState
 from tclx.sweep import claims
+from tclx.sweep.begin import create_study, set_aside
 from tclx.sweep.export import experiment_of
 from tclx.sweep.load import Sweep
 from tclx.sweep.study import (
     StudyFolder,
     build_pruner,
     build_sampler,
-    create_study,
     find_study,
     num_evaluations,
     open_study,
-    set_aside,
 )
-from tclx.sweep.summary import best_trials, counted_complete, summarise
+from tclx.sweep.summary import as_tree, best_trials, counted_complete, summarise
 from tclx.sweep.trial import Worker
 from tclx.sweep.worker import MOST_FAILURES, _next
 from tests.sweep.toy import load
@@ -62,7 +64,7 @@ def test_the_same_sweep_continues_with_more_trials_or_another_sampler(tmp_path: 
     study.tell(study.ask(), 1.0)
     again, continued = _create(tmp_path, num_trials=50, sampler={"name": "random"}, num_workers=4)
     assert len(continued.trials) == 1
-    assert summarise(continued, again).num_trials == 50
+    assert summarise(continued, again, _folder(tmp_path)).num_trials == 50
 
 
 @pytest.mark.parametrize(
@@ -82,14 +84,6 @@ def test_another_sweep_of_that_name_is_refused_with_the_difference(tmp_path: Pat
     assert words in str(caught.value)
     assert "--again" in str(caught.value)
     assert _folder(tmp_path).sweep.read_text() == before
-
-
-def test_changes_are_mixed_in_when_that_is_asked_for(tmp_path: Path) -> None:
-    _, study = _create(tmp_path)
-    study.tell(study.ask(), 1.0)
-    sweep = load(tmp_path, space={"optim.learning_rate": {"log_uniform": [1e-4, 1e-1]}})
-    assert len(create_study(sweep, _folder(tmp_path), accept_changes=True).trials) == 1
-    assert len(create_study(sweep, _folder(tmp_path)).trials) == 1  # from now on it is the same
 
 
 def test_an_old_study_is_kept_when_it_begins_anew(tmp_path: Path) -> None:
@@ -129,6 +123,99 @@ def test_workers_with_other_seeds_draw_other_trials(tmp_path: Path) -> None:
         study = optuna.create_study(sampler=build_sampler(sweep, seed=seed))
         draws.append(study.ask().suggest_float("x", 0, 1))
     assert draws[0] == draws[2] != draws[1]
+
+
+def test_workers_share_one_scrambled_sobol_sequence(tmp_path: Path) -> None:
+    """Each takes the next point of it, whatever its own seed: several sequences would cover the space as unevenly as chance."""
+    sweep, _ = _create(tmp_path, sampler={"name": "qmc"}, num_trials=20)
+
+    def points(seeds: list[int]) -> list[float]:
+        storage = optuna.storages.InMemoryStorage()
+        optuna.create_study(storage=storage, study_name="x", direction="maximize")
+        rates = []
+        for seed in seeds:
+            worker = optuna.load_study(study_name="x", storage=storage, sampler=build_sampler(sweep, seed=seed))
+            trial = worker.ask()
+            rates.append(trial.suggest_float("optim.learning_rate", 1e-5, 1e-1, log=True))
+            worker.tell(trial, 1.0)
+        return rates[1:]  # before its first trial the sampler does not know the space, and draws at random
+
+    alone = points([1] * 9)
+    assert points([1, 2, 3, 4, 5, 6, 7, 8, 9]) == alone
+    assert sorted(int(8 * (math.log10(rate) + 5) / 4) for rate in alone) == list(range(8))  # one in each eighth of the range
+
+
+def _told(study: optuna.Study, runs: list[RunFolder], *, seconds: float | None) -> None:
+    """A trial whose runs have trained so long, and which is complete; with None it is a quarter through."""
+    trial = study.ask()
+    trial.set_user_attr("runs", [run.run_id for run in runs])
+    for run in runs:
+        run.path.mkdir(parents=True)
+        if seconds is None:
+            run.write_state(RunState("running", step=1, total_steps=4))
+            continue
+        run.events.write_text(json.dumps({"time": 1000.0, "event": "started"}) + "\n")
+        run.write_json(run.state, asdict(RunState("finished", step=4, total_steps=4, updated_at=1000.0 + seconds)))
+    if seconds is not None:
+        study.tell(trial, 1.0)
+
+
+def test_a_sweeps_eta_counts_what_is_left_for_each_worker_at_the_speed_of_what_has_ended(tmp_path: Path) -> None:
+    sweep, study = _create(tmp_path, num_trials=8, num_workers=3)
+
+    def eta() -> float | None:
+        return summarise(study, sweep, _folder(tmp_path)).eta_seconds
+
+    def runs(*names: str) -> list[RunFolder]:
+        return [RunFolder(tmp_path / "runs" / name) for name in names]
+
+    assert eta() is None
+    _told(study, runs("a0", "a1"), seconds=50.0)  # two seeds: 100 s, told within a moment, as one that was there already
+    assert eta() == pytest.approx(300.0)  # 7 trials, 3 workers: one of them has 3
+    _told(study, runs("b"), seconds=60.0)
+    assert eta() == pytest.approx(160.0)  # 6 trials of 80 s
+    _told(study, runs("c"), seconds=None)
+    assert eta() == pytest.approx(160.0)  # 5 to begin, and three quarters of one
+    for name in "defg":
+        _told(study, runs(name), seconds=80.0)
+    assert eta() == pytest.approx(80.0)  # the last one takes as long as it takes, however many workers are free
+    _told(study, runs("h"), seconds=80.0)
+    assert eta() == pytest.approx(60.0)
+
+
+def test_after_a_night_between_two_commands_the_eta_is_that_of_the_work(tmp_path: Path) -> None:
+    sweep, study = _create(tmp_path, num_trials=2)
+    trial = study.ask()
+    run = RunFolder(tmp_path / "runs" / "a")
+    run.path.mkdir(parents=True)
+    events = [(0.0, "started"), (30.0, "interrupted"), (40_000.0, "resumed")]
+    run.events.write_text("".join(json.dumps({"time": time, "event": name}) + "\n" for time, name in events))
+    run.write_json(run.state, asdict(RunState("finished", step=4, total_steps=4, updated_at=40_070.0)))
+    trial.set_user_attr("runs", ["a"])
+    study.tell(trial, 1.0)
+    assert summarise(study, sweep, _folder(tmp_path)).eta_seconds == pytest.approx(100.0)
+
+
+def test_a_trial_nobody_works_on_is_not_called_running(tmp_path: Path) -> None:
+    sweep, study = _create(tmp_path)
+    folder = _folder(tmp_path)
+    trial, worker = study.ask(), claims.new_worker()
+
+    def words() -> tuple[str, dict[str, int]]:
+        tree = as_tree(study, sweep, folder)
+        return tree["trials"][trial.number]["state"], {
+            word: tree[word] for word in ("running", "interrupted", "lost") if tree[word]
+        }
+
+    assert words() == ("lost", {"lost": 1})
+    with claims.living(folder, worker):
+        claims.take(folder, trial.number, worker, step=0)
+        assert words() == ("running", {"running": 1})
+    assert words() == ("lost", {"lost": 1})
+    claims.release(folder, trial.number)
+    assert words() == ("interrupted", {"interrupted": 1})
+    study.tell(trial, 1.0)
+    assert words() == ("finished", {})
 
 
 @pytest.mark.parametrize("pruner", [{"name": "hyperband"}, {"name": "asha"}, {"name": "median", "startup_trials": 1}])
@@ -175,7 +262,7 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(tmp_path: Path) -> Non
         trial = study.ask()
         trial.set_constraint("cost/gpu_hours", margin)
         study.tell(trial, value)
-    assert [trial.number for trial in summarise(study, sweep).best] == [0]
+    assert [trial.number for trial in summarise(study, sweep, _folder(tmp_path)).best] == [0]
 
 
 def test_a_study_is_found_by_its_file_or_name(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_sweep_runs_to_its_end_and_trial_0_is_the_ordinary_run(tmp_path: Path,
     code, stdout, stderr = run(path)
     assert code == 0, stderr
     tree = status(path)
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 4
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * 4
     assert all(len(trial["evaluations"]) == 4 for trial in tree["trials"])
     for trial in tree["trials"]:
         assert trial["values"][0] == max(trial["evaluations"].values())
@@ -109,7 +109,7 @@ def test_a_killed_workers_trial_goes_on_where_it_was_saved(tmp_path: Path) -> No
     assert code == 0, stderr
     assert "was killed by SIGKILL and is started again" in stderr
     tree = status(path)
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 2
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * 2
     first = _runs(tree, tmp_path)[0]
     assert _steps(first) == list(range(1, 61))
     events = [json.loads(line)["event"] for line in first.events.read_text().splitlines()]
@@ -140,7 +140,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     code, _, stderr = run(path)
     assert code == 0, stderr
     tree = status(path)
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 2
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * 2
     assert all(_steps(folder) == list(range(1, 61)) for folder in _runs(tree, tmp_path))
     claims = [json.loads(found.read_text()) for found in (tmp_path / "runs/sweeps/toy-sweep/trials").glob("*.json")]
     assert all(claim["deaths"] == 0 for claim in claims)
@@ -157,7 +157,7 @@ def test_the_pool_itself_may_be_killed(tmp_path: Path) -> None:
     assert code == 0, stderr
     assert "at work already" in stderr
     tree = status(path)
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 2
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * 2
     assert all(_steps(folder) == list(range(1, 61)) for folder in _runs(tree, tmp_path))
 
 
@@ -167,7 +167,7 @@ def test_of_two_commands_at_once_one_works_and_the_other_watches(tmp_path: Path)
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert sorted("at work already" in stderr for _, _, stderr in ended) == [False, True]
     tree = status(path)
-    assert [trial["state"] for trial in tree["trials"]] == ["complete"] * 2
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"] * 2
     log = (tmp_path / "runs/sweeps/toy-sweep/logs/worker0.log").read_text()
     assert [log.count(f"trial {number}: begins") for number in range(2)] == [1, 1]
 
@@ -181,7 +181,7 @@ def test_a_trial_that_fails_by_itself_is_recorded_and_stops_nobody(tmp_path: Pat
     failed = tree["trials"][1]
     assert failed["state"] == "failed"
     assert "not finite" in failed["reason"]
-    assert tree["trials"][0]["state"] == "complete"
+    assert tree["trials"][0]["state"] == "finished"
     assert tree["running"] == 0
 
 
@@ -206,7 +206,7 @@ def test_a_pruned_trial_ends_early_and_says_why(tmp_path: Path) -> None:
     code, _, stderr = run(path)
     assert code == 0, stderr
     tree = status(path)
-    assert tree["trials"][0]["state"] == "complete"
+    assert tree["trials"][0]["state"] == "finished"
     pruned = [trial for trial in tree["trials"] if trial["state"] == "pruned"]
     assert pruned
     for trial in pruned:
@@ -229,7 +229,7 @@ def test_seeds_are_averaged_and_shared_with_ordinary_runs(tmp_path: Path) -> Non
     code, _, stderr = run(path)
     assert code == 0, stderr
     for trial in status(path)["trials"]:
-        assert trial["state"] == "complete"
+        assert trial["state"] == "finished"
         assert len(trial["runs"]) == 2
         curves = [json.loads(line) for found in _runs({"trials": [trial]}, tmp_path) for line in [json.dumps(_curve(found))]]
         assert trial["values"][0] == pytest.approx(sum(max(curve) for curve in curves) / 2)
@@ -249,7 +249,7 @@ def test_a_detached_sweep_outlives_its_terminal(tmp_path: Path) -> None:
     assert code == 0, stderr
     with pytest.raises(ProcessLookupError):
         os.killpg(group, signal.SIGHUP)  # nothing of it is left in the terminal's group
-    wait_until(lambda: status(path)["complete"] == 2)
+    wait_until(lambda: status(path)["finished"] == 2)
 
 
 def test_several_objectives_are_all_told(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 from optuna.trial import TrialState
 
 from tclx.sweep import space
+from tclx.sweep.begin import create_study
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import GPU_HOURS
-from tclx.sweep.study import StudyFolder, create_study, open_study
+from tclx.sweep.study import StudyFolder, open_study
 from tclx.sweep.summary import importances_of
 from tclx.sweep.tracking import due_of, publish, standing
 from tests.cli.test_cli import Ended
@@ -226,4 +227,4 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert (due.summary[f"front/{METRIC}"], due.summary[f"front/{GPU_HOURS}"]) == (50.0, 1.0)
     assert not any(name.startswith("best/") for name in due.summary)
     assert due.columns == ("trial", "state", "best", METRIC, GPU_HOURS, RATE, "reason", "runs", "wandb")
-    assert due.rows[1][:5] == (1, "complete", True, 50.0, 2.0)
+    assert due.rows[1][:5] == (1, "finished", True, 50.0, 2.0)

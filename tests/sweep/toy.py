@@ -82,7 +82,7 @@ def status(path: Path) -> dict[str, Any]:
 
     folder = find_study(str(path), path.parent / "runs")
     sweep = folder.read_sweep()
-    tree: dict[str, Any] = json.loads(json.dumps(as_tree(open_study(folder, sweep), sweep)))
+    tree: dict[str, Any] = json.loads(json.dumps(as_tree(open_study(folder, sweep), sweep, folder)))
     return tree
 
 

@@ -119,6 +119,19 @@ def test_gpus_have_panels_where_a_run_has_gpus() -> None:
     assert {"system/gpu.0.gpu", "system/gpu.1.memoryAllocated"} <= metrics(panels(**slurm)["Systems"])
 
 
+@pytest.mark.parametrize(
+    ("launch", "num_shown"),
+    [
+        ({"backend": "slurm", "gpus_per_node": 3, "num_nodes": 4}, 3),  # W&B sees rank 0's node alone
+        ({"backend": "slurm", "gpus_per_node": 16}, 8),
+        ({"backend": "local", "num_processes": 2}, 2),
+    ],
+)
+def test_a_panel_has_a_line_for_each_gpu_of_a_node_up_to_eight(launch: dict[str, Any], num_shown: int) -> None:
+    shown = metrics(panels(**{"training.device": "cuda", "launch": launch})["Systems"])
+    assert {name for name in shown if name.endswith(".gpu")} == {f"system/gpu.{index}.gpu" for index in range(num_shown)}
+
+
 def test_saving_twice_updates_one_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     with WandbServer() as server:
         for name, value in server.environment.items():

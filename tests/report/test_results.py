@@ -1,4 +1,4 @@
-"""Promises of `tclx.eval.results`: the right runs, in the right rows, with the right spread."""
+"""Promises of `tclx.report.results`: the right runs, in the right rows, with the right spread."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tclx.cli.results import print_results
+from tclx.cli.status import as_tree
 from tclx.errors import InputError
-from tclx.eval import results
+from tclx.found import find
+from tclx.launch.watch import describe, watch_runs
+from tclx.report import results
 from tclx.runs import RunFolder, RunState
 
 
@@ -53,8 +58,16 @@ def make_run(
     return folder
 
 
+def read(*folders: Path) -> list[results.RunResult]:
+    return results.read_runs(results.Selection(folders))
+
+
+def found(*names: str, runs_dir: Path) -> list[Path]:
+    return list(find(names, runs_dir=runs_dir).folders)
+
+
 def summary_of(runs_dir: Path, **options: Any) -> results.Results:
-    return results.summarise([results.read_run(run) for run in results.find_runs([], runs_dir=runs_dir)], **options)
+    return results.summarise(read(*find([], runs_dir=runs_dir).folders), **options)
 
 
 def test_an_ablation_of_four_variants_and_three_seeds_is_four_rows(tmp_path: Path) -> None:
@@ -81,7 +94,8 @@ def test_specs_that_differ_by_more_than_the_seed_never_share_a_row(tmp_path: Pat
     make_run(tmp_path, seed=0, digest="aaaaaaaa", r_mean=1.0)
     make_run(tmp_path, seed=1, digest="bbbbbbbb", r_mean=2.0)
     make_run(tmp_path, seed=0, digest="cccccccc", learning_rate=0.1, r_mean=3.0)
-    assert [(row.label, len(row.runs)) for row in summary_of(tmp_path).rows] == [("toy (aaaaaaaa)", 2), ("toy (cccccccc)", 1)]
+    rows = summary_of(tmp_path).rows
+    assert [(row.label, len(row.runs)) for row in rows] == [("toy (learning_rate=0.001)", 2), ("toy (learning_rate=0.1)", 1)]
 
 
 def test_seeds_that_start_from_seeds_of_one_pretraining_share_a_row(tmp_path: Path) -> None:
@@ -95,16 +109,28 @@ def test_runs_that_are_not_finished_are_listed_and_not_counted(tmp_path: Path) -
     make_run(tmp_path, seed=1, state=RunState("failed", step=3, total_steps=10, reason="loss is NaN"), r_mean=99.0)
     summary = summary_of(tmp_path)
     assert summary.rows[0].metrics["r_mean"].mean == 1.0
-    assert [results.describe_state(run) for run in summary.unfinished] == ["failed at step 3 of 10: loss is NaN"]
+    assert [describe(run.status) for run in summary.unfinished] == ["failed at step 3 of 10: loss is NaN"]
 
 
-def test_a_running_run_whose_process_is_gone_is_called_dead(tmp_path: Path) -> None:
+def test_a_run_whose_process_is_gone_is_lost_in_the_same_word_everywhere(tmp_path: Path) -> None:
     folder = make_run(tmp_path, state=RunState("running", step=3, total_steps=10))
-    assert results.describe_state(results.read_run(folder.path)).startswith("running")
+    folder.heartbeat.touch()
+    assert words(tmp_path) == {"running"}
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
     folder.write_json(folder.state, {**folder.read_json(folder.state), "pid": gone.pid})
-    assert results.describe_state(results.read_run(folder.path)).startswith("died at step 3")
+    assert words(tmp_path) == {"lost"}  # at once: its last heartbeat is fresh
+
+
+def words(runs_dir: Path) -> set[str]:
+    """For the one run that is there: what status, results and the page call its state, in words and in JSON."""
+    (status,) = watch_runs(find([], runs_dir=runs_dir).folders)
+    (run,) = (summary := summary_of(runs_dir)).unfinished
+    (unfinished,) = results.as_json(summary)["unfinished"]
+    with redirect_stderr(io.StringIO()) as said:
+        print_results(summary)
+    shown = said.getvalue().removeprefix(f"not in the table: {run.run_id} ").split()[0]
+    return {status.standing, as_tree(status)["state"], run.status.standing, unfinished["state"], shown}
 
 
 def test_smaller_median_ranks_are_better(tmp_path: Path) -> None:
@@ -122,6 +148,7 @@ def test_csv_and_json_carry_the_same_figures(tmp_path: Path) -> None:
     assert float(line["r_mean"]) == row["metrics"]["r_mean"]["mean"] == 2.0
     assert float(line["r_mean_deviation"]) == row["metrics"]["r_mean"]["deviation"] == pytest.approx(2**0.5)
     assert line["num_seeds"] == "2"
+    assert line["run_ids"].split() == [run["run_id"] for run in row["runs"]] == ["toy-a-s0-0123abcd", "toy-a-s1-0123abcd"]
     assert [run["metrics"]["r_mean"] for run in row["runs"]] == [1.0, 3.0]
 
 
@@ -129,24 +156,24 @@ def test_runs_are_selected_by_folder_id_experiment_and_folder_of_runs(tmp_path: 
     one = make_run(tmp_path / "here", r_mean=1.0)
     two = make_run(tmp_path / "here", name="toy-large", r_mean=1.0)
     here = tmp_path / "here"
-    assert results.find_runs([str(one.path)], runs_dir=tmp_path) == [one.path]
-    assert results.find_runs([one.run_id], runs_dir=here) == [one.path]
-    assert results.find_runs(["toy-large"], runs_dir=here) == [two.path]
-    assert results.find_runs(["toy"], runs_dir=here) == [one.path]
-    assert results.find_runs([str(here)], runs_dir=tmp_path) == [one.path, two.path]
+    assert found(str(one.path), runs_dir=tmp_path) == [one.path]
+    assert found(one.run_id, runs_dir=here) == [one.path]
+    assert found("toy-large", runs_dir=here) == [two.path]
+    assert found("toy", runs_dir=here) == [one.path]
+    assert found(str(here), runs_dir=tmp_path) == [one.path, two.path]
 
 
 def test_a_run_set_aside_by_again_is_left_out(tmp_path: Path) -> None:
     kept = make_run(tmp_path, r_mean=1.0)
     make_run(tmp_path, seed=1).path.rename(tmp_path / f"{kept.run_id}.old-1")
-    assert results.find_runs([], runs_dir=tmp_path) == [kept.path]
-    assert results.find_runs([f"{kept.run_id}.old-1"], runs_dir=tmp_path) == [tmp_path / f"{kept.run_id}.old-1"]
+    assert found(runs_dir=tmp_path) == [kept.path]
+    assert found(f"{kept.run_id}.old-1", runs_dir=tmp_path) == [tmp_path / f"{kept.run_id}.old-1"]
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path, r_mean=1.0)
     with pytest.raises(InputError, match="did you mean toy-s0-0123abcd"):
-        results.find_runs(["toy-s0-0123abce"], runs_dir=tmp_path)
+        found("toy-s0-0123abce", runs_dir=tmp_path)
     with pytest.raises(InputError, match="did you mean r_mean"):
         summary_of(tmp_path, metrics=["r_maen"])
     with pytest.raises(InputError, match="'val'"):
@@ -157,7 +184,7 @@ def test_a_torn_file_names_its_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path, r_mean=1.0)
     folder.spec.write_text('{"name": "t')
     with pytest.raises(InputError, match=folder.run_id):
-        results.read_run(folder.path)
+        read(folder.path)
 
 
 def test_a_thousand_runs_are_read_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

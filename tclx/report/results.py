@@ -9,15 +9,17 @@ import csv
 import difflib
 import io
 import json
-import os
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
-from tclx.runs import RunFolder, RunState, write_atomically
+from tclx.launch.watch import RunStatus, watch_runs
+from tclx.runs import RunFolder, RunState, TrialOf, write_atomically
+from tclx.spec.difference import told_apart
 
 DEFAULT_METRICS = (
     "text_to_image/r1",
@@ -33,8 +35,21 @@ DEFAULT_METRICS = (
 )
 SPLITS = ("test", "val")
 """In order of preference."""
-_SET_ASIDE = re.compile(r"\.old-\d+$")
-_SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
+SET_ASIDE = re.compile(r"\.old-\d+$")
+SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
+
+
+class Selection(NamedTuple):
+    """Which runs are shown."""
+
+    folders: tuple[Path, ...]
+    """Run folders, in the order asked for."""
+    experiments: tuple[Path, ...] = ()
+    """The experiment files among what was named."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of it, in words."""
+    trials: Mapping[Path, TrialOf] = {}
+    """Of runs that were found through their study."""
 
 
 class RunResult(NamedTuple):
@@ -50,6 +65,10 @@ class RunResult(NamedTuple):
     """Equal for runs that differ by their seed alone."""
     evaluations: dict[str, dict[str, float]]
     """Metrics without the `retrieval/<split>/` before them, by split."""
+    status: RunStatus
+    """Where it stands, as every command says it."""
+    trial: TrialOf | None = None
+    """Where it is shown as a trial of a sweep."""
 
 
 class Spread(NamedTuple):
@@ -64,14 +83,18 @@ class Group(NamedTuple):
     """Runs whose specs differ by the seed alone."""
 
     label: str
+    """No other group's of the table: where one name stands for several specs, with what they differ in."""
     runs: tuple[RunResult, ...]
+    differs: dict[str, str]
+    """The keys in which it differs from the others of its name, and their values; empty where there are none."""
 
 
 class Row(NamedTuple):
-    """One experiment and variant."""
+    """One experiment and variant, or one trial."""
 
     label: str
     runs: tuple[RunResult, ...]
+    differs: dict[str, str]
     metrics: dict[str, Spread]
 
 
@@ -84,54 +107,35 @@ class Results(NamedTuple):
     unfinished: tuple[RunResult, ...]
 
 
-def find_runs(selection: Sequence[str], *, runs_dir: Path) -> list[Path]:
-    """Run folders in a stable order.
-
-    Args:
-        selection: run folders, folders of runs, or in `runs_dir` run ids, experiments and `experiment-variant`s; empty for all
-            that are there. Runs that `--again` set aside are found only by their own name.
-        runs_dir: where runs are kept.
+def read_runs(selection: Selection) -> list[RunResult]:
+    """Read what run folders say of themselves; SLURM is asked where that is not enough.
 
     Raises:
-        InputError: something selected is not there; names the nearest that is.
+        InputError: a file of one is not what tclx writes.
     """
-    known = _runs_in(runs_dir)
-    if not selection:
-        return known
-    found: dict[Path, None] = {}
-    problems = []
-    for item in selection:
-        matches = _select(item, known, runs_dir)
-        if not matches:
-            near = difflib.get_close_matches(item, [run.name for run in known], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"runs are looked for in {runs_dir}; choose another with --runs-dir"
-            problems.append(Problem("", f"no run at {item}", hint))
-        found.update(dict.fromkeys(matches))
-    if problems:
-        raise InputError(*problems)
-    return list(found)
+    read = [_read(folder, selection.trials.get(folder)) for folder in selection.folders]
+    open_ones = [run.folder for run in read if run.status.standing != "finished"]
+    statuses = dict(zip(open_ones, watch_runs(open_ones), strict=True))
+    return [run._replace(status=statuses.get(run.folder, run.status)) for run in read]
 
 
-def read_run(folder: Path) -> RunResult:
-    """Read what a run folder says of itself.
-
-    Raises:
-        InputError: a file of it is not what tclx writes.
-    """
+def _read(folder: Path, trial: TrialOf | None) -> RunResult:
     run = RunFolder(folder)
     try:
         spec = run.read_json(run.spec)
         evaluations = {path.stem: _metrics(run.read_json(path)) for path in sorted(run.evaluation.glob("*.json"))}
         state = run.read_state() or RunState("created")
-        return RunResult(folder.name, folder, spec["name"], spec["variant"], spec["seed"], state, _identity(spec), evaluations)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        status = RunStatus(run, state.status, state.step, state.total_steps)
+        named = (folder.name, folder, spec["name"], spec["variant"], spec["seed"])
+        return RunResult(*named, state, identity(spec), evaluations, status, trial)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(Problem("", f"{folder} is not a readable run folder: {error!r}")) from error
 
 
 def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: str | None = None) -> Results:
     """Group finished runs by experiment and variant.
 
-    Runs whose specs differ by more than the seed never share a row, also under one name.
+    Runs whose specs differ by more than the seed never share a row, also under one name; nor do a sweep's trials.
 
     Args:
         runs: in the order in which rows should stand.
@@ -142,35 +146,57 @@ def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: 
         InputError: a metric or split that no run has.
     """
     runs = list(runs)
-    finished = [run for run in runs if run.state.status == "finished"]
+    finished = [run for run in runs if run.status.standing == "finished"]
     split = _choose_split(finished, split)
     metrics = _choose_metrics(finished, metrics, split)
-    rows = [Row(label, group, _spreads(group, metrics, split)) for label, group in group_runs(finished)]
-    return Results(split, tuple(metrics), tuple(rows), tuple(run for run in runs if run.state.status != "finished"))
+    rows = [Row(*group, _spreads(group.runs, metrics, split)) for group in group_runs(finished)]
+    return Results(split, tuple(metrics), tuple(rows), tuple(run for run in runs if run.status.standing != "finished"))
 
 
 def group_runs(runs: Iterable[RunResult]) -> list[Group]:
-    """Runs by experiment and variant, in the order given.
+    """Runs by experiment and variant, or by trial, in the order given.
 
-    Where one name stands for several specs, the hash of a group's first run tells them apart.
+    Where one name stands for several specs, the keys in which they differ tell them apart.
     """
-    groups: dict[tuple[str, str | None, str], list[RunResult]] = {}
+    groups: dict[tuple[str, str], list[RunResult]] = {}
     for run in runs:
-        groups.setdefault((run.name, run.variant, run.identity), []).append(run)
-    titles = {key: " ".join(filter(None, key[:2])) for key in groups}
-    counts = {title: list(titles.values()).count(title) for title in titles.values()}
-    return [
-        Group(title if counts[title] == 1 else f"{title} ({groups[key][0].run_id.rsplit('-', 1)[-1]})", tuple(groups[key]))
-        for key, title in titles.items()
-    ]
+        groups.setdefault((_title(run), run.identity), []).append(run)
+    alike: dict[str, list[str]] = {}  # what is compared with each other: a study's trials, runs of one name
+    for (title, spec), (first, *_) in groups.items():
+        alike.setdefault(_family(title, first), []).append(spec)
+    differs = {
+        family: dict(zip(specs, told_apart([json.loads(one) for one in specs]), strict=True)) for family, specs in alike.items()
+    }
+    found = []
+    for (title, spec), members in groups.items():
+        different = differs[_family(title, members[0])][spec]
+        found.append(Group(f"{title}{_shown(different)}", tuple(members), different))
+    labels = Counter(group.label for group in found)
+    return [group if labels[group.label] == 1 else group._replace(label=_with_hash(group)) for group in found]
 
 
-def describe_state(run: RunResult) -> str:
-    """`interrupted at step 120 of 600: ...`; tells a run that still trains from one whose process died."""
-    state = run.state
-    status = "died" if state.status == "running" and _is_dead(state) else state.status
-    progress = f" at step {state.step} of {state.total_steps}" if state.total_steps else ""
-    return f"{status}{progress}" + (f": {state.reason}" if state.reason else "")
+MOST_KEYS = 6
+"""Of a row's name: so many keys in which it differs are shown, and how many more there are."""
+
+
+def _title(run: RunResult) -> str:
+    if run.trial is not None:
+        return f"{run.trial.study} trial {run.trial.number}"
+    return " ".join(filter(None, (run.name, run.variant)))
+
+
+def _family(title: str, run: RunResult) -> str:
+    return f"trials of {run.trial.study}" if run.trial is not None else title
+
+
+def _shown(differs: Mapping[str, str]) -> str:
+    shown = [f"{key}={value}" for key, value in list(differs.items())[:MOST_KEYS]]
+    more = [f"and {len(differs) - MOST_KEYS} more"] if len(differs) > MOST_KEYS else []
+    return f" ({', '.join([*shown, *more])})" if shown else ""
+
+
+def _with_hash(group: Group) -> str:
+    return f"{group.label} {group.runs[0].run_id.rsplit('-', 1)[-1]}"
 
 
 def format_spread(spread: Spread | None) -> str:
@@ -211,13 +237,16 @@ def as_csv(results: Results) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [column for metric in results.metrics for column in (metric, f"{metric}_deviation")]
-    writer.writerow(["experiment", "variant", "num_seeds", "split", *columns])
+    writer.writerow(["experiment", "variant", "study", "trial", "differs", "num_seeds", "run_ids", "split", *columns])
     for row in results.rows:
         values: list[float | None] = []
         for metric in results.metrics:
             spread = row.metrics.get(metric)
             values += [spread.mean, spread.deviation] if spread else [None, None]
-        writer.writerow([row.runs[0].name, row.runs[0].variant or "", len(row.runs), results.split, *values])
+        first, ids = row.runs[0], " ".join(run.run_id for run in row.runs)
+        trial = [first.trial.study, first.trial.number] if first.trial is not None else ["", ""]
+        differs = " ".join(f"{key}={value}" for key, value in row.differs.items())
+        writer.writerow([first.name, first.variant or "", *trial, differs, len(row.runs), ids, results.split, *values])
     return text.getvalue()
 
 
@@ -229,6 +258,9 @@ def as_json(results: Results) -> dict[str, Any]:
             {
                 "experiment": row.runs[0].name,
                 "variant": row.runs[0].variant,
+                "study": row.runs[0].trial and row.runs[0].trial.study,
+                "trial": row.runs[0].trial and row.runs[0].trial.number,
+                "differs": row.differs,
                 "metrics": {name: {"mean": spread.mean, "deviation": spread.deviation} for name, spread in row.metrics.items()},
                 "runs": [
                     {"run_id": run.run_id, "seed": run.seed, "metrics": run.evaluations.get(results.split, {})}
@@ -238,32 +270,16 @@ def as_json(results: Results) -> dict[str, Any]:
             for row in results.rows
         ],
         "unfinished": [
-            {"run_id": run.run_id, "status": run.state.status, "state": describe_state(run)} for run in results.unfinished
+            {
+                "run_id": run.run_id,
+                "state": run.status.standing,
+                "step": run.status.step,
+                "total_steps": run.status.total_steps,
+                "reason": run.status.reason,
+            }
+            for run in results.unfinished
         ],
     }
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    runs = (path.parent for path in folder.glob("*/spec.json") if not _SET_ASIDE.search(path.parent.name))
-    return sorted(runs, key=lambda run: (_SEED_AND_HASH.sub("", run.name), run.name))
-
-
-def _select(item: str, known: Sequence[Path], runs_dir: Path) -> list[Path]:
-    path = Path(item)
-    for candidate in (path, runs_dir / item):
-        if (candidate / "spec.json").is_file():
-            return [candidate]
-    if (inside := _runs_in(path)) and path.is_dir():
-        return inside
-    return [run for run in known if run.name.startswith(f"{item}-") and item in _names(run)]
-
-
-def _names(run: Path) -> tuple[str, ...]:
-    """The experiment's name, alone and with its variant; a folder's name does not tell where the one ends."""
-    spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
-    return spec["name"], f"{spec['name']}-{spec['variant']}"
 
 
 def _metrics(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -274,13 +290,13 @@ def _short(name: str) -> str:
     return re.sub(r"^retrieval/[^/]+/", "", name)
 
 
-def _identity(spec: dict[str, Any]) -> str:
+def identity(spec: dict[str, Any]) -> str:
     """What runs of several seeds have in common: all but the seed, also that of the run they start from, and where they ran."""
     shared = {key: value for key, value in spec.items() if key not in ("seed", "launch", "tracking")}
     shared["data"] = {key: value for key, value in spec["data"].items() if key != "num_workers"}
     if spec.get("init"):
         checkpoint = spec["init"].get("checkpoint")
-        shared["init"] = {**spec["init"], "checkpoint": checkpoint and _SEED_AND_HASH.sub("", checkpoint)}
+        shared["init"] = {**spec["init"], "checkpoint": checkpoint and SEED_AND_HASH.sub("", checkpoint)}
     return json.dumps(shared, sort_keys=True)
 
 
@@ -316,16 +332,3 @@ def _choose_metrics(runs: Sequence[RunResult], wanted: Sequence[str], split: str
 def _unknown_metric(name: str, present: Sequence[str]) -> Problem:
     near = difflib.get_close_matches(name, present, n=1, cutoff=0.4)
     return Problem("--metric", f"no finished run has {name!r}", f"did you mean {near[0]}?" if near else None)
-
-
-def _is_dead(state: RunState) -> bool:
-    """Whether the process that wrote the state is gone; only known on its own machine."""
-    if state.pid is None or state.host != os.uname().nodename:
-        return False
-    try:
-        os.kill(state.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
