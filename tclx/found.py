@@ -121,11 +121,8 @@ def is_sweep_file(path: Path) -> bool:
 
 
 def is_trial_only(folder: RunFolder) -> bool:
-    """Whether a run is a trial of a sweep and nothing else; one whose files are damaged counts as a run."""
-    try:
-        trial = folder.read_trial()
-    except (OSError, ValueError, TypeError):
-        return False
+    """Whether a run is a trial of a sweep and nothing else."""
+    trial = folder.read_trial()
     if trial is None or trial.also_run:
         return False
     return trial.study is not None or not _is_old_baseline(folder)

@@ -337,15 +337,18 @@ class RunFolder:
         return Attempt(**self.read_json(self.attempt)) if self.attempt.exists() else None
 
     def read_trial(self) -> TrialOf | None:
-        """Which trial of a sweep the run is, or None.
+        """Which trial of a sweep the run is; None for one that is none, or whose files are damaged: it is not hidden then.
 
         A folder of commit 53ca314 or older has no trial.json: there the newest attempt's name says that a sweep started it.
         """
         try:
-            return TrialOf(**self.read_json(self.trial))
-        except FileNotFoundError:
+            if self.trial.exists():
+                trial = TrialOf(**self.read_json(self.trial))
+                return trial if isinstance(trial.study, str | None) and isinstance(trial.number, int | None) else None
             attempt = self.read_attempt()
-        return TrialOf(None, None) if attempt is not None and _ATTEMPT_OF_A_TRIAL.match(attempt.name) else None
+            return TrialOf(None, None) if attempt is not None and _ATTEMPT_OF_A_TRIAL.match(attempt.name) else None
+        except (OSError, ValueError, TypeError):
+            return None
 
     def adopt(self) -> None:
         """Somebody asks for the run by itself: if it is a trial of a sweep, it is an ordinary run as well from here on."""

@@ -176,9 +176,22 @@ def test_a_name_of_nothing_is_one_line(tmp_path: Path, name: str) -> None:
 def test_a_damaged_trial_json_hides_no_run(tmp_path: Path) -> None:
     study_of(tmp_path, **SHORTER)
     folder = RunFolder(tmp_path / "runs" / ids(tmp_path, "toy-sweep")[0])
-    for content in ("", "[]", '{"study": 1}', "\0", '{"study": "x", "number": 0, "more": 1}'):
+    for content in (
+        "",
+        "[]",
+        '{"study": 1}',
+        '{"study": 1, "number": "x"}',
+        "7",
+        "\0",
+        '{"study": "x", "number": 0, "more": 1}',
+    ):
         folder.trial.write_text(content)
         assert not is_trial_only(folder)
+        folder.adopt()
+    folder.trial.unlink()
+    folder.attempt.write_text("[1]")
+    folder.adopt()
+    assert not is_trial_only(folder)
 
 
 def test_one_run_where_one_is_needed(tmp_path: Path) -> None:

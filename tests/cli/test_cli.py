@@ -268,7 +268,7 @@ def test_eval_of_weights_round_tripped_through_the_official_form(trained: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere"], "neither a run folder"),
+        (["/nowhere"], "no run at /nowhere"),
         (["{run}", "--checkpoint", "7"], "steps: 1, 2"),
         (["{run}", "--set", "seed=1"], "--spec"),
         (["{file}"], "name a spec"),

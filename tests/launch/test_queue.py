@@ -212,7 +212,7 @@ def test_a_detached_queue_outlives_its_terminal(place: Place) -> None:
     place.go()
     place.until(lambda: place.standings() == {"toy-s0": "finished", "toy-s1": "finished"})
     (listed, _) = json.loads(place.tclx("status", "--json"))
-    assert (listed["standing"], listed["step"]) == ("finished", 2)
+    assert (listed["state"], listed["step"]) == ("finished", 2)
 
 
 def test_detached_runs_are_cancelled_whether_they_run_or_wait_and_resumed(place: Place) -> None:
