@@ -30,7 +30,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 THERE = frozenset(
     (
-        *("torch", "torchvision", "timm", "transformers", "tokenizers", "safetensors", "huggingface-hub"),
+        *("torch", "torchvision", "transformers", "tokenizers", "safetensors", "huggingface-hub"),
         *("numpy", "pillow", "scipy", "scikit-learn", "opencv-python-headless"),
     )
 )
