@@ -220,15 +220,16 @@ def test_anything_but_a_prepared_folder_is_bad_input(arguments: list[str]) -> No
     assert worker.main(arguments) == 2
 
 
-def test_training_imports_neither_wandb_nor_tensorboard(folder: RunFolder) -> None:
+def test_training_imports_neither_wandb_nor_tensorboard(folder: RunFolder, tmp_path: Path) -> None:
     """timm imports wandb by itself where it finds it. Both are installed here."""
     code = (
-        "import sys; from tclx.worker import main\n"
+        "import pathlib, sys; from tclx.worker import main\n"
         "code = main([sys.argv[1]])\n"
-        "print(code, [name for name in ('timm', 'transformers', 'wandb', 'tensorboard') if sys.modules.get(name)])\n"
+        "names = [name for name in ('timm', 'transformers', 'wandb', 'tensorboard') if sys.modules.get(name)]\n"
+        "pathlib.Path(sys.argv[2]).write_text(f'{code} {names}')\n"  # the worker has streams of its own
         "import wandb"  # it stays within reach of whoever wants it
     )
-    arguments = [sys.executable, "-c", code, str(folder.path)]
+    arguments = [sys.executable, "-c", code, str(folder.path), str(tmp_path / "imported")]
     ended = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "0 ['timm', 'transformers']", ended.stderr
+    assert (tmp_path / "imported").read_text() == "0 ['timm', 'transformers']", ended.stderr
