@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,9 +66,12 @@ def _git(*arguments: str) -> str | None:
     if not (code_folder() / ".git").exists():
         return None
     try:
+        # A hook of another repository's sets GIT_DIR, and git would speak of that one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(
-            ["git", *arguments], cwd=code_folder(), capture_output=True, text=True, errors="replace", timeout=20, check=False
-        )
+            ["git", *arguments],
+            cwd=code_folder(), env=environment, capture_output=True, text=True, errors="replace", timeout=20, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):  # no git, or a tree too slow to ask: the run matters more
         return None
     return done.stdout if done.returncode == 0 else None
