@@ -81,7 +81,11 @@ def about(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Vision-language pre-training with triple contrastive learning: a spec in, a trained and evaluated model out."""
+    """Vision-language pre-training with triple contrastive learning: a spec in, a trained and evaluated model out.
+
+    Exit codes: 0 done; 1 a run failed; 2 a spec, a file or the command line is wrong; 3 this machine cannot do it; 130 stopped
+    and saved.
+    """
 
 
 app.command(epilog=run.EXAMPLE)(run.run)

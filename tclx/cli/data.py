@@ -14,10 +14,12 @@ from tclx.terminal import one_line
 if TYPE_CHECKING:
     from tclx.spec.data import ScenesSource
 
-app = typer.Typer(no_args_is_help=True, help="Write generated data out; check pictures before training.")
+EXAMPLE = "Example:  tclx data write experiments/quickstart.yaml scenes"
+
+app = typer.Typer(no_args_is_help=True, help="Write generated data out; check pictures before training.", epilog=EXAMPLE)
 
 
-@app.command(epilog="Example:  tclx data write experiments/quickstart.yaml scenes")
+@app.command(epilog=EXAMPLE)
 def write(
     source: Annotated[
         str, typer.Argument(metavar="SPEC|scenes", help="An experiment file whose data are generated, or `scenes`.")
@@ -36,7 +38,7 @@ def write(
         say(f"wrote {scenes.num_images} {scenes.split} scenes: {write_scenes(folder, scenes)}")
 
 
-@app.command(epilog="Example:  tclx data check experiments/pretrain/tcl_4m.yaml")
+@app.command(epilog="Example:  tclx data check experiments/quickstart.yaml")
 def check(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
     overrides: Overrides = None,

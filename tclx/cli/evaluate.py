@@ -10,7 +10,7 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
 
-EXAMPLE = "Example:  tclx eval runs/quickstart-s0-1a2b3c4d --split test"
+EXAMPLE = "Example:  tclx eval runs/quickstart-s0-68463135 --split test"
 
 
 class Split(StrEnum):

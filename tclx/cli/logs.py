@@ -14,7 +14,7 @@ from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, show
 from tclx.errors import InputError, Problem
 from tclx.runs import RunFolder
 
-EXAMPLE = "Example:  tclx logs quickstart-s0-1a2b3c4d -f --rank 0"
+EXAMPLE = "Example:  tclx logs quickstart --rank 0 --lines 20"
 FOLLOW_SECONDS = 0.5
 
 

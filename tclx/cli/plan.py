@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tclx.launch.order import PlannedRun
 
-EXAMPLE = "Example:  tclx plan experiments/pretrain/tcl_4m.yaml --without-data --json"
+EXAMPLE = "Example:  tclx plan experiments/quickstart.yaml --json"
 
 
 def plan(

@@ -9,7 +9,7 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say, show
 
-EXAMPLE = "Example:  tclx report experiments/ablation/scenes.yaml -o ablation.html"
+EXAMPLE = "Example:  tclx report quickstart -o quickstart.html"
 
 
 def report(

@@ -15,7 +15,7 @@ from tclx.terminal import one_line
 if TYPE_CHECKING:
     from tclx.report.results import Results
 
-EXAMPLE = "Example:  tclx results tcl-ablation --metric r_mean --csv ablation.csv"
+EXAMPLE = "Example:  tclx results quickstart --metric r_mean --csv quickstart.csv"
 
 
 def results(

@@ -8,7 +8,7 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say
 
-EXAMPLE = "Example:  tclx resume tcl-4m-s0-1a2b3c4d"
+EXAMPLE = "Example:  tclx resume quickstart"
 
 
 def resume(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tclx.launch.order import PlannedRun
     from tclx.launch.prepare import Outcome
 
-EXAMPLE = "Example:  tclx run experiments/quickstart.yaml --set training.epochs=2"
+EXAMPLE = "Example:  tclx run experiments/quickstart.yaml --set training.steps=300"
 
 
 class Backend(StrEnum):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tclx.launch.watch import RunStatus
     from tclx.runs import TrialOf
 
-EXAMPLE = "Example:  tclx status tcl-4m --json"
+EXAMPLE = "Example:  tclx status quickstart --json"
 FOLLOW_SECONDS = 5.0
 
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")]

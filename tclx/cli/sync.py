@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tclx.spec.tracking import WandbSpec
     from tclx.sweep.study import StudyFolder
 
-EXAMPLE = "Example:  tclx sync tcl-4m"
+EXAMPLE = "Example:  tclx sync quickstart"
 
 
 def sync(

@@ -10,7 +10,9 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say
 
-app = typer.Typer(no_args_is_help=True, help="Read and write official TCL and ALBEF checkpoints.")
+EXAMPLE = "Example:  tclx weights import TCL_4M.pth tcl-4m.safetensors"
+
+app = typer.Typer(no_args_is_help=True, help="Read and write official TCL and ALBEF checkpoints.", epilog=EXAMPLE)
 
 
 class Form(StrEnum):
@@ -20,7 +22,7 @@ class Form(StrEnum):
     RETRIEVAL = "retrieval"
 
 
-@app.command("import", epilog="Example:  tclx weights import TCL_4M.pth tcl-4m.safetensors")
+@app.command("import", epilog=EXAMPLE)
 def import_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="An official checkpoint; nothing in it is executed.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write; for init.checkpoint.")],
@@ -33,7 +35,7 @@ def import_weights(
     say(f"wrote {len(tensors)} tensors to {output}")
 
 
-@app.command("export", epilog="Example:  tclx weights export runs/tcl-4m-s0-1a2b3c4d tcl.pth --form pretrain")
+@app.command("export", epilog="Example:  tclx weights export runs/quickstart-s0-68463135 tcl.pth --form pretrain")
 def export_weights(
     run: Annotated[str, typer.Argument(metavar="RUN", help="What stands for one run, or a checkpoint folder.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.pth", help="Where to write.")],

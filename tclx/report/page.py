@@ -106,13 +106,13 @@ class Page:
             f"{library}<script>{script}</script>\n</body>\n</html>\n"
         )
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path | str) -> None:
         """Write or replace the file.
 
         Raises:
             MachineError: it cannot be written.
         """
-        write_atomically(path, self.html())
+        write_atomically(Path(path), self.html())
 
 
 def escaped(value: str) -> Html:
