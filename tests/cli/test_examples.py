@@ -173,9 +173,22 @@ def test_a_block_of_yaml_is_valid_where_it_belongs(page: str, text: str, here: P
     assert ended.code == 0, f"{page}: {ended.err}"
 
 
+PEOPLES_FILES = {
+    "captions.json": '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}',
+    "karpathy.json": '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog"}]}]}',
+    "captions.csv": "image,caption\na.jpg,a dog\n",
+    "results.token": "a.jpg#0\ta dog\n",
+    "rows.jsonl": '{"image": "a.jpg", "caption": "a dog"}\n',
+}
+"""What the docs' converters read."""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # open() in a line
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_in_the_docs_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for name, text in PEOPLES_FILES.items():
+        (tmp_path / name).write_text(text)
     for language, body in _FENCED.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile(body, str(page), "exec"), {})
