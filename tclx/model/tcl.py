@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tclx.errors import InputError, Problem
+from tclx.model.adapted import AdaptedTextEncoder
 from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
@@ -40,7 +41,7 @@ class Encoders(nn.Module):
     def __init__(
         self,
         image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | AdaptedTextEncoder,
         *,
         image_projection: nn.Linear | None = None,
         text_projection: nn.Linear | None = None,

@@ -221,7 +221,7 @@ def _named(name: str, *, weights: str | None) -> PretrainedConfig:
 def _check_sizes(config: PretrainedConfig, name: str | None) -> None:
     """Refuse a configuration with which no model can be built; what it is wrong about is in its file, not in the spec."""
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    values = {size: getattr(config, size, None) for size in sizes}
+    values: dict[str, Any] = {size: getattr(config, size, None) for size in sizes}
     wrong = [f"{size} {value!r}" for size, value in values.items() if type(value) is not int or value < 1]
     activation = getattr(config, "hidden_act", None)
     if isinstance(activation, str) and activation not in ACT2FN:
