@@ -123,7 +123,7 @@ def _answer(needed: HubFiles, name: str) -> str:
 def _ask(needed: HubFiles, name: str) -> str:
     import httpx
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  (public, but not marked as exported)
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not marked as exported
 
     try:
         url = hf_hub_url(needed.repository, name, revision=needed.revision)
