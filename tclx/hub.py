@@ -122,12 +122,12 @@ def _answer(needed: HubFiles, name: str) -> str:
 
 def _ask(needed: HubFiles, name: str) -> str:
     import httpx
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not marked as exported
+    from huggingface_hub import get_token, hf_hub_url
 
     try:
         url = hf_hub_url(needed.repository, name, revision=needed.revision)
-        code = httpx.head(url, headers=build_hf_headers(), timeout=SECONDS, follow_redirects=False).status_code
+        headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
+        code = httpx.head(url, headers=headers, timeout=SECONDS, follow_redirects=False).status_code
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return f"the hub cannot be reached ({type(error).__name__}: {first_line(error)})"
     if code in (401, 403):
