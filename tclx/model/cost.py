@@ -7,7 +7,7 @@ autograd tells what it keeps for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from tclx.plan import Plan, needs_second_view
 from tclx.spec.experiment import ExperimentSpec
 
 GIB = 1024**3
+MAX_ACTED_OUT = 12
+"""Layers of a stack; of deeper ones the others are added up."""
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,6 +55,16 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
     Raises:
         InputError, MachineError: the model cannot be built.
     """
+    shallow, deeper = _shallow(spec)
+    base = astuple(_act_out(shallow, plan, vocab_size=vocab_size))
+    total = list(base)
+    for with_one_more, num_missing in deeper:
+        more = astuple(_act_out(with_one_more, plan, vocab_size=vocab_size))
+        total = [part + num_missing * (one - before) for part, one, before in zip(total, more, base, strict=True)]
+    return Cost(*total)
+
+
+def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
     with torch.device("meta"):
         model = TCL(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
@@ -75,6 +88,28 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
         peak_memory_gib=(state_bytes + 2 * trained_bytes + transient) / GIB,  # AdamW's two moments
         checkpoint_gib=(state_bytes + 2 * trained_bytes) / GIB,
     )
+
+
+def _shallow(spec: ExperimentSpec) -> tuple[ExperimentSpec, list[tuple[ExperimentSpec, int]]]:
+    """The model with no more than `MAX_ACTED_OUT` layers a stack, and for each stack that has more: the same with one more,
+    and how many are missing. Every layer of a stack costs the same, and acting out hundreds of them takes minutes.
+    """
+    model = spec.model
+    sections: dict[str, tuple[str, Any]] = {"image_encoder": ("depth", model.image_encoder)}
+    if model.text_encoder.sizes is not None:  # a named model says itself how many layers it has
+        sections["text_encoder"] = ("num_layers", model.text_encoder)
+    if model.fusion_encoder is not None:
+        sections["fusion_encoder"] = ("num_layers", model.fusion_encoder)
+    deep = {name: (key, section) for name, (key, section) in sections.items() if (getattr(section, key) or 0) > MAX_ACTED_OUT}
+
+    def with_layers(one_more: str | None) -> ExperimentSpec:
+        changed = {
+            name: section.model_copy(update={key: MAX_ACTED_OUT + (name == one_more)}) for name, (key, section) in deep.items()
+        }
+        return spec.model_copy(update={"model": model.model_copy(update=changed)})
+
+    missing = [(with_layers(name), getattr(section, key) - MAX_ACTED_OUT) for name, (key, section) in deep.items()]
+    return with_layers(None), missing
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

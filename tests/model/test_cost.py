@@ -11,7 +11,7 @@ import torch
 from tclx.model.cost import GIB, Cost, estimate_cost
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
-from tests.model.tiny import ALL_TERMS, TEXT, VOCAB_SIZE, tiny_spec
+from tests.model.tiny import ALL_TERMS, TEXT, VIT, VOCAB_SIZE, tiny_spec
 
 REAL_SIZE: dict[str, Any] = {
     "image_encoder": {"name": "vit_base_patch16_224", "image_size": 256},
@@ -142,3 +142,20 @@ def test_activations_are_what_autograd_keeps_on_the_cpu() -> None:
     estimate = estimate_cost(spec, plan, vocab_size=VOCAB_SIZE)
     activations = estimate.peak_memory_gib - estimate.checkpoint_gib
     assert activations * GIB == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_deep_stacks_are_added_up_to_what_acting_them_out_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of a stack costs what the one before it costs."""
+    deep = {
+        "image_encoder": {**VIT, "depth": 4},
+        "text_encoder": {**TEXT, "num_layers": 5},
+        "fusion_encoder": {"num_layers": 3},
+    }
+    whole = cost(**deep)
+    monkeypatch.setattr("tclx.model.cost.MAX_ACTED_OUT", 2)
+    added_up = cost(**deep)
+    assert added_up.parameters_total == whole.parameters_total
+    assert added_up.parameters_trainable == whole.parameters_trainable
+    assert added_up.flops_per_step == whole.flops_per_step
+    assert added_up.checkpoint_gib == pytest.approx(whole.checkpoint_gib)
+    assert added_up.peak_memory_gib == pytest.approx(whole.peak_memory_gib, rel=1e-3)
