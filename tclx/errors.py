@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Location(NamedTuple):
@@ -107,6 +107,9 @@ class InputError(TclxError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__(_said(problems))
         self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.problems  # ranks send it to each other
 
 
 class MachineError(TclxError):

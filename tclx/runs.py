@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import threading
@@ -31,9 +32,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
-from tclx.errors import MachineError, RunFailed
+from tclx.errors import InputError, MachineError, Problem, RunFailed
 
 MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
 """Environment variables of a process: where rank 0 writes its address, and under which name the other nodes reach it."""
@@ -47,7 +48,85 @@ SWEEPS = "sweeps"
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
-Status = Literal["created", "running", "interrupted", "failed", "finished"]
+MAX_JSON_BYTES = 512 * 2**20
+"""Of one file; an evaluation's examples, with their pictures, are the largest and have a few MB."""
+
+Status = Literal["created", "running", "interrupted", "failed", "finished", "unknown"]
+"""`unknown` is never written: it is what a state file says that cannot be read."""
+
+T = TypeVar("T")
+
+
+class Unreadable(InputError):
+    """A file of a run folder is damaged, missing, or of a newer version of tclx."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(Problem("", f"{path} cannot be read: {why}"))
+        self.path = path
+        self.why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.why)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, whatever is wrong with it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        Unreadable: it is missing, no regular file, too large, or no JSON.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise Unreadable(path, "it is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(path, error.strerror or str(error)) from error
+    if len(content) > MAX_JSON_BYTES:
+        raise Unreadable(path, f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise Unreadable(path, f"it is damaged ({error})" if content.strip() else "it is empty") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file says that holds one object.
+
+    Raises:
+        Unreadable: as `read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise Unreadable(path, f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_as(path: Path, kind: type[T]) -> T:
+    """A JSON file as a dataclass. Keys that it does not know are left out: a newer version of tclx may write more.
+
+    Raises:
+        Unreadable: as `read_object`, or a key is missing or of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(read_object(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise Unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -209,6 +288,24 @@ _ATTEMPT_OF_A_TRIAL = re.compile(r"^trial-[0-9a-f]{8}$")
 """What a sweep's worker has always called its attempts."""
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far, as best.json has it."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluation/<split>.json says."""
+
+    metrics: dict[str, float]
+    step: int | None = None
+    checkpoint: str | None = None
+
+
 class Superseded(RunFailed):
     """A newer attempt trains this run: this process must not touch it any more."""
 
@@ -329,12 +426,20 @@ class RunFolder:
         return max(steps, default=0)
 
     def read_job(self) -> Job | None:
-        """Whom the run was last handed to, or None."""
-        return Job(**self.read_json(self.job)) if self.job.exists() else None
+        """Whom the run was last handed to, or None.
+
+        Raises:
+            Unreadable: the file is damaged.
+        """
+        return read_as(self.job, Job) if self.job.exists() else None
 
     def read_attempt(self) -> Attempt | None:
-        """The newest attempt, or None before the first."""
-        return Attempt(**self.read_json(self.attempt)) if self.attempt.exists() else None
+        """The newest attempt, or None before the first.
+
+        Raises:
+            Unreadable: the file is damaged.
+        """
+        return read_as(self.attempt, Attempt) if self.attempt.exists() else None
 
     def read_trial(self) -> TrialOf | None:
         """Which trial of a sweep the run is; None for one that is none, or whose files are damaged: it is not hidden then.
@@ -343,11 +448,10 @@ class RunFolder:
         """
         try:
             if self.trial.exists():
-                trial = TrialOf(**self.read_json(self.trial))
-                return trial if isinstance(trial.study, str | None) and isinstance(trial.number, int | None) else None
+                return read_as(self.trial, TrialOf)
             attempt = self.read_attempt()
             return TrialOf(None, None) if attempt is not None and _ATTEMPT_OF_A_TRIAL.match(attempt.name) else None
-        except (OSError, ValueError, TypeError):
+        except Unreadable:
             return None
 
     def adopt(self) -> None:
@@ -369,6 +473,7 @@ class RunFolder:
 
         Raises:
             Superseded: another one has begun since.
+            Unreadable: which one is the newest cannot be read.
         """
         newest = self.read_attempt() if self.attempt_name is not None else None
         if newest is not None and newest.name != self.attempt_name:
@@ -377,10 +482,16 @@ class RunFolder:
             )
 
     def read_state(self) -> RunState | None:
-        """The last state written, or None where the folder is new."""
+        """The last state written, or None where the folder is new. One that cannot be read is `unknown`, with the reason.
+
+        Nothing depends on it: a run goes on from its checkpoints, and writes its state anew.
+        """
         if not self.state.exists():
             return None
-        return RunState(**json.loads(self.state.read_text(encoding="utf-8")))
+        try:
+            return read_as(self.state, RunState)
+        except Unreadable as error:
+            return RunState("unknown", reason=str(error))
 
     def write_state(self, state: RunState) -> None:
         """Replace the state; the time, host and process are filled in here. On a full disk a reserve makes room for the last.
@@ -403,8 +514,29 @@ class RunFolder:
         """Some space that a run gives up to say in its last words that the disk is full."""
         return self.path / ".reserve"
 
-    def read_json(self, path: Path) -> Any:
-        return json.loads(path.read_text(encoding="utf-8"))
+    def read_best(self) -> Best | None:
+        """The best evaluation as it was noted, or None before the first.
+
+        Raises:
+            Unreadable: the file is damaged.
+        """
+        return read_as(self.best, Best) if self.best.exists() else None
+
+    def read_evaluations(self) -> dict[str, Evaluated]:
+        """The final evaluations by split.
+
+        Raises:
+            Unreadable: one of the files is damaged.
+        """
+        found = {path.stem: read_as(path, Evaluated) for path in sorted(self.evaluation.glob("*.json"))}
+        for split, evaluated in found.items():
+            if not all(map(math.isfinite, evaluated.metrics.values())):
+                raise Unreadable(self.evaluation / f"{split}.json", "a figure is not finite")
+        return found
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """As `read_object`."""
+        return read_object(path)
 
     def write_json(self, path: Path, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -420,12 +552,13 @@ class RunFolder:
             raise machine_error(error, f"could not write {self.events}") from error
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Every event so far; a line that a killed process left half written is skipped."""
+        """Every event so far; a line that a killed process left half written, or that is no event of ours, is skipped."""
         events = []
-        for line in self.events.read_bytes().splitlines() if self.events.exists() else ():
+        for line in self.events.read_bytes().splitlines() if self.events.is_file() else ():
             with suppress(ValueError):
-                event = json.loads(line)
-                events += [event] if isinstance(event, dict) and "event" in event else []
+                event = parse_json(line)
+                is_one = isinstance(event, dict) and isinstance(event.get("event"), str)
+                events += [event] if is_one and isinstance(event.get("step", 0), int) else []
         return events
 
     @contextmanager
@@ -452,5 +585,12 @@ def write_submitted(submission: Path, folders: Sequence[RunFolder]) -> None:
 
 
 def read_submitted(submission: Path) -> list[RunFolder]:
-    """The runs of a submission, by their index in the array."""
-    return [RunFolder(Path(path)) for path in json.loads((submission / _SUBMITTED).read_text(encoding="utf-8"))]
+    """The runs of a submission, by their index in the array.
+
+    Raises:
+        Unreadable: the list is missing or damaged.
+    """
+    paths = read_json(submission / _SUBMITTED)
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise Unreadable(submission / _SUBMITTED, "it is no list of run folders")
+    return [RunFolder(Path(path)) for path in paths]

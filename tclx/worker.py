@@ -32,7 +32,7 @@ from typing import Any
 
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.printing import print_into_log, screen
-from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
+from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded, Unreadable, read_as
 from tclx.terminal import error_lines, printable
 from tclx.train.stopping import REQUESTS, end_start_up_on_request
 
@@ -113,7 +113,7 @@ def _train(folder: RunFolder) -> None:
     from tclx.spec.load import load_spec_json
     from tclx.train.loop import train
 
-    train(folder, load_spec_json(folder.spec), Plan.from_json(folder.read_json(folder.plan)))
+    train(folder, load_spec_json(folder.spec), read_as(folder.plan, Plan))
 
 
 @contextmanager
@@ -146,6 +146,8 @@ def _record(folder: RunFolder, status: Status, reason: str | None) -> None:
         folder.check_attempt()
     except Superseded:
         return  # the state is the newer attempt's
+    except Unreadable:
+        pass  # nobody can tell; this process holds the lock
     state = folder.read_state() or RunState("created")
     said_already = (state.status, state.pid, state.host) == (status, os.getpid(), os.uname().nodename)
     if said_already or state.status == "finished":
@@ -174,7 +176,10 @@ def _is_superseded(folder: RunFolder, since: float) -> bool:
 
     A rank may fall before its rank 0 has named their attempt: an older one's name alone says nothing.
     """
-    newest = folder.read_attempt()
+    try:
+        newest = folder.read_attempt()
+    except Unreadable:
+        return False
     return newest is not None and newest.name != folder.attempt_name and newest.started_at > since
 
 

@@ -6,14 +6,13 @@ was killed leaves no word; then SLURM's own log may know.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, Unreadable, read_object
 
 _OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded (job |step )?memory limit|memory limit \(\d+", re.IGNORECASE)
 _KILLED_TASK = re.compile(
@@ -89,9 +88,11 @@ def _node_of(folder: RunFolder, attempt: str, rank: int) -> str | None:
 
 def _notes(folder: RunFolder) -> Iterable[dict[str, Any]]:
     for path in sorted(folder.error(0).parent.glob("rank*.json")):
-        with suppress(OSError, ValueError, TypeError):  # one that cannot be read must not hide the others
-            note = {"lost_peer": False, "time": 0.0, "host": "?", "reason": "", **json.loads(path.read_text(encoding="utf-8"))}
-            yield {**note, "rank": int(path.stem.removeprefix("rank"))}
+        rank = path.stem.removeprefix("rank")
+        with suppress(Unreadable):  # one that cannot be read must not hide the others
+            note = {"lost_peer": False, "time": 0.0, "host": "?", "reason": "", **read_object(path)}
+            if rank.isdecimal() and isinstance(note["time"], int | float):
+                yield {**note, "rank": int(rank)}
 
 
 def tail(path: Path | None, *, num_bytes: int = TAIL_BYTES) -> str:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from tclx.data.facts import refuse_bad_images
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
-from tclx.runs import Job, RunFolder, RunState, lock_is_free, machine_error
+from tclx.runs import Job, RunFolder, RunState, lock_is_free, machine_error, read_as
 from tclx.spec.difference import differences
 from tclx.spec.load import load_spec_json
 
@@ -131,7 +131,7 @@ def prepared(folder: RunFolder, needs: str | None = None) -> PlannedRun:
     Raises:
         InputError: another version of tclx wrote it.
     """
-    return PlannedRun(load_spec_json(folder.spec), Plan.from_json(folder.read_json(folder.plan)), needs, asked_for=True)
+    return PlannedRun(load_spec_json(folder.spec), read_as(folder.plan, Plan), needs, asked_for=True)
 
 
 def new_submission(runs_dir: Path) -> Path:

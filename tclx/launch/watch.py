@@ -8,7 +8,6 @@ cannot be known is called unknown, never gone.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,8 @@ from tclx.errors import MachineError
 from tclx.launch import slurm
 from tclx.launch.ending import last_lines
 from tclx.launch.prepare import is_held
-from tclx.runs import Attempt, Job, RunFolder, RunState
+from tclx.plan import Plan
+from tclx.runs import Attempt, Job, RunFolder, RunState, Unreadable, parse_json, read_as
 
 Standing = Literal[
     "created",
@@ -126,8 +126,10 @@ def _read(folder: RunFolder) -> _Read:
         job, attempt = folder.read_job(), folder.read_attempt()
         if _is_gone(state) and not is_held(folder):
             beat_age = None  # it may have beaten a moment ago
-    except (OSError, ValueError, TypeError, MachineError) as error:
-        return _Read(folder, RunState("created"), None, None, beat_age, folder.cancel.exists(), {}, repr(error))
+    except (Unreadable, MachineError) as error:
+        return _Read(folder, RunState("unknown"), None, None, beat_age, folder.cancel.exists(), {}, str(error))
+    if state.status == "unknown":
+        return _Read(folder, state, job, attempt, beat_age, folder.cancel.exists(), last_row(folder), state.reason)
     return _Read(folder, state, job, attempt, beat_age, folder.cancel.exists(), last_row(folder))
 
 
@@ -159,7 +161,7 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
         return {}
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and "loss/total" in row:
@@ -169,7 +171,7 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
 
 def _status(read: _Read, jobs: _Jobs) -> RunStatus:
     if read.unreadable is not None:
-        return RunStatus(read.folder, "unknown", 0, 0, f"its folder cannot be read: {read.unreadable}")
+        return RunStatus(read.folder, "unknown", 0, 0, read.unreadable)
     standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
     waits_here = standing in ("queued", "created") and (read.job is None or read.job.backend == "local")
     if standing == "interrupted" and (reason or "").startswith(PRUNED):
@@ -295,8 +297,8 @@ def _eta(read: _Read, step: int) -> float | None:
     if not speed:
         return None
     try:
-        batch = json.loads(read.folder.plan.read_text(encoding="utf-8"))["global_batch_size"]
-    except (OSError, ValueError, KeyError):
+        batch = read_as(read.folder.plan, Plan).global_batch_size
+    except Unreadable:
         return None
     return float((read.state.total_steps - step) * batch / speed)
 

@@ -13,12 +13,13 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
 from tclx.launch.watch import RunStatus, watch_runs
-from tclx.runs import RunFolder, RunState, TrialOf, write_atomically
+from tclx.runs import RunFolder, RunState, TrialOf, Unreadable, read_as, write_atomically
 from tclx.spec.difference import told_apart
 
 DEFAULT_METRICS = (
@@ -114,22 +115,40 @@ def read_runs(selection: Selection) -> list[RunResult]:
         InputError: a file of one is not what tclx writes.
     """
     read = [_read(folder, selection.trials.get(folder)) for folder in selection.folders]
-    open_ones = [run.folder for run in read if run.status.standing != "finished"]
+    open_ones = [run.folder for run in read if run.status.standing not in ("finished", "unknown")]
     statuses = dict(zip(open_ones, watch_runs(open_ones), strict=True))
     return [run._replace(status=statuses.get(run.folder, run.status)) for run in read]
 
 
 def _read(folder: Path, trial: TrialOf | None) -> RunResult:
+    """One run; one whose figures cannot be read has none, and is `unknown` with the reason."""
     run = RunFolder(folder)
+    shown = read_as(run.spec, _Shown)
+    state, evaluations = run.read_state() or RunState("created"), dict[str, dict[str, float]]()
     try:
-        spec = run.read_json(run.spec)
-        evaluations = {path.stem: _metrics(run.read_json(path)) for path in sorted(run.evaluation.glob("*.json"))}
-        state = run.read_state() or RunState("created")
-        status = RunStatus(run, state.status, state.step, state.total_steps)
-        named = (folder.name, folder, spec["name"], spec["variant"], spec["seed"])
-        return RunResult(*named, state, identity(spec), evaluations, status, trial)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(Problem("", f"{folder} is not a readable run folder: {error!r}")) from error
+        for split, evaluated in run.read_evaluations().items():
+            evaluations[split] = {_short(name): value for name, value in evaluated.metrics.items()}
+    except Unreadable as error:
+        state = RunState("unknown", reason=str(error))
+    status = RunStatus(run, state.status, state.step, state.total_steps, state.reason)
+    named = (folder.name, folder, shown.name, shown.variant, shown.seed)
+    return RunResult(*named, state, identity(run.read_json(run.spec)), evaluations, status, trial)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What of a spec is shown in results; the rest may be of another version of tclx."""
+
+    name: str
+    seed: int
+    data: dict[str, Any]
+    variant: str | None = None
+    init: _ShownInit | None = None
+
+
+@dataclass(frozen=True)
+class _ShownInit:
+    checkpoint: str | None = None
 
 
 def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: str | None = None) -> Results:
@@ -280,10 +299,6 @@ def as_json(results: Results) -> dict[str, Any]:
             for run in results.unfinished
         ],
     }
-
-
-def _metrics(evaluation: dict[str, Any]) -> dict[str, float]:
-    return {_short(name): float(value) for name, value in evaluation["metrics"].items()}
 
 
 def _short(name: str) -> str:

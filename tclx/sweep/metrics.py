@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tclx.plan import Plan
 from tclx.report.cost import process_hours
 from tclx.report.history import history_of
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, read_as
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.sweep import ObjectiveSpec, SweepSpec
 from tclx.track.jsonl import read
@@ -118,7 +118,7 @@ def _values(folder: RunFolder, metric: str) -> list[float]:
 
 def hours_of(folder: RunFolder) -> float:
     """The run's hours in training steps times processes."""
-    plan = Plan.from_json(folder.read_json(folder.plan))
+    plan = read_as(folder.plan, Plan)
     history = history_of(read(folder.metrics))
     return process_hours(history, global_batch_size=plan.global_batch_size, num_processes=plan.world_size)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tclx.errors import InputError, Problem
-from tclx.runs import machine_error, write_atomically
+from tclx.runs import Unreadable, machine_error, parse_json, write_atomically
 
 Row = dict[str, Any]
 
@@ -68,11 +68,14 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: a line that is not the last is no row: the file was edited or is none of ours.
     """
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise Unreadable(path, error.strerror or str(error)) from error
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline was never completed
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):

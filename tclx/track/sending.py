@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple
 
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, read_as
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
 
@@ -134,8 +134,7 @@ def read_sent(folder: RunFolder) -> Sent | None:
     """What is known of the upload; None before the first."""
     if not folder.wandb.exists():
         return None
-    values = folder.read_json(folder.wandb)
-    return Sent(**{**values, "artifacts": tuple(values["artifacts"])})
+    return read_as(folder.wandb, Sent)
 
 
 def begin_sent(folder: RunFolder, spec: WandbSpec) -> Sent:
@@ -166,7 +165,7 @@ def due(folder: RunFolder, spec: WandbSpec) -> Due:
 
 def saved_step(events: list[dict[str, Any]]) -> int:
     """The step of the newest checkpoint: no resume takes back its rows and those before."""
-    steps = [event["step"] for event in events if event["event"] in ("saved", "resumed")]
+    steps = [event["step"] for event in events if event["event"] in ("saved", "resumed") and "step" in event]
     return steps[-1] if steps else 0
 
 
@@ -178,11 +177,10 @@ def num_due(folder: RunFolder, wanted: Due) -> int:
 def summary_of(folder: RunFolder) -> dict[str, Any]:
     """The final and the best metrics, by their names in the run folder."""
     summary: dict[str, Any] = {}
-    if folder.best.exists():
-        best = folder.read_json(folder.best)
-        summary |= {"best/step": best["step"], f"best/{best['metric']}": best["value"]}
-    for path in sorted(folder.evaluation.glob("*.json")):
-        summary |= folder.read_json(path)["metrics"]
+    if (best := folder.read_best()) is not None:
+        summary |= {"best/step": best.step, f"best/{best.metric}": best.value}
+    for evaluated in folder.read_evaluations().values():
+        summary |= evaluated.metrics
     return summary
 
 
@@ -192,8 +190,9 @@ def digest(summary: Mapping[str, Any]) -> str:
 
 
 def _checkpoints(folder: RunFolder, spec: WandbSpec, events: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
-    best = f"step-{folder.read_json(folder.best)['step']:08d}" if folder.best.exists() else None
-    saved = [event["checkpoint"] for event in events if event["event"] == "saved"]
+    found = folder.read_best()
+    best = f"step-{found.step:08d}" if found is not None else None
+    saved = [event["checkpoint"] for event in events if event["event"] == "saved" and "checkpoint" in event]
     ended = any(event["event"] == "finished" for event in events)
     if spec.checkpoints == "none" or (spec.checkpoints == "best" and not ended) or not saved:
         return {}

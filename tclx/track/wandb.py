@@ -41,7 +41,7 @@ from typing import Any, cast
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.plan import Plan
-from tclx.runs import RunFolder, Superseded
+from tclx.runs import RunFolder, Superseded, read_as
 from tclx.spec.load import load_spec_json
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
@@ -227,7 +227,7 @@ class Copy:
         self.wandb = spec.tracking.wandb
         self.sent = begin_sent(folder, self.wandb)
         self._folder, self._spec = folder, spec
-        self._plan = Plan.from_json(folder.read_json(folder.plan))
+        self._plan = read_as(folder.plan, Plan)
         self._finish_seconds, self._watched_process = finish_seconds, watched_process
         self._run: Any = None
         self._reader = RowReader(folder.metrics)

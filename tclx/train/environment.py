@@ -12,7 +12,7 @@ import torch
 
 from tclx import distributed
 from tclx.provenance import code_folder, describe_code, package_versions, packages_at_submission
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, Unreadable
 
 # What a bit-exact continuation needs to be equal: another order of additions or another kernel gives other last bits.
 _DECIDES_BITS = ("python", "packages", "cpu", "cpu_capability", "gpu", "world_size", "num_threads", "commit", "diff_sha256")
@@ -54,7 +54,11 @@ def record(folder: RunFolder, device: torch.device) -> dict[str, list[Any]]:
 
     A change is also an `environment_changed` event.
     """
-    before = folder.read_json(folder.environment) if folder.environment.exists() else None
+    try:
+        before = folder.read_json(folder.environment) if folder.environment.exists() else None
+    except Unreadable as error:
+        before = None
+        folder.add_event("environment_unreadable", message=str(error))
     now = describe(device)
     folder.write_json(folder.environment, now)
     changed = changes(before, now) if before else _since_submission(now)

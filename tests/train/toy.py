@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tclx.plan import DataFacts, Plan, make_plan
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, read_as
 from tclx.spec.experiment import ExperimentSpec
 
 NUM_SCENES = 64
@@ -94,7 +94,7 @@ def start(
 
     They have the environment of the first test that started any, and what `environment` adds to it.
     """
-    world_size = num_processes or Plan.from_json(folder.read_json(folder.plan)).world_size
+    world_size = num_processes or read_as(folder.plan, Plan).world_size
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,7 +130,7 @@ def _work(path: Path, environment: dict[str, str], prepare_process: Callable[[st
     if prepare_process is not None:
         prepare_process(spec.training.device)
     try:
-        train(folder, spec, Plan.from_json(folder.read_json(folder.plan)))
+        train(folder, spec, read_as(folder.plan, Plan))
     except Interrupted:
         sys.exit(STOPPED)
     except TclxError as error:
