@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -571,10 +572,25 @@ class RunFolder:
         with holding(self.lock_file(name)) as free:
             yield free
 
+    def sweep_leftovers(self) -> None:
+        """Remove the unfinished files of processes that were killed. Only the process that holds the run's lock may call this.
+
+        What others write, too, may be half done right now: of that only what is old.
+        """
+        own = [*self.path.glob(".*.tmp"), *self.evaluation.rglob(".*.tmp")]
+        for leftover in [*own, *self.error(0).parent.glob(".*.tmp")]:
+            name = leftover.name[1:].removesuffix(".tmp").rpartition(".")[0]
+            with suppress(FileNotFoundError):
+                if (leftover in own and name not in _OTHERS_WRITE) or time.time() - leftover.stat().st_mtime > _OLD_SECONDS:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
     def lock_file(self, name: str = "run.lock") -> Path:
         """What `lock` holds."""
         return self.path / name
 
+
+_OTHERS_WRITE = ("spec.json", "plan.json", "job.json", "cancel.json", "wandb.json")
+_OLD_SECONDS = 3600
 
 _SUBMITTED = "runs.json"
 

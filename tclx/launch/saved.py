@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +26,12 @@ USED_BY_RETRIEVAL = ("online.", "itm_head.")
 
 
 class Saved(NamedTuple):
-    """Weights on the disk."""
+    """Weights on the disk, which have not been read yet."""
 
     path: Path
     """A checkpoint folder or an official file."""
     run: RunFolder | None
     """The run that made them, when they are a run's."""
-
-    @property
-    def step(self) -> int | None:
-        """Optimizer steps done; unknown for a file."""
-        return checkpoint.step_of(self.path) if self.path.is_dir() else None
 
 
 def find_saved(target: Path, *, which: str = "best") -> Saved:
@@ -50,15 +44,14 @@ def find_saved(target: Path, *, which: str = "best") -> Saved:
     Raises:
         InputError: nothing is there, or the run has no such checkpoint.
     """
-    if target.is_file():
-        return Saved(target, None)
+    if not target.exists():
+        raise InputError(Problem("", f"there is no run folder, checkpoint folder or weights file {target}"))
     if (target / "spec.json").is_file():
         run = RunFolder(target)
         return Saved(_choose_checkpoint(run, which), run)
-    if (target / "manifest.json").is_file():
-        run = RunFolder(target.resolve().parent.parent)
-        return Saved(target.resolve(), run if run.spec.is_file() else None)
-    raise InputError(Problem("", f"{target} is neither a run folder, a checkpoint folder nor a weights file"))
+    path = checkpoint.place_of(target)
+    run = RunFolder(path.parent.parent)
+    return Saved(path, run if path.is_dir() and run.spec.is_file() else None)
 
 
 def evaluate_saved(
@@ -87,12 +80,12 @@ def evaluate_saved(
     spec = _spec_for(saved, spec_path, overrides)
     device = choose_device(spec.training)
     prepare_numerics(spec.training, device)
-    model, tokenizer = _model_of(saved, spec, exactly=spec_path is None)
+    model, tokenizer, step = _model_of(saved, spec, exactly=spec_path is None)
     started = time.perf_counter()
     found = evaluate_retrieval(model.to(device), spec, split, tokenizer=tokenizer, device=device)
     evaluation = {
         "split": split,
-        "step": saved.step,
+        "step": step,
         "checkpoint": saved.path.name,
         "spec": spec.name,
         "seconds": time.perf_counter() - started,
@@ -120,24 +113,29 @@ def export_saved(target: Path, output: Path, *, form: OfficialForm) -> None:
 class _Model(NamedTuple):
     model: TCL
     tokenizer: CaptionTokenizer
+    step: int | None
 
 
 def _model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool) -> _Model:
     """The model of a spec with saved weights, on the CPU; `exactly` refuses any difference in names and shapes."""
     tokenizer = _tokenizer_for(saved, spec)
     model = TCL(without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-    with _readable(saved.path):
-        _load(model, saved, exactly=exactly)
-    return _Model(model, tokenizer)
+    weights = checkpoint.weights_of(saved.path, key="--spec")
+    if exactly and saved.path.is_dir():
+        checkpoint.put_weights(saved.path, weights.tensors, model)
+    else:
+        _fit(model, weights)
+    return _Model(model, tokenizer, weights.step)
 
 
 def _choose_checkpoint(run: RunFolder, which: str) -> Path:
-    if which in ("best", "last"):
-        found = checkpoint.best_or_newest(run) if which == "best" else checkpoint.newest(run.checkpoints)
-        if found is None:
-            raise InputError(Problem("", f"the run {run.path} has no checkpoint yet", "let it train first"))
-        return found
-    steps = {str(checkpoint.step_of(folder)): folder for folder in checkpoint.complete(run.checkpoints)}
+    if which == "best":
+        return checkpoint.place_of(run.path)
+    steps = {str(checkpoint.step_of(folder)): folder for folder in checkpoint.named(run.checkpoints)}
+    if not steps:
+        raise InputError(Problem("", f"the run {run.path} has no checkpoint yet", "let it train first"))
+    if which == "last":
+        return next(iter(steps.values()))
     if which not in steps:
         there = ", ".join(sorted(steps, key=int)) or "none"
         message = f"{which!r} is neither best, last nor a step that was kept"
@@ -167,21 +165,9 @@ def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
     return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
 
 
-def _load(model: TCL, saved: Saved, *, exactly: bool) -> None:
-    if saved.path.is_dir():
-        checkpoint.verify(saved.path, checkpoint.read_manifest(saved.path))
-    if exactly and saved.path.is_dir():
-        checkpoint.put_weights(saved.path, checkpoint.read_weights(saved.path), model)
-        return
-    report = load_initial_weights(model, saved.path, key="--spec")
+def _fit(model: TCL, weights: checkpoint.Weights) -> None:
+    """Weights into the model of another spec; what retrieval uses must all be there."""
+    report = load_initial_weights(model, weights.tensors, source=weights.path, key="--spec")
     if missing := [name for name in report.missing if name.startswith(USED_BY_RETRIEVAL) and "mlm_head" not in name]:
-        message = f"{saved.path} lacks {len(missing)} tensors of this model, for instance {missing[0]}"
+        message = f"{weights.path} lacks {len(missing)} tensors of this model, for instance {missing[0]}"
         raise InputError(Problem("--spec", message, "switch off the terms that the weights were not trained with"))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except checkpoint.Damaged as error:
-        raise InputError(Problem("", f"the checkpoint {path} is damaged: {error}")) from error

@@ -139,23 +139,23 @@ class LoadReport(NamedTuple):
     """In the file, but not in the model."""
 
 
-def load_initial_weights(model: nn.Module, path: Path, *, key: str = KEY) -> LoadReport:
-    """Start a TCL model from a checkpoint: all of the model that the file has.
+def load_initial_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str, key: str = KEY) -> LoadReport:
+    """Start a TCL model from a checkpoint: all of the model that it has.
 
     Momentum encoders that it lacks are set to the online ones. Queued features are taken over where the queues have the same
     size, without their picture indices: those count the pictures of other data.
 
     Args:
         model: a TCL.
-        path: a checkpoint folder, a file with our names, or an official TCL or ALBEF file.
+        tensors: under our names.
+        source: where they are from, for errors.
         key: the spec key that errors name.
 
     Raises:
-        InputError: the file cannot be read safely, its tensors have other shapes, or most of an encoder is not in it.
+        InputError: the tensors have other shapes, or most of an encoder is not among them.
     """
-    tensors = read_weights(path, key=key)
-    tensors.pop("queue.image_index", None)
-    return _load(model, tensors, source=path, key=key)
+    kept = {name: tensor for name, tensor in tensors.items() if name != "queue.image_index"}
+    return _load(model, kept, source=source, key=key)
 
 
 def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "the state dict") -> LoadReport:
@@ -184,13 +184,11 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str
 
 
 def read_weights(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
-    """A state dict with our names, from a checkpoint folder, a file with our names or an official file.
+    """A state dict with our names, from a file with our names or an official file.
 
     Raises:
         InputError: it cannot be read safely, or is no checkpoint of TCL.
     """
-    if path.is_dir():
-        path = path / "model.safetensors"
     tensors = read_tensors(path, key=key)
     if any(name.startswith("online.") for name in tensors):
         return tensors

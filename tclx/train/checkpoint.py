@@ -3,10 +3,13 @@
     checkpoints/step-00001234/model.safetensors      every parameter and buffer: momentum encoders and queues, too
                               optimizer.safetensors  AdamW's moments under the names of their parameters
                               state.json             step, gradient scaler, counters
-                              manifest.json          the size and checksum of each; written last
+                              manifest.json          the size and checksum of each, and its own; written last
 
-A folder is built beside its place, flushed to the disk and renamed: it is there completely or not at all. Random states are not
-in it: every step draws from a seed of its own. Nothing here is ever unpickled.
+A folder is built beside its place, flushed to the disk and renamed: it is there completely or not at all, and goes in the same
+way. Random states are not in it: every step draws from a seed of its own. Nothing here is ever unpickled.
+
+Every load of weights goes through `_sound`, which compares all files with the manifest first: to resume, for the final
+evaluation, for `init`, `tclx eval` and `tclx weights export`.
 """
 
 from __future__ import annotations
@@ -16,18 +19,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from tclx.errors import InputError, Problem
-from tclx.runs import RunFolder, machine_error
+from tclx.model.weights import KEY
+from tclx.model.weights import read_weights as read_file
+from tclx.runs import RunFolder, Unreadable, machine_error, parse_json, read_object
+from tclx.spec.load import load_spec_json
+from tclx.track.jsonl import read
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -45,8 +54,27 @@ class Progress(NamedTuple):
     scaler: dict[str, Any] | None = None
 
 
-class Damaged(Exception):
+class _Damaged(Exception):
     """A checkpoint folder that cannot be used as it is; never leaves this room."""
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    run_id: str
+    step: int
+    files: dict[str, _File]
+
+
+_AS_MANIFEST, _AS_PROGRESS = TypeAdapter(_Manifest), TypeAdapter(Progress)
+
+Report = Callable[[str], None]
+T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing
@@ -63,8 +91,8 @@ def save(checkpoints: Path, progress: Progress, *, model: nn.Module, optimizer: 
     try:
         building.mkdir(parents=True)
         _write(building, progress, model=model, optimizer=optimizer, run_id=run_id)
-        if final.exists():  # a damaged one of the same step; a sound one would have been resumed from
-            shutil.rmtree(final)
+        if os.path.lexists(final):  # a damaged one of the same step; a sound one would have been resumed from
+            _remove(final)
         building.rename(final)
         _sync(checkpoints)
     except OSError as error:
@@ -81,7 +109,8 @@ def _write(folder: Path, progress: Progress, *, model: nn.Module, optimizer: Ada
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES}
     for name in _FILES:
         _sync(folder / name)
-    manifest = {"schema": SCHEMA, "run_id": run_id, "step": progress.step, "files": files}
+    manifest: dict[str, Any] = {"schema": SCHEMA, "run_id": run_id, "step": progress.step, "files": files}
+    manifest["sha256"] = _sha256_of(manifest)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _sync(folder / _MANIFEST)
     _sync(folder)
@@ -130,6 +159,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sha256_of(manifest: Mapping[str, Any]) -> str:
+    """A manifest's own checksum: of all that it says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -155,17 +189,8 @@ def step_of(folder: Path) -> int:
 
 
 def complete(checkpoints: Path) -> list[Path]:
-    """The checkpoints that are all there by their files' sizes, newest first. Contents are checked by `load`."""
-    folders = [folder for folder in checkpoints.glob("step-*") if _FOLDER.fullmatch(folder.name)]
-    return [folder for folder in sorted(folders, key=step_of, reverse=True) if _is_complete(folder)]
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        _check_sizes(folder, read_manifest(folder))
-    except Damaged:
-        return False
-    return True
+    """The checkpoints that are all there by their files' sizes, newest first. Contents are checked where they are loaded."""
+    return [folder for folder in named(checkpoints) if _is_complete(folder)]
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -173,61 +198,134 @@ def newest(checkpoints: Path) -> Path | None:
     return next(iter(complete(checkpoints)), None)
 
 
-def best_or_newest(folder: RunFolder) -> Path | None:
-    """The checkpoint that best.json names when it is there, else the newest complete one: the weights to use of a run."""
-    if folder.best.exists():
-        best = place(folder.checkpoints, folder.read_json(folder.best)["step"])
-        if _is_complete(best):
-            return best
-    return newest(folder.checkpoints)
+def named(checkpoints: Path) -> list[Path]:
+    """Whatever is named like a checkpoint, sound or not, newest first."""
+    folders = [folder for folder in checkpoints.glob("step-*") if _FOLDER.fullmatch(folder.name)]
+    return sorted(folders, key=step_of, reverse=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest.
+def _is_complete(folder: Path) -> bool:
+    try:
+        _check_sizes(folder, _read_manifest(folder))
+    except (_Damaged, InputError):
+        return False
+    return True
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    """What the checkpoint's files must be.
 
     Raises:
-        Damaged: there is none, or it is not one of ours.
+        _Damaged: there is no manifest, or it is not as it was written.
+        InputError: a newer version of tclx wrote it.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["schema"] != SCHEMA:
-            raise Damaged(f"its format is version {manifest['schema']}, this tclx reads version {SCHEMA}")
-        if set(manifest["files"]) != set(_FILES) or not isinstance(manifest["run_id"], str):
-            raise Damaged("its manifest lists other files")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"its manifest cannot be read: {error!r}") from error
-    return dict(manifest)
+        manifest = read_object(folder / _MANIFEST)
+    except Unreadable as error:
+        raise _Damaged(f"{_MANIFEST} cannot be read: {error.why}") from error
+    own = manifest.pop("sha256", None)  # of versions before it had one, none
+    if own is not None and own != _sha256_of(manifest):
+        raise _Damaged(f"the checksum of {_MANIFEST} is wrong")
+    if isinstance(version := manifest.get("schema"), int) and version > SCHEMA:
+        message = f"{folder} is a checkpoint of format {version}, and this version of tclx reads format {SCHEMA}"
+        raise InputError(Problem("", message, "use the version of tclx that wrote it, or a newer one"))
+    with _parsing(_MANIFEST):
+        if version != SCHEMA or set(manifest["files"]) != set(_FILES):
+            raise _Damaged(f"{_MANIFEST} is not one of a checkpoint")
+        found = _AS_MANIFEST.validate_python(manifest)
+    if (name := _FOLDER.fullmatch(folder.name)) and int(name[1]) != found.step:
+        raise _Damaged(f"{_MANIFEST} is that of step {found.step}")
+    return found
 
 
-def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
-    for name, facts in manifest["files"].items():
+def _check_sizes(folder: Path, manifest: _Manifest) -> None:
+    for name, file in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise Damaged(f"{name} is missing or not {facts['bytes']} bytes long")
+        if not path.is_file():
+            raise _Damaged(f"{name} is missing")
+        if (size := path.stat().st_size) != file.bytes:
+            raise _Damaged(f"{name} has {size} bytes instead of {file.bytes}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
-def resume(
-    checkpoints: Path, *, model: nn.Module, optimizer: AdamW, run_id: str, report: Callable[[str], None]
-) -> Progress | None:
+class _Sound(NamedTuple):
+    """A checkpoint of which every file is what its manifest says."""
+
+    run_id: str
+    step: int
+    weights: dict[str, Tensor]
+    """Every parameter and buffer by name, tied ones under each of their names, on the CPU."""
+
+
+def _sound(folder: Path) -> _Sound:
+    """Compare a checkpoint's files with its manifest, and read its weights.
+
+    Raises:
+        _Damaged: a file is not what the manifest says, or cannot be parsed.
+        InputError: a newer version of tclx wrote it.
+    """
+    manifest = _read_manifest(folder)
+    _check_sizes(folder, manifest)
+    for name, facts in manifest.files.items():
+        with _parsing(name):
+            if _sha256(folder / name) != facts.sha256:
+                raise _Damaged(f"the checksum of {name} is wrong")
+    with _parsing(_MODEL):
+        tensors = _read_tensors(folder / _MODEL)
+        with safe_open(folder / _MODEL, framework="pt") as file:
+            aliases = parse_json((file.metadata() or {}).get("aliases", "{}"))
+        tied = {alias: tensors[name] for alias, name in aliases.items()}
+    return _Sound(manifest.run_id, manifest.step, {**tensors, **tied})
+
+
+def resume(checkpoints: Path, *, model: nn.Module, optimizer: AdamW, run_id: str, report: Report) -> Progress | None:
     """Load the newest sound checkpoint; a damaged one is reported, set aside as `*.damaged`, and the next older is used.
 
     Returns:
         Where the run stands, or None when there is no checkpoint to go on from.
 
     Raises:
-        InputError: the checkpoint belongs to another run or another model.
+        InputError: the checkpoint belongs to another run, another model or a newer version of tclx.
     """
-    while (folder := newest(checkpoints)) is not None:
+
+    def use(folder: Path) -> Progress:
+        return _load(folder, model=model, optimizer=optimizer, run_id=run_id)
+
+    return _first_sound(named(checkpoints), use, report=report, instead="the next older one is tried")
+
+
+def restore(folders: Iterable[Path], *, model: nn.Module, report: Report) -> Path | None:
+    """Put the weights of the first sound one of these checkpoints into the model; damaged ones are reported and set aside.
+
+    Returns:
+        Which one it was; None when none is sound, and the model is as it was.
+
+    Raises:
+        InputError: as `resume`.
+    """
+
+    def use(folder: Path) -> Path:
+        put_weights(folder, _sound(folder).weights, model)
+        return folder
+
+    return _first_sound(folders, use, report=report, instead="the next best one is tried")
+
+
+def _first_sound(folders: Iterable[Path], use: Callable[[Path], T], *, report: Report, instead: str) -> T | None:
+    for folder in folders:
         try:
-            return load(folder, model=model, optimizer=optimizer, run_id=run_id)
-        except Damaged as error:
+            return use(folder)
+        except _Damaged as error:
             aside = folder.with_name(f"{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            report(f"checkpoint {folder.name} is damaged ({error}); it is kept as {aside.name} and an older one is used")
+            try:
+                if os.path.lexists(aside):
+                    _remove(aside)
+                folder.rename(aside)
+            except OSError as refused:
+                raise machine_error(refused, f"{folder} is damaged ({error}) and could not be renamed") from refused
+            report(f"checkpoint {folder.name} is damaged ({error}); it is kept as {aside.name}, and {instead}")
     return None
 
 
@@ -235,48 +333,35 @@ def load(folder: Path, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Pr
     """Check a checkpoint against its manifest and put it into the model and the optimizer.
 
     Raises:
-        Damaged: a file is not what the manifest says, or cannot be parsed; nothing has been changed.
-        InputError: it belongs to another run, or to a model of other names or shapes; nothing has been changed.
+        InputError: it is damaged, of another run, or of a model of other names or shapes; nothing has been changed.
     """
-    manifest = read_manifest(folder)
-    if manifest["run_id"] != run_id:
-        raise InputError(_foreign(folder, f"it was saved by run {manifest['run_id']}, and this is run {run_id}"))
-    verify(folder, manifest)
-    weights = read_weights(folder)
+    with _refusing(folder):
+        return _load(folder, model=model, optimizer=optimizer, run_id=run_id)
+
+
+def _load(folder: Path, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Progress:
+    sound = _sound(folder)
+    if sound.run_id != run_id:
+        raise InputError(_foreign(folder, f"it was saved by run {sound.run_id}, and this is run {run_id}"))
     with _parsing(_OPTIMIZER):
         moments = _read_tensors(folder / _OPTIMIZER)
     with _parsing(_STATE):
-        progress = Progress(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        progress = _AS_PROGRESS.validate_python(read_object(folder / _STATE))
     state = _optimizer_state(folder, moments, optimizer)
-    put_weights(folder, weights, model)
+    put_weights(folder, sound.weights, model)
     # Learning rate, decay and betas come from the spec, not from the file.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
-
-
-def verify(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compare sizes and checksums with the manifest.
-
-    Raises:
-        Damaged: a file differs.
-    """
-    _check_sizes(folder, manifest)
-    for name, facts in manifest["files"].items():
-        if _sha256(folder / name) != facts["sha256"]:
-            raise Damaged(f"the checksum of {name} is wrong")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every parameter and buffer of a checkpoint by name, tied ones under each of their names, on the CPU.
 
     Raises:
-        Damaged: the file is not a safetensors file.
+        InputError: a file of it is not what its manifest says.
     """
-    with _parsing(_MODEL):
-        tensors = _read_tensors(folder / _MODEL)
-        with safe_open(folder / _MODEL, framework="pt") as file:
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-        return {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
+    with _refusing(folder):
+        return _sound(folder).weights
 
 
 def put_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -288,6 +373,92 @@ def put_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -
     if problems := _differences(tensors, model.state_dict()):
         raise InputError(_foreign(folder, "; ".join(problems)))
     model.load_state_dict(tensors)
+
+
+# ---------------------------------------------------------------------------------------------------- weights to start from
+
+
+class Weights(NamedTuple):
+    """Weights of a checkpoint, or of a file of others."""
+
+    path: Path
+    """A checkpoint folder or a file."""
+    tensors: dict[str, Tensor]
+    """Under our names."""
+    step: int | None
+    """Optimizer steps done; unknown for a file."""
+
+
+def weights_of(path: Path, *, key: str = KEY) -> Weights:
+    """The weights that a path stands for: a run folder its best checkpoint, a checkpoint folder or a file itself.
+
+    Args:
+        path: of any of these; `model.safetensors` in a checkpoint folder is that checkpoint.
+        key: the spec key that errors name.
+
+    Raises:
+        InputError: nothing is there, it is damaged, or it is no checkpoint of TCL.
+    """
+    path = place_of(path)
+    if not path.is_dir():
+        return Weights(path, read_file(path, key=key), None)
+    with _refusing(path):
+        sound = _sound(path)
+    return Weights(path, sound.weights, sound.step)
+
+
+def place_of(path: Path) -> Path:
+    """The checkpoint folder or the file that a path stands for.
+
+    Raises:
+        InputError: it is a run folder whose best checkpoint is missing, or a folder of another kind.
+    """
+    if (path / "spec.json").is_file():
+        found = best_or_newest(RunFolder(path))
+        if found is None:
+            raise InputError(Problem("", f"the run {path} has no checkpoint yet", "let it train first"))
+        return found
+    whole = path.resolve()
+    folder = whole.parent if whole.name == _MODEL else whole
+    if (folder / _MANIFEST).exists() or _FOLDER.fullmatch(folder.name):
+        return folder
+    if path.is_dir():
+        raise InputError(Problem("", f"{path} is neither a run folder, a checkpoint folder nor a weights file"))
+    return path
+
+
+def best_or_newest(run: RunFolder) -> Path | None:
+    """The checkpoint of a run's best evaluation, or its newest one where nothing was evaluated; None before the first.
+
+    Contents are checked where it is loaded. The newest never stands in for a best one that is gone: its figures are others.
+
+    Raises:
+        InputError: the best one is missing, or best.json and metrics.jsonl contradict each other.
+    """
+    step = _best_step(run)
+    if step is None:
+        return next(iter(named(run.checkpoints)), None)
+    best = place(run.checkpoints, step)
+    if not best.exists():
+        there = ", ".join(str(step_of(folder)) for folder in complete(run.checkpoints)) or "none"
+        message = f"the best checkpoint of {run.path}, {best.name}, is missing"
+        raise InputError(Problem("", message, f"name another one to use that; steps that are there: {there}"))
+    return best
+
+
+def _best_step(run: RunFolder) -> int | None:
+    """The step that best.json names, which must be a row of metrics, too; without it the best row; None where there is none."""
+    evaluation = load_spec_json(run.spec).evaluation
+    metric = f"retrieval/{evaluation.during_training}/{evaluation.best_metric}"
+    rows = read(run.metrics) if run.metrics.exists() else []
+    values = {row["step"]: row[metric] for row in rows if isinstance(row.get(metric), int | float)}
+    noted = run.read_best()
+    if noted is None:
+        return max(values, key=values.__getitem__, default=None)
+    if noted.metric != metric or values.get(noted.step) != noted.value:
+        message = f"{run.best} names step {noted.step} with {noted.metric} {noted.value:g}, and {run.metrics} has no such row"
+        raise InputError(Problem("", f"{message}: one of them is damaged", "name the checkpoint to use"))
+    return noted.step
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -310,11 +481,28 @@ def _optimizer_state(folder: Path, tensors: Mapping[str, Tensor], optimizer: Ada
 
 @contextmanager
 def _parsing(name: str) -> Iterator[None]:
-    """Turn what a malformed file raises into `Damaged`."""
+    """Turn what a malformed file raises into `_Damaged`.
+
+    Raises:
+        MachineError: the file may not be read; that says nothing of its contents.
+    """
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{name} cannot be read: {error!r}") from error
+    except PermissionError as error:
+        raise machine_error(error, f"could not read {name} of a checkpoint") from error
+    except Unreadable as error:
+        raise _Damaged(f"{name} cannot be read: {error.why}") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{name} cannot be read: {error!r}") from error
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Damage, in the words of a refusal."""
+    try:
+        yield
+    except _Damaged as error:
+        raise InputError(Problem("", f"the checkpoint {folder} is damaged: {error}", "name another one to use that")) from error
 
 
 def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -351,16 +539,19 @@ def _foreign(folder: Path, difference: str) -> Problem:
 def sweep_leftovers(checkpoints: Path) -> None:
     """Remove what killed saves and removals left behind. Only the process that holds the run's lock may call this."""
     for leftover in checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
-    for folder in checkpoints.glob("step-*"):
-        if _FOLDER.fullmatch(folder.name) and not (folder / _MANIFEST).exists():
-            shutil.rmtree(folder)
+        _remove(leftover)
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_step: int | None) -> None:
     """Remove all but the `keep_last` newest complete checkpoints and that of `keep_step` (the best)."""
     for folder in complete(checkpoints)[keep_last:]:
         if step_of(folder) != keep_step:
-            # The manifest goes first: a kill in between leaves an incomplete folder, not a complete-looking one.
-            (folder / _MANIFEST).unlink()
-            shutil.rmtree(folder)
+            # Under another name first: a kill in between leaves a leftover, not a checkpoint that lacks files.
+            _remove(folder.rename(folder.with_name(f".{folder.name}.pruned.tmp")))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

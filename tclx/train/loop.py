@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, field
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -35,7 +35,7 @@ from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
 from tclx.plan import Plan
 from tclx.printing import screen
-from tclx.runs import RunFolder, RunState, Status, Superseded
+from tclx.runs import Best, RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
@@ -56,14 +56,6 @@ from tclx.train.watchdog import BATCH, EVALUATING, SAVING, STARTING, UPLOADING, 
 
 # Only CUDA's allocator raises an error of its own class; cuBLAS, cuDNN, NCCL and the CPU's allocator raise plain ones.
 _OUT_OF_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|(can't allocate|not enough) memory")
-
-
-class Best(NamedTuple):
-    """The best evaluation so far, as best.json has it."""
-
-    step: int
-    metric: str
-    value: float
 
 
 @dataclass
@@ -87,7 +79,8 @@ class Session:
     stop: StopRequest
     watchdog: Watchdog
     tally: Tally
-    best: Best | None = None
+    evaluated: list[Best] = field(default_factory=list)
+    """During training, the best first; rank 0's."""
 
     @property
     def official(self) -> bool:
@@ -178,6 +171,7 @@ def _train(
         for console in consoles:
             console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
+    distributed.on_main(folder.sweep_leftovers)
     changed = distributed.on_main(lambda: environment.record(folder, device))
     if changed:
         say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
@@ -499,20 +493,11 @@ def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, say: Callable[[s
             raise InputError(
                 Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
             )
-        report = load_initial_weights(model, _weights_of(Path(spec.init.checkpoint)))
+        weights = checkpoint.weights_of(Path(spec.init.checkpoint))
+        report = load_initial_weights(model, weights.tensors, source=weights.path)
         say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over")
     distributed.on_main(lambda: folder.add_event("started"))
     return Progress(step=0)
-
-
-def _weights_of(path: Path) -> Path:
-    """A run folder stands for its best checkpoint; anything else for itself."""
-    if not (path / "spec.json").is_file():
-        return path
-    found = checkpoint.best_or_newest(RunFolder(path))
-    if found is None:
-        raise InputError(Problem("init.checkpoint", f"the run {path} has no checkpoint yet", "let it train first"))
-    return found
 
 
 def _catch_up(session: Session, step: int) -> None:
@@ -521,11 +506,11 @@ def _catch_up(session: Session, step: int) -> None:
     if session.board is not None:
         session.board.begin(rows)
     metric = _best_metric(session.spec)
-    evaluated = [Best(row["step"], metric, row[metric]) for row in rows if metric in row]
-    session.best = max(evaluated, key=lambda found: found.value, default=None)
-    distributed.on_main(lambda: _write_best(session))
+    session.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
+    is_evaluated = any(found.step == step for found in session.evaluated)
+    distributed.on_main(lambda: _settle_best(session))
     _write_state(session, "running", step)
-    if _evaluation_is_due(session.plan, step) and not any(found.step == step for found in evaluated):
+    if _evaluation_is_due(session.plan, step) and not is_evaluated:
         _evaluate(session, step)
 
 
@@ -552,7 +537,7 @@ def _save(session: Session, step: int) -> None:
 
 
 def _prune(session: Session) -> None:
-    best_step = session.best.step if session.best is not None else None
+    best_step = session.evaluated[0].step if session.evaluated else None
     keep_last = session.spec.training.checkpoints.keep_last
     checkpoint.prune(session.folder.checkpoints, keep_last=keep_last, keep_step=best_step)
 
@@ -572,12 +557,11 @@ def _evaluate_and_keep(session: Session, step: int) -> None:
     _write_examples(session, session.folder.examples(split, step=step), evaluation)  # before the row that leads to them
     _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
     metric = _best_metric(session.spec)
-    if session.best is None or figures[metric] > session.best.value:
-        session.best = Best(step, metric, figures[metric])
 
     def keep() -> None:
         session.folder.check_attempt()
-        _write_best(session)
+        session.evaluated.append(Best(step, metric, figures[metric]))
+        _settle_best(session)
         _prune(session)
 
     distributed.on_main(keep)
@@ -603,11 +587,33 @@ def _best_metric(spec: ExperimentSpec) -> str:
     return f"retrieval/{spec.evaluation.during_training}/{spec.evaluation.best_metric}"
 
 
-def _write_best(session: Session) -> None:
-    if session.best is not None:
-        session.folder.write_json(session.folder.best, session.best._asdict())
+def _settle_best(session: Session) -> None:
+    """best.json names the best evaluation whose checkpoint is all there; a better one whose checkpoint is not is told of."""
+    there = {checkpoint.step_of(folder) for folder in checkpoint.complete(session.folder.checkpoints)}
+    ranked = sorted(session.evaluated, key=lambda found: -found.value)  # the earlier of equal ones first
+    session.evaluated = list(dropwhile(lambda found: found.step not in there, ranked))
+    best = session.evaluated[0] if session.evaluated else None
+    if ranked and best is not ranked[0]:
+        lost = f"checkpoint {_place(session, ranked[0]).name}, {_reached(ranked[0])}, is missing or incomplete"
+        instead = f"{_place(session, best).name}, {_reached(best)}," if best else "none"
+        _report_damage(session, f"{lost}; of those that are there {instead} is the best")
+    if best is not None:
+        session.folder.write_json(session.folder.best, asdict(best))
     else:
         session.folder.best.unlink(missing_ok=True)
+
+
+def _place(session: Session, found: Best) -> Path:
+    return checkpoint.place(session.folder.checkpoints, found.step)
+
+
+def _reached(found: Best) -> str:
+    return f"which reached {found.metric} {found.value:.2f}"
+
+
+def _report_damage(session: Session, text: str) -> None:
+    session.watcher.say(text)
+    session.folder.add_event("checkpoint_damaged", message=text)
 
 
 def _write_row(session: Session, row: Row) -> None:
@@ -637,8 +643,8 @@ def _finish(session: Session) -> None:
         raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'}, trained but not evaluated")
     session.watchdog.enter(STARTING)  # a checkpoint is read
     if (split := session.spec.evaluation.at_end) is not None:
-        chosen = distributed.on_main(lambda: checkpoint.best_or_newest(folder))
-        if chosen is not None:  # a run of no steps evaluates what it starts from
+        chosen = distributed.on_main(lambda: _restore_best(session))
+        if chosen is not None and not distributed.is_main():
             checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
         session.watchdog.enter(EVALUATING)
         evaluation = _retrieval(session, split)
@@ -650,6 +656,27 @@ def _finish(session: Session) -> None:
         session.watcher.row({"step": total_steps, **evaluation.figures})
     distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
     _write_state(session, "finished", total_steps)
+
+
+def _restore_best(session: Session) -> Path | None:
+    """Put the best weights, or the newest where nothing was evaluated, into rank 0's model; None for a run of no steps.
+
+    Raises:
+        RunFailed: no checkpoint is sound any more.
+    """
+    ranked = [_place(session, found) for found in session.evaluated]
+    others = checkpoint.named(session.folder.checkpoints)
+    folders = [folder for folder in dict.fromkeys([*ranked, *others]) if folder.exists()]
+    chosen = checkpoint.restore(folders, model=session.model, report=lambda text: _report_damage(session, text))
+    if chosen is None:
+        if session.plan.total_steps:
+            raise RunFailed("no checkpoint of this run is sound any more; the same command trains it again")
+        return None
+    if ranked and chosen != ranked[0]:
+        session.evaluated = [found for found in session.evaluated if _place(session, found).exists()]
+        _settle_best(session)
+        _report_damage(session, f"checkpoint {chosen.name} is evaluated instead of {ranked[0].name}")
+    return chosen
 
 
 def _record_end(folder: RunFolder, plan: Plan, error: TclxError) -> None:

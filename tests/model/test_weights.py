@@ -22,6 +22,7 @@ from tclx.model.weights import (
     load_official,
     official_state_dict,
     read_tensors,
+    read_weights,
     resize_position_embedding,
     write_tensors,
 )
@@ -110,7 +111,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> N
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
-        load_initial_weights(model(), tmp_path / "none.pth")
+        read_weights(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
@@ -128,9 +129,9 @@ def test_a_place_that_cannot_be_written_is_the_machines_fault(trained: TCL, tmp_
 # -- starting from weights
 
 
-def test_a_checkpoint_folder_gives_everything_but_the_picture_indices(file: Path, trained: TCL) -> None:
+def test_a_file_of_ours_gives_everything_but_the_picture_indices(file: Path, trained: TCL) -> None:
     tcl = model()
-    report = load_initial_weights(tcl, file.parent)
+    report = load_initial_weights(tcl, read_weights(file), source=file)
     same(tcl, trained)
     assert report.missing == ("queue.image_index",)
     assert tcl.queue.image_index.unique().tolist() == [NO_IMAGE]
@@ -146,7 +147,7 @@ def test_momentum_encoders_that_the_file_lacks_are_the_online_ones(trained: TCL,
     flat = {name: tensor for name, tensor in official_state_dict(trained, form="pretrain").items() if "_m." not in name}
     torch.save(flat, tmp_path / "albef.pth")  # as ALBEF's released files: flat, without `model`
     tcl = model()
-    load_initial_weights(tcl, tmp_path / "albef.pth")
+    load_initial_weights(tcl, read_weights(tmp_path / "albef.pth"), source=tmp_path / "albef.pth")
     online = tcl.online.state_dict()
     assert torch.equal(online["image_projection.weight"], trained.online.image_projection.weight)
     torch.testing.assert_close(dict(tcl.momentum.state_dict()), dict(online), rtol=0, atol=0)
@@ -154,23 +155,23 @@ def test_momentum_encoders_that_the_file_lacks_are_the_online_ones(trained: TCL,
 
 def test_a_dual_encoder_starts_from_a_whole_model_and_the_other_way_round(file: Path, trained: TCL, tmp_path: Path) -> None:
     dual = model({"cma": {}})
-    report = load_initial_weights(dual, file)
+    report = load_initial_weights(dual, read_weights(file), source=file)
     same(dual, trained)
     assert "online.mlm_head.bias" in report.unused
     write_tensors(tmp_path / "dual.safetensors", dual.state_dict())
-    report = load_initial_weights(model(), tmp_path / "dual.safetensors")
+    report = load_initial_weights(model(), read_weights(tmp_path / "dual.safetensors"), source=tmp_path / "dual.safetensors")
     assert {name.split(".")[1] for name in report.missing if name.startswith("online.")} == {"fusion_encoder", "mlm_head"}
 
 
 def test_position_embeddings_are_interpolated_for_both_copies(file: Path) -> None:
     tcl = model(image_encoder={**VIT, "image_size": 96})
-    report = load_initial_weights(tcl, file)
+    report = load_initial_weights(tcl, read_weights(file), source=file)
     assert report.resized == tuple(f"{copy}.image_encoder.body.pos_embed" for copy in ("online", "momentum"))
 
 
 def test_another_queue_size_starts_an_empty_queue(file: Path) -> None:
     tcl = model(queue_size=20)
-    report = load_initial_weights(tcl, file)
+    report = load_initial_weights(tcl, read_weights(file), source=file)
     assert not tcl.queue.valid.any()
     assert tcl.queue.pointer.item() == 0
     assert {name for name in report.missing if "queue" in name} == {name for name in tcl.state_dict() if "queue" in name}
@@ -189,7 +190,7 @@ def test_a_model_of_other_sizes_is_refused(file: Path, changes: dict[str, Any], 
     tcl = model(**changes)
     before = {name: tensor.clone() for name, tensor in tcl.state_dict().items()}
     with pytest.raises(InputError, match=message):
-        load_initial_weights(tcl, file)
+        load_initial_weights(tcl, read_weights(file), source=file)
     torch.testing.assert_close(dict(tcl.state_dict()), before, rtol=0, atol=0)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tclx.losses.local_mi import pool_patches
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL, Encoded
-from tclx.model.weights import load_initial_weights, resize_position_embedding
+from tclx.model.weights import load_initial_weights, read_weights, resize_position_embedding
 from tests.model.tiny import ALL_TERMS, VOCAB_SIZE, tiny_spec
 
 from .official import recorded_tensors
@@ -40,7 +40,8 @@ class Recorded(NamedTuple):
 def replayed(shared: Path, device: torch.device, form: str, *, inputs: int = 0) -> Recorded:
     objectives = ALL_TERMS if form == "pretrain" else {**ALL_TERMS, "mlm": None}
     model = TCL(tiny_spec(objectives), vocab_size=VOCAB_SIZE, pad_token_id=0).eval()
-    load_initial_weights(model, shared / "parity" / f"{form}_init.safetensors")
+    path = shared / "parity" / f"{form}_init.safetensors"
+    load_initial_weights(model, read_weights(path), source=path)
     model.to(device)
     update_momentum(model.online, model.momentum, keep=0.995)  # as the official forward pass begins
     tensors = recorded_tensors(shared, device)
