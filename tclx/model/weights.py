@@ -21,6 +21,7 @@ import math
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,18 +62,33 @@ def read_tensors(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(Problem(key, f"{path} holds no tensors, neither at the top nor under `model`"))
+    for name, tensor in tensors.items():
+        if (what := _unusable(name, tensor, num_bytes=path.stat().st_size)) is not None:
+            raise InputError(Problem(key, f"{path} is no state dict of a model: {what}"))
     return tensors
+
+
+def _unusable(name: object, tensor: Tensor, *, num_bytes: int) -> str | None:
+    """Why an entry cannot be a weight; such files raise anything where they are used."""
+    if not isinstance(name, str):
+        return f"its keys are not names, for instance {name!r}"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return f"{name} is sparse, quantized, complex or without values"
+    if tensor.numel() * tensor.element_size() > num_bytes:  # one value, said to be repeated for ever
+        return f"{name} is {list(tensor.shape)}, which is more than the file holds"
+    return None
 
 
 def _read_safetensors(path: Path, key: str) -> dict[str, object]:
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(Problem(key, f"{path} could not be read as safetensors: {error}")) from error
 
 
 def _read_torch(path: Path, key: str) -> dict[str, object]:
     try:
+        _refuse_bomb(path, key)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -82,16 +98,29 @@ def _read_torch(path: Path, key: str) -> dict[str, object]:
                 "save its tensors alone: torch.save(checkpoint['model'], ...) where you trust the file",
             )
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise InputError(Problem(key, f"{path} could not be read: {error}")) from error
+    except InputError:
+        raise
+    except Exception as error:  # a malformed pickle raises whatever its last instruction runs into
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(Problem(key, f"{path} could not be read as a torch file: {what}")) from error
     if not isinstance(content, dict):
         raise InputError(Problem(key, f"{path} holds a {type(content).__name__}, not a state dict"))
     return content
 
 
+def _refuse_bomb(path: Path, key: str) -> None:
+    """torch.save stores without compression, so an archive whose entries are larger than itself was made to fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        num_bytes = sum(entry.file_size for entry in archive.infolist())
+    if num_bytes > path.stat().st_size:
+        raise InputError(Problem(key, f"{path} is compressed ({num_bytes} bytes once unpacked); torch.save does not do that"))
+
+
 def fit_tensor(name: str, tensor: Tensor, target: Tensor) -> Tensor:
     """A ViT's position embedding is interpolated to the size of `target`; anything else comes back as it is."""
-    if not name.endswith("pos_embed") or tensor.ndim != 3 or tensor.shape == target.shape:
+    if not name.endswith("pos_embed") or tensor.ndim != 3 or tensor.shape == target.shape or target.ndim != 3:
         return tensor
     return resize_position_embedding(tensor, num_tokens=target.shape[1])
 
@@ -104,13 +133,13 @@ def resize_position_embedding(embedding: Tensor, *, num_tokens: int) -> Tensor:
         num_tokens: P + m * m, of the new grid.
 
     Returns:
-        [1, num_tokens, D]; `embedding` itself where no P makes both grids square.
+        [1, num_tokens, D]; `embedding` itself where no P makes both grids square, or it is of another shape.
 
     Source: official `interpolate_pos_embed`, which knows P = 1.
     """
     num_old = embedding.shape[1]
     prefixes = [p for p in range(8) if _is_square(num_old - p) and _is_square(num_tokens - p)]
-    if not prefixes:
+    if not prefixes or embedding.shape[0] != 1 or not embedding.shape[2]:
         return embedding
     prefix = prefixes[0]
     side = math.isqrt(num_tokens - prefix)
@@ -222,7 +251,7 @@ def _momentum_from_online(own: Mapping[str, Tensor], fitted: Mapping[str, Tensor
 # --------------------------------------------------------------------------------------------------------- official checkpoints
 
 _PART = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)(_m)?\.(?:bert\.)?(.+)")
-_CROSS_ATTENTION = re.compile(r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
+_CROSS_ATTENTION = re.compile(r"text_encoder\.encoder\.layer\.(\d{1,4})\.crossattention\.")
 _MLM = "text_encoder.cls.predictions."
 _WORDS = "text_encoder.embeddings.word_embeddings.weight"
 _REPEATED = (f"{_MLM}decoder.weight", f"{_MLM}decoder.bias", "text_encoder.embeddings.position_ids")
@@ -303,6 +332,8 @@ def from_official(tensors: Mapping[str, Tensor], *, source: Path | str, key: str
         if name in _REPEATED:
             _check_repeated(name, tensor, plain.get((copy, _WORDS)), plain.get((copy, f"{_MLM}bias")), source=source, key=key)
         elif name in _WHOLE:
+            if not _fits_queue(name, tensor):
+                raise InputError(Problem(key, f"{name} is {list(tensor.shape)} in {source}, which no official checkpoint has"))
             result[_WHOLE[name]] = _queue_entry(name, tensor)
         elif renamed is not None:
             result[f"{copy}.{renamed}"] = tensor
@@ -381,11 +412,17 @@ def _renamed(name: str, prefixes: list[tuple[str, str]]) -> str | None:
 
 
 def _num_layers(names: Iterable[str]) -> int:
-    return max((int(found[1]) + 1 for name in names if (found := re.search(r"\.layers?\.(\d+)\.", name))), default=0)
+    return max((int(found[1]) + 1 for name in names if (found := re.search(r"\.layers?\.(\d{1,4})\.", name))), default=0)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fits_queue(name: str, tensor: Tensor) -> bool:
+    if name in ("image_queue", "text_queue"):
+        return tensor.ndim == 2
+    return name != "queue_ptr" or tensor.numel() == 1
 
 
 def _queue_entry(name: str, tensor: Tensor) -> Tensor:
@@ -423,7 +460,8 @@ def _check_repeated(
     name: str, tensor: Tensor, words: Tensor | None, bias: Tensor | None, *, source: Path | str, key: str
 ) -> None:
     twin = {_REPEATED[0]: words, _REPEATED[1]: bias}.get(name)
-    if twin is not None and not tensor.is_meta and not torch.equal(tensor, twin):
+    same = twin is None or tensor.is_meta or (tensor.dtype == twin.dtype and torch.equal(tensor, twin))
+    if not same:
         raise InputError(Problem(key, f"in {source}, {name} differs from the tensor that it should repeat; it is not tied"))
 
 
