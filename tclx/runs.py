@@ -32,8 +32,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypeVar, cast
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed
 
@@ -115,16 +116,23 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter  # only commands that read runs wait for it
+
+    return TypeAdapter(kind)
+
+
 def read_as(path: Path, kind: type[T]) -> T:
     """A JSON file as a dataclass. Keys that it does not know are left out: a newer version of tclx may write more.
 
     Raises:
         Unreadable: as `read_object`, or a key is missing or of another type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(read_object(path))
+        return cast(T, _adapter(kind).validate_python(read_object(path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise Unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

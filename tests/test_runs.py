@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tclx import distributed, worker
-from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, Superseded, holding, lock_is_free
+from tclx import distributed, runs, worker
+from tclx.errors import MachineError
+from tclx.runs import (
+    MEETING_FILE,
+    MEETING_HOST,
+    RESERVE_BYTES,
+    Attempt,
+    Job,
+    RunFolder,
+    RunState,
+    Superseded,
+    Unreadable,
+    holding,
+    lock_is_free,
+    read_json,
+)
 from tclx.train.heartbeat import heartbeat
 from tests.launch.handed import prepared_run
 from tests.processes import finish_processes, start_processes
@@ -128,3 +148,97 @@ def test_who_looks_at_a_lock_is_not_taken_for_its_holder(tmp_path: Path) -> None
             assert not lock_is_free(other.fileno())
         with holding(path) as also:
             assert not also
+
+
+# ------------------------------------------------------------------------------------------------------------ reading and room
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"{", "it is damaged"),
+        (b"\xff\xfe", "it is damaged"),
+        (b"[" * 5000, "nested too deeply"),
+        (b'{"token": ' + b"1" * 5000 + b"}", "it is damaged"),
+        (b"null", "holds a NoneType, not an object"),
+        (b"[1]", "holds a list, not an object"),
+        (b'{"token": "a"}', "Field required"),
+        (b'{"token": [], "backend": "local", "submitted_at": 0, "host": "h", "folder": "f"}', "valid string"),
+        (b'{"token": "a", "backend": "cloud", "submitted_at": 0, "host": "h", "folder": "f"}', "'local' or 'slurm'"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_damaged_file_of_a_run_folder_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, why: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.job.write_bytes(content)
+    with pytest.raises(Unreadable, match=why) as caught:
+        folder.read_job()
+    assert str(folder.job) in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # one rank tells the others
+    assert (str(again), again.problems) == (str(caught.value), caught.value.problems)
+
+
+def test_keys_of_a_newer_version_are_left_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    job = Job("a", "local", 1.0, "here", "folder")
+    folder.write_json(folder.job, {**asdict(job), "colour": "red"})
+    assert folder.read_job() == job
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "/dev/zero"):
+        with pytest.raises(Unreadable, match="not a regular file"):
+            read_json(tmp_path / name)
+    with pytest.raises(Unreadable, match="No such file"):
+        read_json(tmp_path / "nothing")
+
+
+def test_a_state_that_cannot_be_read_is_unknown_and_says_why(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.state.write_text('{"status": "running"')
+    state = folder.read_state()
+    assert state is not None
+    assert state.status == "unknown"
+    assert str(folder.state) in str(state.reason)
+
+
+def test_a_full_disk_leaves_room_for_one_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has as much room as the reserve gives up, here by the size of what lies in the folder."""
+    folder = RunFolder(tmp_path).begin(Attempt("a"))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) >= RESERVE_BYTES
+    write = runs.write_atomically
+
+    def full(path: Path, text: str) -> None:
+        if sum(one.stat().st_size for one in tmp_path.iterdir()) >= RESERVE_BYTES:
+            raise MachineError("the disk is full")
+        write(path, text)
+
+    monkeypatch.setattr(runs, "write_atomically", full)
+    folder.write_state(RunState("failed", reason="the disk is full"))
+    state = folder.read_state()
+    assert state is not None
+    assert state.reason == "the disk is full"
+    (tmp_path / "filler").write_bytes(bytes(RESERVE_BYTES))
+    with pytest.raises(MachineError):  # there was only one
+        folder.write_state(RunState("failed"))
+
+
+def test_a_disk_that_is_really_full_leaves_room_for_one_last_state(tmp_path: Path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)]
+    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
+        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
+    try:
+        folder = RunFolder(tmp_path).begin(Attempt("a"))
+        with (tmp_path / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert shutil.disk_usage(tmp_path).free == 0
+        folder.write_state(RunState("failed", reason="the disk is full"))
+        state = folder.read_state()
+        assert state is not None
+        assert state.status == "failed"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -153,6 +153,8 @@ def _settled(read: _Read) -> bool:
 
 def last_row(folder: RunFolder) -> dict[str, Any]:
     """The newest complete row of metrics; empty before the first."""
+    if not folder.metrics.is_file():
+        return {}
     try:
         with folder.metrics.open("rb") as file:
             file.seek(max(0, folder.metrics.stat().st_size - _METRICS_TAIL_BYTES))

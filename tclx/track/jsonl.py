@@ -68,6 +68,8 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: a line that is not the last is no row: the file was edited or is none of ours.
     """
+    if not path.is_file():
+        raise Unreadable(path, "it is not a regular file")
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from tclx.errors import InputError, MachineError
-from tclx.runs import RunFolder
 from tclx.spec.optim import OptimSpec
 from tclx.train import checkpoint
-from tclx.train.checkpoint import Damaged, Progress
+from tclx.train.checkpoint import Progress
 from tclx.train.optim import build_optimizer
+from tests.train.toy import prepare, toy_spec
 
 RUN = "toy-s0-00000000"
 
@@ -116,10 +117,10 @@ def test_a_damaged_one_is_set_aside_and_the_next_older_is_used(tmp_path: Path, n
     progress, model, _, reports = resume(tmp_path)
     assert progress == Progress(1)
     assert torch.equal(model.words.weight, trained(num_steps=1)[0].words.weight)
-    if harm == "one bit":  # only the checksum tells
-        assert len(reports) == 1
-        assert f"checksum of {name}" in reports[0]
-        assert (tmp_path / "step-00000002.damaged").is_dir()
+    assert len(reports) == 1
+    said = {"missing": f"{name} is missing", "short": f"{name} has 10 bytes", "one bit": f"checksum of {name} is wrong"}[harm]
+    assert said in reports[0]
+    assert (tmp_path / "step-00000002.damaged").is_dir()
     assert save(tmp_path, 2).is_dir()  # the step is saved again when it is reached again
 
 
@@ -148,13 +149,105 @@ def test_another_models_checkpoint_is_refused_by_what_differs(tmp_path: Path) ->
         checkpoint.put_weights(tmp_path, checkpoint.read_weights(tmp_path / "step-00000001"), model)
 
 
-def test_a_checkpoint_of_another_format_version_is_not_used(tmp_path: Path) -> None:
+def change_manifest(folder: Path, **changes: object) -> None:
+    """With its own checksum, as if it had been written so."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    manifest["sha256"] = checkpoint._sha256_of({name: value for name, value in manifest.items() if name != "sha256"})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    change_manifest(save(tmp_path, 1), schema=99)
+    assert checkpoint.newest(tmp_path) is None
+    with pytest.raises(InputError, match="checkpoint of format 99, and this version of tclx reads format 1"):
+        resume(tmp_path)
+    assert left_behind(tmp_path) == ["step-00000001"]
+
+
+def test_a_checkpoint_from_before_manifests_had_a_checksum_is_used(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    assert checkpoint.newest(tmp_path) is None
-    with pytest.raises(Damaged, match="version 99"):
-        checkpoint.read_manifest(folder)
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    progress, _, _, reports = resume(tmp_path)
+    assert (progress, reports) == (Progress(1), [])
+
+
+@pytest.mark.parametrize("has_own_checksum", [True, False])
+def test_every_bit_of_a_manifest_that_changes_what_it_says_is_noticed(tmp_path: Path, has_own_checksum: bool) -> None:
+    """Without its own checksum, the run id is the one thing that only its owner can judge."""
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    path = folder / "manifest.json"
+    if not has_own_checksum:
+        manifest = json.loads(path.read_text())
+        del manifest["sha256"]
+        path.write_text(json.dumps(manifest))
+    whole = path.read_bytes()
+    said = json.loads(whole)
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            checkpoint.read_weights(folder)
+        except InputError:
+            continue
+        read = json.loads(content)
+        ours = {name: read[name] for name in said if name in read and name not in ("sha256", "run_id")}
+        assert ours == {name: value for name, value in said.items() if name not in ("sha256", "run_id")}
+        assert not has_own_checksum or read.get("sha256") is None or read == said
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1).rename(tmp_path / "step-00000002")
+    assert resume(tmp_path)[3][0].startswith("checkpoint step-00000002 is damaged (manifest.json is that of step 1)")
+
+
+def test_a_checkpoint_that_was_copied_elsewhere_is_still_verified(tmp_path: Path) -> None:
+    copy = tmp_path / "kept"
+    shutil.copytree(save(tmp_path, 7), copy)
+    assert checkpoint.weights_of(copy).step == 7
+    assert checkpoint.weights_of(copy / "model.safetensors").path == copy
+    os.truncate(copy / "optimizer.safetensors", 9)
+    for path in (copy, copy / "model.safetensors"):
+        with pytest.raises(InputError, match=r"the checkpoint .*kept is damaged: optimizer.safetensors has 9 bytes"):
+            checkpoint.weights_of(path)
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:  # root, who may run this, is refused nothing
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "_sha256", refuse)
+    with pytest.raises(MachineError, match=r"could not read model\.safetensors of a checkpoint: permission denied"):
+        resume(tmp_path)
+    assert left_behind(tmp_path) == ["step-00000001"]
+
+
+def test_a_checkpoint_reaches_the_disk_before_it_gets_its_name_and_the_name_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[object] = []
+    sync, rename = os.fsync, Path.rename
+
+    def syncing(descriptor: int) -> None:
+        order.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def renaming(path: Path, target: Path) -> Path:
+        order.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    folder = save(tmp_path, 1)
+    before, after = order[: order.index("renamed")], order[order.index("renamed") + 1 :]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*checkpoint._FILES, "manifest.json"])
+    assert {path.stat().st_ino for path in folder.iterdir()} < set(before)
+    assert before[-2:] == [(folder / "manifest.json").stat().st_ino, folder.stat().st_ino]
+    assert after == [tmp_path.stat().st_ino]
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -164,16 +257,39 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [checkpoint.step_of(folder) for folder in checkpoint.complete(tmp_path)] == [4, 3, 1]
 
 
-def test_best_or_newest_follows_best_json(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+@pytest.mark.parametrize("killed_after", [0, 1, 3])
+def test_a_killed_removal_leaves_nothing_that_looks_like_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def killed(path: Path) -> None:
+        for file in sorted(path.iterdir(), reverse=True)[:killed_after]:  # the manifest late
+            file.unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(tmp_path, keep_last=1, keep_step=None)
+    monkeypatch.undo()
+    assert checkpoint.named(tmp_path) == [tmp_path / "step-00000002"]
+    checkpoint.sweep_leftovers(tmp_path)
+    assert left_behind(tmp_path) == ["step-00000002"]
+
+
+def test_best_or_newest_follows_best_json_and_never_takes_the_newest_for_a_best_that_is_gone(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", toy_spec())
     assert checkpoint.best_or_newest(run) is None
     save(run.checkpoints, 1)
     save(run.checkpoints, 2)
     assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000002"
+    run.metrics.write_text(json.dumps({"step": 1, "retrieval/val/r_mean": 3.0}) + "\n")
     run.write_json(run.best, {"step": 1, "metric": "retrieval/val/r_mean", "value": 3.0})
     assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000001"
     shutil.rmtree(run.checkpoints / "step-00000001")
-    assert checkpoint.best_or_newest(run) == run.checkpoints / "step-00000002"
+    with pytest.raises(InputError, match=r"step-00000001, is missing .*steps that are there: 2"):
+        checkpoint.best_or_newest(run)
 
 
 # --------------------------------------------------------------------------------------------------------- disk and rights
@@ -253,9 +369,8 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, na
     pickle.loads(forged)  # it would work
     marker.unlink()
     (folder / name).write_bytes(forged)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(forged), "sha256": checkpoint._sha256(folder / name)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    change_manifest(folder, files={**files, name: {"bytes": len(forged), "sha256": checkpoint._sha256(folder / name)}})
     progress, _, _, reports = resume(tmp_path / "checkpoints")
     assert progress is None
     assert f"{name} cannot be read" in reports[0]
@@ -304,7 +419,6 @@ def test_killed_at_any_moment_of_saving_the_newest_always_loads(tmp_path: Path) 
         assert newest is not None
         step = checkpoint.step_of(newest)
         assert step >= acknowledged
-        checkpoint.verify(newest, checkpoint.read_manifest(newest))
         assert (checkpoint.read_weights(newest)["queue"] == step).all()
     checkpoint.sweep_leftovers(tmp_path)
     assert left_behind(tmp_path) == sorted(folder.name for folder in checkpoint.complete(tmp_path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,46 @@ def test_an_fp16_step_that_overflows_is_skipped_and_halves_the_scale(tmp_path: P
     learned = [name for name in first if name.startswith("online.") and first[name].is_floating_point()]
     assert len(learned) > 20
     assert all(torch.equal(first[name], last[name]) for name in learned)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_keeps_its_gradient_scale(tmp_path: Path) -> None:
+    changes = {"training.device": "cuda", "training.precision": "fp16", "training.steps": 3, **CONSTANT, **NO_EVALUATION}
+    folder = trained(tmp_path / "run", **changes)
+    state = json.loads((checkpoint.place(folder.checkpoints, 3) / "state.json").read_text())
+    assert state["scaler"]["scale"] > 0
+    assert len(outcome(folder).rows) == 3
+
+
+def test_old_checkpoints_go_with_every_save_also_where_nothing_is_evaluated(tmp_path: Path) -> None:
+    changes = {"evaluation.during_training": None, "evaluation.every_steps": None, "evaluation.at_end": None}
+    spec = toy_spec(**changes, **{"training.steps": 3, "training.checkpoints": {"every_steps": 1, "keep_last": 1}})
+    folder = run(prepare(tmp_path / "run", spec))
+    assert [checkpoint.step_of(one) for one in checkpoint.named(folder.checkpoints)] == [3]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_initial_weights_that_are_damaged_are_refused(finished: RunFolder, tmp_path: Path, file: str) -> None:
+    source = RunFolder(tmp_path / "source")
+    shutil.copytree(finished.path, source.path)
+    best = source.read_best()
+    assert best is not None
+    path = checkpoint.place(source.checkpoints, best.step) / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    folder = prepare(tmp_path / "run", toy_spec(init={"checkpoint": str(source.path)}))
+    assert wait(start(folder)) == [REFUSED]
+    assert (
+        f"the checkpoint {path.parent} is damaged: the checksum of {file} is wrong" in (folder.path / "stderr0.txt").read_text()
+    )
+
+
+def test_what_killed_processes_left_unfinished_is_cleared_by_whoever_trains(tmp_path: Path) -> None:
+    folder = prepare(tmp_path / "run", toy_spec(**{"training.steps": 1, "evaluation.every_steps": 1}))
+    for name in (".environment.json.123.tmp", ".metrics.jsonl.123.tmp", ".cancel.json.123.tmp", ".wandb.json.99.tmp"):
+        (folder.path / name).touch()
+    (folder.path / ".tokenizer.123.tmp").mkdir()
+    os.utime(folder.path / ".wandb.json.99.tmp", (0, 0))
+    run(folder)
+    assert [path.name for path in folder.path.glob(".*.tmp")] == [".cancel.json.123.tmp"]  # somebody may be writing it
