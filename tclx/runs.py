@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, TypeVar, cast
@@ -315,6 +315,19 @@ class Evaluated:
     checkpoint: str | None = None
 
 
+@dataclass(frozen=True)
+class Environment:
+    """What of environment.json people are shown."""
+
+    world_size: int | None = None
+    gpu: str | None = None
+    cpu: str | None = None
+    packages: dict[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    diff: str | None = None
+    diff_sha256: str | None = None
+
+
 class Superseded(RunFailed):
     """A newer attempt trains this run: this process must not touch it any more."""
 
@@ -530,6 +543,14 @@ class RunFolder:
             Unreadable: the file is damaged.
         """
         return read_as(self.best, Best) if self.best.exists() else None
+
+    def read_environment(self) -> Environment:
+        """Where it ran last; nothing is known before the first start.
+
+        Raises:
+            Unreadable: the file is damaged.
+        """
+        return read_as(self.environment, Environment) if self.environment.exists() else Environment()
 
     def read_evaluations(self) -> dict[str, Evaluated]:
         """The final evaluations by split.

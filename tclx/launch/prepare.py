@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from tclx.data.facts import refuse_bad_images
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
-from tclx.runs import Job, RunFolder, RunState, lock_is_free, machine_error, read_as
+from tclx.runs import Job, RunFolder, RunState, Unreadable, lock_is_free, machine_error, read_as
 from tclx.spec.difference import differences
 from tclx.spec.load import load_spec_json
 
@@ -82,7 +82,7 @@ def relatives(run: PlannedRun, *, runs_dir: Path) -> list[str]:
     lines = []
     for path in sorted(runs_dir.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * len(digest)}/spec.json")):
         other = RunFolder(path.parent)
-        with suppress(OSError, ValueError):
+        with suppress(Unreadable):
             found = differences([other.read_json(path), run.spec.model_dump(mode="json")])
             found = [one for one in found if one.key.partition(".")[0] not in ("launch", "tracking")]
             state = other.read_state()

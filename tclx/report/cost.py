@@ -59,15 +59,15 @@ def process_hours(history: History, *, global_batch_size: int, num_processes: in
 def read_cost(run: RunResult, history: History) -> Cost:
     """What a run's events, environment and rows say."""
     folder = RunFolder(run.folder)
-    environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
+    environment = folder.read_environment()
     events = [event for event in folder.read_events() if is_number(event.get("time"))]
     plan: dict[str, Any] = folder.read_json(folder.plan) if folder.plan.exists() else {}
     starts = [0, *(int(event["step"]) for event in events if event["event"] == "resumed" and is_number(event.get("step")))]
     return Cost(
         wall_seconds=wall_seconds(folder),
-        num_processes=environment.get("world_size"),
-        device=environment.get("gpu") or environment.get("cpu"),
-        has_gpu=bool(environment.get("gpu")),
+        num_processes=environment.world_size,
+        device=environment.gpu or environment.cpu,
+        has_gpu=bool(environment.gpu),
         images_per_second=_median(history, SPEED, starts),
         share_waiting=_median(history, "speed/share_waiting_for_data", starts),
         peak_memory_gib=max(history.series[PEAK_MEMORY].values) if PEAK_MEMORY in history.series else None,

@@ -14,7 +14,7 @@ from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
 from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
 from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
-from tclx.runs import RunFolder
+from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
 
 LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
@@ -327,8 +327,8 @@ def _duration(seconds: float) -> str:
 
 def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
     folder = RunFolder(run.folder)
-    environment: dict[str, Any] = folder.read_json(folder.environment) if folder.environment.exists() else {}
-    packages = environment.get("packages") or {}
+    environment = folder.read_environment()
+    packages = environment.packages
     named = ", ".join(f"{name} {packages[name]}" for name in ("tclx", "torch", "timm", "transformers") if packages.get(name))
     content = json.dumps(runnable(read_spec(run)), indent=1, ensure_ascii=False)
     return [
@@ -340,14 +340,13 @@ def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
     ]
 
 
-def _commit(environment: Mapping[str, Any]) -> str:
-    if not environment:
+def _commit(environment: Environment) -> str:
+    if environment == Environment():
         return "not recorded"
-    commit = environment.get("commit")
-    if not commit:
+    if not environment.commit:
         return "not known (installed package)"
-    changed = environment.get("diff_sha256") if environment.get("diff") else None
-    return f"{commit[:12]} with changes (sha256 {changed[:12]})" if changed else str(commit[:12])
+    changed = environment.diff_sha256 if environment.diff else None
+    return f"{environment.commit[:12]} with changes (sha256 {changed[:12]})" if changed else environment.commit[:12]
 
 
 def _spec_file(run: RunResult) -> str:
