@@ -161,7 +161,7 @@ def _spec_for(saved: Saved, spec_path: Path | None, overrides: Sequence[str]) ->
 def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
     """The run's own; ids of another one would mean other words."""
     if saved.run is not None:
-        return CaptionTokenizer.load(saved.run.tokenizer)
+        return checkpoint.load_tokenizer(saved.run.tokenizer)
     return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
 
 

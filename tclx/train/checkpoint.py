@@ -31,10 +31,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
 from tclx.model.weights import KEY
 from tclx.model.weights import read_weights as read_file
-from tclx.runs import RunFolder, Unreadable, machine_error, parse_json, read_object
+from tclx.runs import RunFolder, Unreadable, machine_error, parse_json, read_object, write_atomically
 from tclx.spec.load import load_spec_json
 from tclx.track.jsonl import read
 
@@ -373,6 +374,36 @@ def put_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -
     if problems := _differences(tensors, model.state_dict()):
         raise InputError(_foreign(folder, "; ".join(problems)))
     model.load_state_dict(tensors)
+
+
+# ------------------------------------------------------------------------------------------------------------ the tokenizer
+
+_TOKENIZER_SUMS = "sha256.json"
+
+
+def save_tokenizer(tokenizer: CaptionTokenizer, folder: Path) -> None:
+    """Write a run's tokenizer with its checksums: one changed word would give other figures.
+
+    Raises:
+        MachineError: the folder cannot be written.
+    """
+    tokenizer.save(folder)
+    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    write_atomically(folder / _TOKENIZER_SUMS, json.dumps(sums, indent=1))
+
+
+def load_tokenizer(folder: Path) -> CaptionTokenizer:
+    """A run's tokenizer, as it was saved; those of earlier versions have no checksums.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    sums = read_object(folder / _TOKENIZER_SUMS) if (folder / _TOKENIZER_SUMS).exists() else {}
+    for name, sha256 in sums.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != sha256:
+            hint = "remove the folder, and the run makes it anew from the same captions"
+            raise InputError(Problem("", f"the tokenizer {folder} is damaged: the checksum of {name} is wrong", hint))
+    return CaptionTokenizer.load(folder)
 
 
 # ---------------------------------------------------------------------------------------------------- weights to start from

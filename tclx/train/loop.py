@@ -441,11 +441,11 @@ def _tokenizer(folder: RunFolder, spec: ExperimentSpec) -> CaptionTokenizer:
         if folder.tokenizer.exists():
             return
         building = folder.path / f".tokenizer.{os.getpid()}.tmp"
-        build_tokenizer(spec.data.tokenizer, training_captions(spec.data)).save(building)
+        checkpoint.save_tokenizer(build_tokenizer(spec.data.tokenizer, training_captions(spec.data)), building)
         building.rename(folder.tokenizer)  # complete or not there, as a killed process may be started again
 
     distributed.on_main(make)
-    return CaptionTokenizer.load(folder.tokenizer)
+    return checkpoint.load_tokenizer(folder.tokenizer)
 
 
 def _build_model(spec: ExperimentSpec, device: torch.device, tokenizer: CaptionTokenizer) -> TCL:

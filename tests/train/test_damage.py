@@ -253,6 +253,17 @@ def test_best_json_and_the_rows_must_agree(finished: RunFolder, tmp_path: Path) 
     assert checkpoint.weights_of(folder.path).step == 6
 
 
+def test_a_changed_word_of_the_tokenizer_is_named(finished: RunFolder, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, folder.path)
+    folder.state.unlink()
+    flip(folder.tokenizer / "tokenizer.json", (folder.tokenizer / "tokenizer.json").stat().st_size // 2, 0)
+    assert wait(start(folder)) == [REFUSED]
+    assert "the checksum of tokenizer.json is wrong" in (folder.path / "stderr0.txt").read_text()
+    shutil.rmtree(folder.tokenizer)
+    assert outcome(run(folder)) == outcome(finished)
+
+
 def test_a_run_without_a_sound_checkpoint_at_its_end_fails_in_words(finished: RunFolder, tmp_path: Path) -> None:
     """And the same command trains it again, to the same figures."""
     folder = RunFolder(tmp_path / "run")
