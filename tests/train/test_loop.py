@@ -285,7 +285,7 @@ def test_initial_weights_that_are_damaged_are_refused(finished: RunFolder, tmp_p
 
 
 def test_what_killed_processes_left_unfinished_is_cleared_by_whoever_trains(tmp_path: Path) -> None:
-    folder = prepare(tmp_path / "run", toy_spec(**{"training.steps": 1, "evaluation.every_steps": 1}))
+    folder = prepare(tmp_path / "run", toy_spec(**{"training.steps": 3, "evaluation.every_steps": 3}))
     for name in (".environment.json.123.tmp", ".metrics.jsonl.123.tmp", ".cancel.json.123.tmp", ".wandb.json.99.tmp"):
         (folder.path / name).touch()
     (folder.path / ".tokenizer.123.tmp").mkdir()
