@@ -132,7 +132,7 @@ def read_as(path: Path, kind: type[T]) -> T:
     from pydantic import ValidationError
 
     try:
-        return cast(T, _adapter(kind).validate_python(read_object(path)))
+        return cast(T, _adapter(cast(Any, kind)).validate_python(read_object(path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise Unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
