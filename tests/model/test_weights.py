@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,50 @@ def test_a_truncated_file_is_refused(file: Path, trained: TCL, tmp_path: Path) -
         half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
         with pytest.raises(InputError, match="could not be read"):
             read_tensors(half)
+
+
+def zipped(path: Path, content: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", content)
+
+
+STRANGE: dict[str, Callable[[Path], None]] = {
+    "integer keys": lambda path: torch.save({0: torch.ones(2)}, path),
+    "integer keys under model": lambda path: torch.save({"model": {0: torch.ones(2)}}, path),
+    "one value without end": lambda path: torch.save({"temp": torch.zeros(1).expand(10**12)}, path),
+    "sparse": lambda path: torch.save({"temp": torch.eye(3).to_sparse()}, path),
+    "complex": lambda path: torch.save({"temp": torch.ones(2, dtype=torch.complex64)}, path),
+    "a pickle that breaks off": lambda path: path.write_bytes(pickle.dumps({"a": list(range(100))})[:-20]) and None,
+    "a pickle of nothing": lambda path: path.write_bytes(b"\x80\x02R.") and None,
+    "a memo that is not there": lambda path: path.write_bytes(b"\x80\x02h\x05.") and None,
+    "a text": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n") and None,
+    "an archive of something else": lambda path: zipped(path, b"x"),
+    "a bomb": lambda path: zipped(path, bytes(10**8)),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_whatever_is_wrong_with_a_torch_file_is_one_line_with_its_path(tmp_path: Path, name: str) -> None:
+    STRANGE[name](tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth") as caught:
+        read_weights(tmp_path / "a.pth")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_queue": torch.zeros(3)},
+        {"queue_ptr": torch.zeros(2)},
+        {"text_encoder.bert.encoder.layer.99999999999.output.dense.weight": torch.zeros(1)},
+        {"text_encoder.cls.predictions.decoder.weight": torch.zeros(1, dtype=torch.int8)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_official_file_with_one_impossible_tensor_is_refused_by_name(trained: TCL, changes: dict[str, Tensor]) -> None:
+    official = official_state_dict(trained, form="pretrain") | changes
+    with pytest.raises(InputError):
+        from_official(official, source="official.pth")
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, {"epoch": 3}, [1, 2]])
