@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,6 @@ from tclx.errors import MachineError
 from tclx.launch import slurm
 from tclx.launch.ending import last_lines
 from tclx.launch.prepare import is_held
-from tclx.plan import Plan
 from tclx.runs import Attempt, Job, RunFolder, RunState, Unreadable, parse_json, read_as
 
 Standing = Literal[
@@ -67,6 +67,13 @@ def describe(status: RunStatus) -> str:
     """`interrupted at step 120 of 600: by SIGTERM`, for people."""
     progress = f" at step {status.step} of {status.total_steps}" if status.total_steps else ""
     return f"{status.standing}{progress}" + (f": {status.reason}" if status.reason else "")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What of a plan tells how long a run takes."""
+
+    global_batch_size: int
 
 
 class _Read(NamedTuple):
@@ -299,7 +306,7 @@ def _eta(read: _Read, step: int) -> float | None:
     if not speed:
         return None
     try:
-        batch = read_as(read.folder.plan, Plan).global_batch_size
+        batch = read_as(read.folder.plan, _Batch).global_batch_size
     except Unreadable:
         return None
     return float((read.state.total_steps - step) * batch / speed)
