@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, placed
 from tclx.spec.experiment import ExperimentSpec
@@ -71,6 +71,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The plan that `to_json` wrote; a file of it is read by `tclx.runs.read_as`."""
+        return cls(**value)
 
 
 def needs_momentum(spec: ExperimentSpec) -> bool:
