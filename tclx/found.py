@@ -14,7 +14,6 @@ A trial stays in its experiment's table where it is an ordinary run as well (`Ru
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 from tclx.errors import InputError, Problem
 from tclx.plan import CHANGES_NO_RESULT
 from tclx.report.results import SEED_AND_HASH, SET_ASIDE, Selection, identity
-from tclx.runs import SWEEPS, RunFolder, TrialOf
+from tclx.runs import SWEEPS, RunFolder, TrialOf, Unreadable, read_object
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import load_experiments, load_spec_json
 from tclx.spec.yaml import read_yaml
@@ -233,9 +232,9 @@ def _is_called(run: Path, name: str) -> bool:
     if not name or not run.name.startswith(f"{name}-"):
         return False
     try:
-        spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        spec = read_object(run / "spec.json")
         return name in (spec["name"], f"{spec['name']}-{spec['variant']}")
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: its folder's name still says whose it is
+    except (Unreadable, KeyError):  # damaged: its folder's name still says whose it is
         return SEED_AND_HASH.sub("", run.name) == name
 
 
@@ -297,13 +296,13 @@ def _is_old_baseline(folder: RunFolder) -> bool:
     try:
         mine = identity(folder.read_json(folder.spec))
         return any(mine == identity(base) for base in _old_bases(folder.path.parent))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Unreadable, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _old_bases(runs_dir: Path) -> Iterator[dict[str, Any]]:
     for path in sorted((runs_dir / SWEEPS).glob("*/sweep.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         changed = content["spec"]["changes"]
         if "experiment" not in content and all(key.startswith(("launch", "tracking")) for key in changed):
             yield content["base"]

@@ -183,11 +183,13 @@ def test_a_damaged_trial_json_hides_no_run(tmp_path: Path) -> None:
         '{"study": 1, "number": "x"}',
         "7",
         "\0",
-        '{"study": "x", "number": 0, "more": 1}',
+        "[" * 5000,
     ):
         folder.trial.write_text(content)
         assert not is_trial_only(folder)
         folder.adopt()
+    folder.trial.write_text('{"study": "x", "number": 0, "key_of_a_newer_version": 1}')
+    assert is_trial_only(folder)
     folder.trial.unlink()
     folder.attempt.write_text("[1]")
     folder.adopt()

@@ -82,7 +82,7 @@ def _node_of(folder: RunFolder, attempt: str, rank: int) -> str | None:
     try:
         word = folder.read_json(folder.rank(rank))
         return str(word["node"]) if word["attempt"] == attempt else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (Unreadable, KeyError):
         return None
 
 

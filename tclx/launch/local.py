@@ -48,7 +48,7 @@ from tclx.launch.prepare import (
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.printing import survive_unprintable
-from tclx.runs import BEAT_SECONDS, RunFolder, RunState, beating, machine_error, read_submitted, write_submitted
+from tclx.runs import BEAT_SECONDS, RunFolder, RunState, Unreadable, beating, machine_error, read_submitted, write_submitted
 from tclx.system import num_cpus
 from tclx.terminal import printable
 from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
@@ -398,7 +398,10 @@ def outcome_of(
 
 def _never_began(folder: RunFolder, attempt: str) -> bool:
     """Whether another attempt holds the run: torchrun does not pass on the worker's exit code."""
-    newest = folder.read_attempt()
+    try:
+        newest = folder.read_attempt()
+    except Unreadable:
+        return False
     return newest is not None and newest.name != attempt and is_held(folder)
 
 
