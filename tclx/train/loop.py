@@ -54,8 +54,11 @@ from tclx.train.step import QueueKeys, StepOutput, TrainingStep
 from tclx.train.stopping import StopRequest, hearing_requests, stop_request
 from tclx.train.watchdog import BATCH, EVALUATING, SAVING, STARTING, UPLOADING, Watchdog
 
-# Only CUDA's allocator raises an error of its own class; cuBLAS, cuDNN, NCCL and the CPU's allocator raise plain ones.
-_OUT_OF_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|(can't allocate|not enough) memory")
+# Only CUDA's allocator raises an error of its own class; cuBLAS, cuDNN, NCCL and the CPU's allocator raise plain ones, and
+# oneDNN (kernels of torch on a CPU) one that names no memory.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|STATUS_ALLOC_FAILED|(can't allocate|not enough) memory|could not create a (primitive|memory)"
+)
 
 
 @dataclass

@@ -160,6 +160,7 @@ def test_only_a_cpu_pays_for_the_same_bits_every_time(device: str) -> None:
         "[enforce fail at alloc_cpu.cpp:113] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "could not create a primitive",
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "NCCL error: unhandled cuda error. Last error:\nCuda failure 2 'out of memory'",
     ],
