@@ -32,8 +32,9 @@ from typing import NamedTuple
 
 from tclx.sweep import trial as trials
 from tclx.sweep import worker
+from tclx.sweep.begin import create_study
 from tclx.sweep.load import load_sweep
-from tclx.sweep.study import StudyFolder, create_study, open_study
+from tclx.sweep.study import StudyFolder, open_study
 from tests.sweep.toy import write_sweep
 
 HYDRA_FUNCTION = """

@@ -17,8 +17,8 @@ import pytest
 from tclx.runs import RunFolder, RunState, Status
 from tests.cli.test_cli import Ended
 from tests.conftest import PROJECT
-from tests.eval.test_results import make_run
 from tests.launch.toy import write_spec
+from tests.report.test_results import make_run
 from tests.test_terminal import steers
 
 PAYLOADS = {

@@ -469,6 +469,6 @@ def test_an_old_process_that_never_lets_go_is_not_waited_for_for_ever(
     folder = prepared_run(tmp_path)
     state = folder.state.read_bytes()
     with folder.lock():
-        assert worker.work(folder, Attempt("job7.1", "7", 1), takes_over=True) == 1
+        assert worker.work(folder, Attempt("job7.1", "7", 1), takes_over=True) == worker.HELD_BY_ANOTHER
     assert "another process is training" in capsys.readouterr().err
     assert folder.state.read_bytes() == state
