@@ -167,7 +167,8 @@ def test_a_failed_run_ends_with_its_reason_and_code(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, init={"checkpoint": "foreign.pth"})
     ended = run_process("run", spec, "--runs-dir", tmp_path / "runs")
     assert ended.returncode == 2
-    assert re.search(r"^error: init\.checkpoint: .*foreign\.pth", ended.stderr, re.MULTILINE)
+    assert re.search(r"^failed: init\.checkpoint: .*foreign\.pth", ended.stderr, re.MULTILINE)
+    assert ended.stderr.count("init.checkpoint") == 1  # the worker's own words are in its log
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
 
