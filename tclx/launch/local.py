@@ -29,7 +29,7 @@ import psutil
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
 from tclx.launch import slots
-from tclx.launch.ending import find_cause
+from tclx.launch.ending import find_cause, tail
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import (
     Outcome,
@@ -391,7 +391,7 @@ def outcome_of(
         reason = "it did not end when it was asked a second time, and was killed; the newest checkpoint counts"
         folder.write_state(replace(state, status="interrupted", reason=reason))
         return Outcome(folder, "interrupted", reason, Interrupted.exit_code)
-    sudden = _sudden_end(exit_code)
+    sudden = _sudden_end(folder, attempt, exit_code)
     folder.write_state(RunState("failed", state.step, state.total_steps, sudden))
     return Outcome(folder, "failed", sudden, RunFailed.exit_code)
 
@@ -405,9 +405,12 @@ def _never_began(folder: RunFolder, attempt: str) -> bool:
     return newest is not None and newest.name != attempt and is_held(folder)
 
 
-def _sudden_end(exit_code: int) -> str:
+def _sudden_end(folder: RunFolder, attempt: str, exit_code: int) -> str:
     how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
-    return f"the worker ended without a word ({how}); run the same command to continue from the newest checkpoint"
+    _, began, printed = tail(folder.log(0)).rpartition(f"--- {attempt}, ")
+    words = [line.strip() for line in printed.splitlines()[1:] if line.strip()] if began else []
+    last = f", after printing: {words[-1]}" if words else ""
+    return f"the worker ended without a word ({how}){last}; run the same command to continue from the newest checkpoint"
 
 
 # ------------------------------------------------------------------------------------------------------------------ detached

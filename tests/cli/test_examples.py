@@ -36,6 +36,8 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx sweep best loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep best --help"),
     "tclx sweep report loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep report --help"),
     "tclx sweep cancel loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep cancel --help"),
+    "tclx results loss-weights": ("needs a study: tests/test_found.py", "results --csv trials.csv"),
+    "tclx status loss-weights": ("needs a study: tests/test_found.py", "status"),
     "tclx sync": ("needs W&B: tests/cli/test_sync.py", "sync --help"),
     "tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl": ("needs W&B", "dashboard --help"),
     "tclx dashboard my-": ("needs runs with W&B: tests/track/test_dashboard.py", "dashboard --help"),

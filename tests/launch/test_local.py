@@ -127,6 +127,19 @@ def test_a_killed_worker_is_a_failure_that_names_the_signal(tmp_path: Path, monk
     assert "SIGKILL" in (outcome.reason or "")
 
 
+def test_a_worker_that_ended_without_a_word_is_known_by_what_it_printed(tmp_path: Path) -> None:
+    (run,) = plan(write_spec(tmp_path))
+    folder = RunFolder(tmp_path / "runs" / run.plan.run_id)
+    local.prepare(run, folder)
+    folder.log(0).parent.mkdir()
+    folder.log(0).write_text("--- older, rank 0\nan older word\n--- this, rank 0\nloading\nImportError: libcuda.so\n\n")
+    outcome = local.outcome_of(run, folder, 1, attempt="this", since=1.0, asked_to_stop=False)
+    assert "exit code 1" in (outcome.reason or "")
+    assert "after printing: ImportError: libcuda.so" in (outcome.reason or "")
+    silent = local.outcome_of(run, folder, -9, attempt="another", since=time.time(), asked_to_stop=False)
+    assert "printing" not in (silent.reason or "")
+
+
 def test_the_state_of_an_earlier_attempt_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write_spec(tmp_path)
     (run,) = plan(spec)
