@@ -211,7 +211,12 @@ def test_a_request_to_one_process_stops_them_all(tmp_path: Path, together: RunFo
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, num_processes: int) -> None:
-    changes = {"optim.learning_rate": 1e30, "training.checkpoints": {"every_steps": 1}, "launch.num_processes": num_processes}
+    changes = {
+        "optim.learning_rate": 1e30,
+        "optim.weight_decay": 0.0,
+        "training.checkpoints": {"every_steps": 1},
+        "launch.num_processes": num_processes,
+    }
     folder = prepare(tmp_path / "run", toy_spec(**{**changes, "optim.schedule": {"name": "constant"}}))
     assert wait(start(folder)) == [REFUSED] * num_processes
     state = folder.read_state()
