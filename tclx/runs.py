@@ -27,6 +27,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -90,14 +91,14 @@ def read_json(path: Path) -> Any:
         Unreadable: it is missing, no regular file, too large, or no JSON.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise Unreadable(path, "it is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
+        if status.st_size > MAX_JSON_BYTES:
+            raise Unreadable(path, f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+        content = path.read_bytes()
     except OSError as error:
         raise Unreadable(path, error.strerror or str(error)) from error
-    if len(content) > MAX_JSON_BYTES:
-        raise Unreadable(path, f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
         return parse_json(content)
     except ValueError as error:
