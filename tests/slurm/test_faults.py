@@ -242,9 +242,12 @@ def test_a_run_without_memory_is_not_tried_again_and_says_so(tmp_path: Path) -> 
 
 
 def test_a_run_that_fails_by_itself_is_not_tried_again(tmp_path: Path) -> None:
-    folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2, "device": "cuda"})
+    (tmp_path / "foreign.pth").write_bytes(b"no weights")
+    folder = submit(
+        tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2}, init={"checkpoint": str(tmp_path / "foreign.pth")}
+    )
     until_standing([folder], "failed")
-    assert "training.device: cuda was asked for" in (status_of(folder).reason or "")
+    assert "foreign.pth" in (status_of(folder).reason or "")
     assert not events(folder, "killed")
 
 
