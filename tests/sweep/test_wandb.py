@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from tclx.sweep import space
 from tclx.sweep.begin import create_study
 from tclx.sweep.load import Sweep
-from tclx.sweep.metrics import GPU_HOURS
+from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
 from tclx.sweep.study import StudyFolder, open_study
 from tclx.sweep.summary import importances_of
 from tclx.sweep.tracking import due_of, publish, standing
@@ -123,7 +123,7 @@ def test_a_study_is_a_run_beside_its_trials_and_goes_on_as_the_same(tmp_path: Pa
     ]
     assert there.config["sweep"]["value"]["space"][RATE]["log_uniform"] == [1e-5, 1e-1]
     assert there.config["experiment"]["value"]["model"]["queue_size"] == 32
-    assert 0 < there.summary[GPU_HOURS] < 0.1
+    assert 0 < there.summary[PROCESS_HOURS] < 0.1
 
     sweep, study, folder = begin(tmp_path, num_trials=4, experiment=tracked(tags=["a"], notes="a note"))
     tell(study, sweep, [10.0], **{RATE: 1e-4})
