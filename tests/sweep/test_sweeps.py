@@ -10,12 +10,14 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from tclx.launch.local import launch
 from tclx.launch.order import plan_runs
 from tclx.runs import RunFolder
 from tclx.sweep.study import StudyFolder
+from tests.launch.toy import SPEC
 from tests.sweep.toy import EVALUATION, TRAINING, finish, run, start, status, wait_until, write_sweep
 from tests.train.toy import outcome
 
@@ -136,7 +138,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert code == 130, stderr
     assert "everything is saved; the same command goes on" in stderr
     assert not _workers(tmp_path)
-    assert "running" in [trial["state"] for trial in status(path)["trials"]]
+    assert "interrupted" in [trial["state"] for trial in status(path)["trials"]]
     code, _, stderr = run(path)
     assert code == 0, stderr
     tree = status(path)
@@ -173,14 +175,23 @@ def test_of_two_commands_at_once_one_works_and_the_other_watches(tmp_path: Path)
 
 
 def test_a_trial_that_fails_by_itself_is_recorded_and_stops_nobody(tmp_path: Path) -> None:
-    ranges = {"optim.learning_rate": {"choices": [1e-3, 1e30]}}
-    path = write_sweep(tmp_path, space=ranges, num_trials=3, sampler={"name": "grid"}, points=[{"optim.learning_rate": 1e30}])
+    # One trial allows fewer pixels than one of the pictures has, which only reading the picture shows.
+    too_few = {"data.bad_images.max_pixels": 10_000}
+    path = write_sweep(
+        tmp_path,
+        space={"data.bad_images.max_pixels": {"choices": [50_000_000, 10_000]}},
+        num_trials=3,
+        sampler={"name": "grid"},
+        points=[too_few],
+        experiment={"data": {**SPEC["data"], "train": _photos(tmp_path, [16] * 15 + [120])}},
+    )
     code, _, stderr = run(path)
     assert code == 0, stderr
     tree = status(path)
     failed = tree["trials"][1]
     assert failed["state"] == "failed"
-    assert "not finite" in failed["reason"]
+    assert "1 of 16 pictures cannot be used" in failed["reason"]
+    assert "15.png: has 120 x 120 pixels" in failed["reason"]
     assert tree["trials"][0]["state"] == "finished"
     assert tree["running"] == 0
 
@@ -218,9 +229,17 @@ def test_a_pruned_trial_ends_early_and_says_why(tmp_path: Path) -> None:
         assert state.reason.startswith("pruned after evaluation")
 
 
-def _more_data() -> dict[str, Any]:
-    from tests.launch.toy import SPEC
+def _photos(folder: Path, sizes: list[int]) -> dict[str, Any]:
+    """A source of square pictures with these sides."""
+    rows = [{"image": f"{number}.png", "caption": f"picture number {number}"} for number in range(len(sizes))]
+    for row, size in zip(rows, sizes, strict=True):
+        Image.new("RGB", (size, size), (size, 0, 0)).save(folder / row["image"])
+    annotations = folder / "photos.json"
+    annotations.write_text(json.dumps(rows))
+    return {"source": "files", "form": "pretrain", "files": [str(annotations)], "image_root": str(folder)}
 
+
+def _more_data() -> dict[str, Any]:
     return {**SPEC["data"], "train": {**SPEC["data"]["train"], "num_images": 64}}
 
 
