@@ -24,6 +24,7 @@ from tclx.plan import CHANGES_NO_RESULT
 from tclx.report.results import SEED_AND_HASH, SET_ASIDE, Selection, identity
 from tclx.runs import SWEEPS, RunFolder, TrialOf, Unreadable, read_object
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.layers import is_sweep
 from tclx.spec.load import load_experiments, load_spec_json
 from tclx.spec.yaml import read_yaml
 
@@ -116,7 +117,7 @@ def is_sweep_file(path: Path) -> bool:
         InputError: it cannot be read.
     """
     content = read_yaml(path).value
-    return isinstance(content, dict) and ("space" in content or "simplex" in content)
+    return isinstance(content, dict) and is_sweep(content)
 
 
 def is_trial_only(folder: RunFolder) -> bool:

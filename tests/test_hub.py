@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -21,8 +22,11 @@ from tclx.hub import HubFiles, in_cache, require, text_files
 from tclx.launch.doctor import check_hub_for
 from tclx.launch.downloads import check_downloads
 from tclx.launch.downloads import hub_files as hub_files_of
+from tclx.launch.order import PlannedRun
+from tclx.launch.prepare import check_beginnings
 from tclx.model.text import text_config
 from tclx.model.vision import ImageEncoder, hub_files
+from tclx.runs import RunFolder, RunState
 from tclx.spec.data import HubTokenizer
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.model import ImageEncoderSpec, TextEncoderSpec
@@ -183,6 +187,18 @@ def test_what_a_slurm_job_would_download_is_warned_of_and_what_this_machine_woul
     assert "`hf download someone/bert`" in warning
     cached(cache, "someone/bert", config__json="{}", pytorch_model__bin="x")
     assert check_downloads([hub_spec(**SLURM)], with_image=False) == []
+
+
+def test_a_run_that_begins_is_refused_before_it_is_submitted_and_one_that_has_begun_is_not_asked(tmp_path: Path) -> None:
+    run = PlannedRun(hub_spec(**SLURM), SimpleNamespace(run_id="hub-s0-abc"), None, asked_for=True)  # type: ignore[arg-type]
+    with pytest.raises(MachineError, match=r"model\.image_encoder\.weights"):
+        check_beginnings([run], runs_dir=tmp_path, again=False, say=pytest.fail)
+    folder = tmp_path / "hub-s0-abc"
+    folder.mkdir()
+    RunFolder(folder).write_state(RunState("interrupted", step=3, total_steps=9))
+    check_beginnings([run], runs_dir=tmp_path, again=False, say=pytest.fail)
+    with pytest.raises(MachineError, match=r"model\.image_encoder\.weights"):
+        check_beginnings([run], runs_dir=tmp_path, again=True, say=pytest.fail)
 
 
 def test_a_run_that_starts_from_another_needs_no_first_weights() -> None:

@@ -6,11 +6,9 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from tclx.runs import (
     read_json,
 )
 from tclx.train.heartbeat import heartbeat
+from tests.disk import fill, small_disk
 from tests.launch.handed import prepared_run
 from tests.processes import finish_processes, start_processes
 
@@ -227,18 +226,11 @@ def test_a_full_disk_leaves_room_for_one_last_state(tmp_path: Path, monkeypatch:
 
 
 def test_a_disk_that_is_really_full_leaves_room_for_one_last_state(tmp_path: Path) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(tmp_path)]
-    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path, size="256k"):
         folder = RunFolder(tmp_path).begin(Attempt("a"))
-        with (tmp_path / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        fill(tmp_path / "filler")
         assert shutil.disk_usage(tmp_path).free == 0
         folder.write_state(RunState("failed", reason="the disk is full"))
         state = folder.read_state()
         assert state is not None
         assert state.status == "failed"
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tclx.cli.console import Overrides, say, show
+from tclx.cli.console import AsJson, Overrides, print_json, say, show
 from tclx.errors import InputError, Problem
 from tclx.terminal import one_line
 
@@ -42,6 +42,7 @@ def write(
 def check(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Open every picture of a spec's data and list the bad ones; exit code 2 where there are any.
 
@@ -50,16 +51,22 @@ def check(
     from tclx.data.facts import check_images, examine
     from tclx.spec.load import load_experiments
 
-    num_bad = 0
+    num_bad, trees = 0, list[dict[str, Any]]()
     for data in dict.fromkeys(experiment.spec.data for experiment in load_experiments(spec, overrides or [])):
         warnings = examine(data, some_may_be_missing=True).warnings
         report = check_images(data)
+        num_bad += len(report.bad)
         for warning in (*warnings, *report.warnings):
             say(f"warning: {warning}")
-        num_bad += len(report.bad)
+        if as_json:
+            bad = [picture._asdict() for picture in report.bad]
+            trees.append({"num_pictures": report.num_pictures, "bad": bad, "warnings": [*warnings, *report.warnings]})
+            continue
         for picture in report.bad:
             show(one_line(f"{picture.path}: {picture.reason}"))
         say(report.summary() if report.num_pictures else "the data are generated: there are no pictures to check")
+    if as_json:
+        print_json(trees)
     raise typer.Exit(InputError.exit_code if num_bad else 0)
 
 

@@ -72,11 +72,24 @@ def run(
     from tclx.sweep.study import StudyFolder
 
     checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    _say_doubts(checked)
     folder = StudyFolder.of(checked.spec.name, runs_dir)
     if again and folder.path.exists():
         say(f"the earlier study is kept as {set_aside(folder, checked)}")
     study = create_study(checked, folder, accept_changes=accept_changes, say=say)
     raise typer.Exit(_work(checked, folder, study, detach=detach, follow=follow))
+
+
+def _say_doubts(sweep: Sweep) -> None:
+    """What makes the trials' figures doubtful, or would be found out by the first trial.
+
+    Raises:
+        MachineError: what they take from the hub is neither in the cache nor to be had.
+    """
+    from tclx.launch.downloads import check_downloads
+
+    for warning in (*sweep.warnings, *check_downloads([sweep.base], with_image=True)):
+        say(f"warning: {warning}")
 
 
 def resume_study(path: Path, *, detach: bool, follow: bool) -> int:
@@ -308,9 +321,10 @@ def plan(
     from tclx.sweep.planning import plan_of
 
     checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    _say_doubts(checked)
     found = plan_of(checked)
     if as_json:
-        print_json(found)
+        print_json({**found, "warnings": list(checked.warnings)})
         return
     show(aligned([(name, str(value)) for name, value in found.items() if name != "space"]))
     show()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import re
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,6 @@ from itertools import chain, count
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
@@ -41,6 +39,7 @@ from tclx.data.captions import clean_caption
 from tclx.data.images import BadImage, Picture, read_image
 from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.scenes import Scenes
+from tclx.data.shared_memory import PREFETCHED_BATCHES, check_shared_memory, shared_memory_error
 from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
 from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.plan import needs_second_view
@@ -48,7 +47,6 @@ from tclx.processes import look_at
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.launch import SlurmLaunch
 from tclx.system import START_METHOD
 
 Item = TypeVar("Item")
@@ -57,12 +55,6 @@ MAX_BAD_IN_A_ROW = 100
 """Consecutive unreadable rows after which a run stops under `bad_images.policy: skip`: the folder is gone, not a picture."""
 IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """A terminal or SLURM signals whole process groups; the training process decides, saves and stops its loaders itself."""
-
-PREFETCHED_BATCHES = 2
-"""Of each loader process, ready before they are asked for."""
-
-SHARED_MEMORY = Path("/dev/shm")
-"""Where loader processes put their batches, on Linux."""
 
 POLL_SECONDS = 5.0
 """While a batch is waited for, the loader processes are looked at so often."""
@@ -397,17 +389,11 @@ def train_batches(
         needed = world_size * order.batch_size * order.accumulation_steps
         problem = f"one optimizer step takes {needed} rows, data.train has {source.num_rows}"
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
-    check_shared_memory(spec, num_bytes=_bytes_of_batch(spec))
+    check_shared_memory(spec)
     pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()
     # Token features are gathered over processes, which takes equal shapes.
     dataset = TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
     return _stream(_loader(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory))
-
-
-def _bytes_of_batch(spec: ExperimentSpec) -> int:
-    """Of its pictures, which are nearly all of it."""
-    views = 2 if needs_second_view(spec) else 1
-    return spec.training.batch_size_per_gpu * views * 3 * spec.model.image_encoder.image_size**2
 
 
 # Evaluation
@@ -646,48 +632,6 @@ def _end_workers(reference: weakref.ref[Iterator[Any]]) -> None:
     for process in _workers_of(items):
         process.kill()  # they ignore the SIGTERM by which Python ends what is left, and would be waited for at exit
         process.join(POLL_SECONDS)
-
-
-def shared_memory_error(error: Exception) -> MachineError | None:
-    """The user's words for a batch that found no place on its way, None for any other error."""
-    if not isinstance(error, OSError | RuntimeError) or not _NO_PLACE.search(str(error)):
-        return None
-    return MachineError(f"data loader processes and training do not reach each other: {error}. {_MORE_SHARED_MEMORY}")
-
-
-_NO_PLACE = re.compile(
-    r"shared memory|No space left|Cannot allocate memory|Too many open files|Disk quota|unable to (?:mmap|open|resize)",
-    re.IGNORECASE,
-)
-_MORE_SHARED_MEMORY = (
-    "Batches travel through shared memory (/dev/shm): make it larger (docker run --shm-size=8g), or data.num_workers or the "
-    "batch smaller; data.num_workers: 0 needs none"
-)
-
-
-def check_shared_memory(spec: ExperimentSpec, *, num_bytes: int) -> None:
-    """Refuse a run whose batches cannot all be in shared memory at once, as they are whenever loading is faster than training.
-
-    Args:
-        spec: says how many processes of this machine load how many batches ahead.
-        num_bytes: of one batch.
-
-    Raises:
-        MachineError: there is not so much of it left.
-    """
-    launch = spec.launch
-    processes = launch.processes_per_node if isinstance(launch, SlurmLaunch) else launch.num_processes
-    needed = num_bytes * PREFETCHED_BATCHES * spec.data.num_workers * processes
-    try:
-        free = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return  # not Linux: elsewhere it is not a folder of its own
-    if needed > free.f_bavail * free.f_frsize:
-        raise MachineError(
-            f"{needed / 2**20:.1f} MiB of shared memory are needed ({num_bytes / 2**20:.1f} MiB a batch x {PREFETCHED_BATCHES} "
-            f"batches ahead x {spec.data.num_workers} data.num_workers x {processes} training processes on a machine), and "
-            f"{free.f_bavail * free.f_frsize / 2**20:.1f} MiB are free. {_MORE_SHARED_MEMORY}"
-        )
 
 
 def worker_death(error: Exception) -> MachineError | None:

@@ -34,7 +34,7 @@ from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import (
     Outcome,
     Say,
-    check_pictures,
+    check_beginnings,
     describe,
     hand_over,
     is_held,
@@ -84,12 +84,13 @@ def launch(
 
     Raises:
         InputError: pictures are bad and `data.bad_images.policy` refuses them; nothing has been started.
-        MachineError: the runs folder cannot be made, or a run wants more GPUs than there are; nothing has been started.
+        MachineError: the runs folder cannot be made, a run wants more GPUs or shared memory than there is, or files of the hub
+            that cannot be had; nothing has been started.
     """
     for run in runs:
         slots.check_fits(run)
     make_folder(runs_dir)
-    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
+    check_beginnings(runs, runs_dir=runs_dir, again=again, say=say)
     for run in runs if forgets_cancels else ():
         with suppress(OSError):  # no such folder yet; one that cannot be written is refused where it is prepared
             RunFolder(runs_dir / run.plan.run_id).cancel.unlink()
@@ -424,7 +425,7 @@ def detach(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say)
     """
     for run in runs:
         slots.check_fits(run)
-    check_pictures(runs, runs_dir=runs_dir, again=again, say=say)
+    check_beginnings(runs, runs_dir=runs_dir, again=again, say=say)
     submission = new_submission(runs_dir)
     outcomes, queued = [], []
     for run in runs:

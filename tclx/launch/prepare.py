@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tclx.data.facts import refuse_bad_images
+from tclx.launch.downloads import check_downloads
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
 from tclx.runs import Job, RunFolder, RunState, Unreadable, lock_is_free, machine_error, read_as
@@ -50,18 +51,23 @@ def describe(outcome: Outcome) -> str:
     }[outcome.ending]
 
 
-def check_pictures(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
-    """Open the pictures of every run that is about to take its first step, as its policy asks; each data set once.
+def check_beginnings(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
+    """Of every run that is about to take its first step: is what it takes from the hub at hand, and are its pictures as its
+    policy asks? Each data set is opened once.
 
     Raises:
         InputError: with the bad pictures.
+        MachineError: something of the hub is neither in the cache nor to be had.
     """
-    beginning = []
-    for run in runs:
-        state = RunFolder(runs_dir / run.plan.run_id).read_state()
-        if state is None or (state.step == 0 and state.status != "finished") or (again and run.asked_for):
-            beginning.append(run.spec.data)
-    for data in dict.fromkeys(beginning):
+    states = [RunFolder(runs_dir / run.plan.run_id).read_state() for run in runs]
+    beginning = [
+        run.spec
+        for run, state in zip(runs, states, strict=True)
+        if state is None or (state.step == 0 and state.status != "finished") or (again and run.asked_for)
+    ]
+    for warning in check_downloads(beginning, with_image=True):
+        say(f"warning: {warning}")
+    for data in dict.fromkeys(spec.data for spec in beginning):
         found = refuse_bad_images(data)
         if found.num_pictures:
             say(found.summary())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from tclx.data.shared_memory import check_shared_memory
 from tclx.errors import MachineError, Problem
 from tclx.launch.order import PlannedRun
 from tclx.spec.launch import LocalLaunch
@@ -78,13 +79,15 @@ def uses_gpus(run: PlannedRun, num_gpus: int) -> bool:
 
 
 def check_fits(run: PlannedRun) -> None:
-    """Refuse a run that this machine can never give enough GPUs.
+    """Refuse a run that this machine can never give enough GPUs, or room for its batches.
 
     Raises:
-        MachineError: it wants more processes than there are GPUs, or a GPU where there is none.
+        MachineError: it wants more processes than there are GPUs, a GPU where there is none, or more shared memory than is
+            free.
     """
     if not isinstance(run.spec.launch, LocalLaunch):
         return
+    check_shared_memory(run.spec)
     num_gpus = len(visible_gpus())
     if run.spec.training.device == "cuda" and not num_gpus:
         hint = "auto takes the CPU where there is no GPU"

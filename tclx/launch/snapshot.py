@@ -62,6 +62,17 @@ def snapshot_code(runs_dir: Path) -> Path:
     return place
 
 
+def check_running_copy() -> None:
+    """Refuse to train from a copy that is no longer the code of its submission; code that is no copy is not judged.
+
+    Raises:
+        MachineError: something was taken from it, added or changed since.
+    """
+    place = code_folder()
+    if place.parent.name.startswith(CODE_FOLDER) and _digest(place / "tclx") != place.name:
+        raise MachineError(f"{place} is no longer the code of the job's submission (a cleaner of old files?); submit again")
+
+
 def _ours(folder: Path) -> _Ours:
     with tempfile.TemporaryDirectory(prefix=".tclx-code-", dir=folder) as made:  # 0700 where permissions are kept
         facts = Path(made).stat()

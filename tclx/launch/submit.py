@@ -20,7 +20,7 @@ from tclx.launch.prepare import (
     SUBMISSIONS,
     Outcome,
     Say,
-    check_pictures,
+    check_beginnings,
     describe,
     hand_over,
     is_held,
@@ -75,7 +75,8 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
     Raises:
         InputError: SLURM refuses the request, in its own words and with the key to change, or pictures are bad; nothing has
             been submitted.
-        MachineError: no SLURM here, it does not answer, or the folder cannot be written.
+        MachineError: no SLURM here, it does not answer, the folder cannot be written, or what a run takes from the hub is
+            neither cached nor to be had.
     """
     refuse_unwritable(str(runs_dir.resolve()))
     with submitting(runs_dir) as lock:
@@ -83,7 +84,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
         statuses = _current(runs, runs_dir)
         outcomes = {run.plan.run_id: _left_alone(run, statuses, runs_dir, again=again) for run in runs}
         wanted = [run for run in runs if outcomes[run.plan.run_id] is None]
-        check_pictures(wanted, runs_dir=runs_dir, again=again, say=say)
+        check_beginnings(wanted, runs_dir=runs_dir, again=again, say=say)
         groups = list(_grouped(wanted, say=say))
         for group in groups:
             _test(group, runs_dir, say=say)

@@ -26,6 +26,7 @@ from pathlib import Path
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
+from tclx.launch.snapshot import check_running_copy
 from tclx.printing import survive_unprintable
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted
 from tclx.spec.launch import SlurmLaunch
@@ -91,7 +92,12 @@ def run_of_task(submission: Path, environment: Mapping[str, str]) -> RunFolder:
 
 
 def run_rank(folder: RunFolder, submission: Path) -> int:
-    """Train as one of the job's processes."""
+    """Train as one of the job's processes.
+
+    Raises:
+        MachineError: its code is not that of its submission.
+    """
+    check_running_copy()
     names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
     os.environ.update({name: os.environ[slurm_name] for name, slurm_name in names.items()})
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))

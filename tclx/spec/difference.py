@@ -63,7 +63,7 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """
     leaves = [dict(_leaves("", {key: value for key, value in spec.items() if key not in _NAMES})) for spec in specs]
     keys = [key for key in _all_keys(leaves) if len({repr(one[key]) for one in leaves if key in one}) > 1]
-    names = {key: _ending(key, keys) for key in keys}
+    names = {key: shortest_ending(key, keys) for key in keys}
     sections = {key for key in keys if any(one.get(key) is _ON for one in leaves)}
     return [{names[key]: _peculiar(one[key], key in sections) for key in keys if key in one} for one in leaves]
 
@@ -96,7 +96,7 @@ def _peculiar(value: Any, is_section: bool) -> str:
     return shown if len(shown) <= _LONGEST else f"...{shown[3 - _LONGEST :]}"
 
 
-def _ending(key: str, keys: Sequence[str]) -> str:
+def shortest_ending(key: str, keys: Sequence[str]) -> str:
     """The shortest ending of a dotted key that no other has; of long ones two words, as `cma.weight`."""
     parts = key.split(".")
     for count in range(min(2, len(parts) - 1), len(parts)):

@@ -51,6 +51,8 @@ class Sweep:
     experiment: ExperimentSpec | None = None
     """What the file asks for without the sweep's `changes`, paths absolute; None where it cannot stand without them, and in
     studies that were begun before this was written down."""
+    warnings: tuple[str, ...] = ()
+    """What makes the figures of its trials doubtful; known when its file is read, not to workers."""
 
     def is_experiment(self, spec: ExperimentSpec) -> bool:
         """Whether a trial's run is one that the experiment's own file asks for, whatever its seed."""
@@ -125,7 +127,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     tree = merge(_mapping(path), override_tree(overrides, SWEEP), SWEEP)
     spec, origins = _read(tree)
     base = _base(spec, origins, runs_dir, backend)
-    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data), _unchanged(spec, base.spec))
+    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data), _unchanged(spec, base.spec), base.warnings)
     if problems := list(dict.fromkeys(_problems(sweep))):
         raise InputError(
             *(problem._replace(where=problem.where or nearest_place(problem.key, origins)) for problem in problems)

@@ -12,17 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tclx.errors import Interrupted, RunFailed
 from tclx.launch.ending import last_lines
-from tclx.launch.local import POLL_SECONDS, passing_signals, say_when, worker_environment
+from tclx.launch.local import POLL_SECONDS, kill_all, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
 from tclx.printing import survive_unprintable
 from tclx.runs import holding
 from tclx.sweep.claims import living_workers
 from tclx.sweep.study import StudyFolder
+from tclx.train.stopping import is_echo
 from tclx.worker import INTERRUPTED_AND_SAVED
 
 MOST_DEATHS_IN_A_ROW = 3
@@ -45,14 +46,24 @@ class _Pool:
     folder: StudyFolder
     seats: list[_Seat]
     say: Say
-    stopping: bool = field(default=False)
+    asked_at: float | None = None
+    """When it was asked to stop."""
 
     def interrupt(self, number: int) -> None:
-        """Ask every worker to save and stop."""
-        self.stopping = True
-        for seat in self.seats:
-            if seat.process is not None and seat.process.poll() is None:
-                seat.process.send_signal(signal.SIGTERM)
+        """Ask every worker to save and stop; asked again, end them and all that they have started.
+
+        Raises:
+            KeyboardInterrupt: they have been ended.
+        """
+        living = [seat.process for seat in self.seats if seat.process is not None and seat.process.poll() is None]
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+            for process in living:
+                process.send_signal(signal.SIGTERM)
+        elif not is_echo(number, after=time.monotonic() - self.asked_at):
+            for process in living:
+                kill_all(process.pid)
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -83,18 +94,32 @@ def run_workers(
     """
     pool = _Pool(folder, [_Seat(number) for number in range(num_workers)], say)
     with passing_signals(pool.interrupt):
-        for seat in pool.seats:
-            _start(seat, folder)
-        while any(seat.process is not None for seat in pool.seats):
-            for seat in pool.seats:
-                if seat.process is not None and seat.process.poll() is not None:
-                    _ended(seat, pool, num_ended())
-            look()
-            time.sleep(POLL_SECONDS)
-    if pool.stopping:
+        try:
+            _watch(pool, look, num_ended)
+        except KeyboardInterrupt:
+            say("ended at once, not everything is saved; the same command goes on from the newest checkpoints")
+            return Interrupted.exit_code
+    if pool.asked_at is not None:
         say("stopped, everything is saved; the same command goes on")
         return Interrupted.exit_code
     return max((seat.exit_code or 0 for seat in pool.seats), default=0)
+
+
+def _watch(pool: _Pool, look: Callable[[], None], num_ended: Callable[[], int]) -> None:
+    """Until no worker is left."""
+    told = False
+    for seat in pool.seats:
+        if pool.asked_at is None:
+            _start(seat, pool.folder)
+    while any(seat.process is not None for seat in pool.seats):
+        for seat in pool.seats:
+            if seat.process is not None and seat.process.poll() is not None:
+                _ended(seat, pool, num_ended())
+        if pool.asked_at is not None and not told:
+            told = True
+            pool.say("stopping: what runs saves after its step and ends; once more: ends at once")
+        look()
+        time.sleep(POLL_SECONDS)
 
 
 def worker_log(folder: StudyFolder, number: int) -> Path:
@@ -112,7 +137,7 @@ def _ended(seat: _Seat, pool: _Pool, num_ended: int) -> None:
     """A worker that was killed is started again: its trial goes on where it was saved."""
     code = seat.process.returncode if seat.process is not None else 0
     seat.process, seat.exit_code = None, 0 if code == 0 else RunFailed.exit_code
-    if code in (0, INTERRUPTED_AND_SAVED) or pool.stopping:
+    if code in (0, INTERRUPTED_AND_SAVED) or pool.asked_at is not None:
         return
     words = "; ".join(last_lines(worker_log(pool.folder, seat.number), count=1))
     if code > 0:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tclx.launch.watch import Standing
 from tclx.report.cost import wall_seconds
 from tclx.runs import RunFolder
+from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
 from tclx.sweep.load import Sweep
 from tclx.sweep.study import StudyFolder, counted
@@ -26,14 +27,14 @@ class Summary(NamedTuple):
 
     num_trials: int
     """Asked for."""
-    complete: int
+    finished: int
     running: int
     interrupted: int
     lost: int
     """As `state_word` tells them apart; the next worker goes on with what is interrupted or lost."""
     pruned: int
     failed: int
-    waiting: int
+    queued: int
     best: tuple[FrozenTrial, ...]
     """The best trial; of several objectives the Pareto front; empty before the first."""
     baseline: FrozenTrial | None
@@ -43,7 +44,7 @@ class Summary(NamedTuple):
 
     @property
     def ended(self) -> int:
-        return self.complete + self.pruned + self.failed
+        return self.finished + self.pruned + self.failed
 
 
 def summarise(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Summary:
@@ -199,13 +200,13 @@ def as_tree(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str,
     return {
         "name": sweep.spec.name,
         "trials_asked_for": summary.num_trials,
-        "finished": summary.complete,
+        "finished": summary.finished,
         "running": summary.running,
         "interrupted": summary.interrupted,
         "lost": summary.lost,
         "pruned": summary.pruned,
         "failed": summary.failed,
-        "queued": summary.waiting,
+        "queued": summary.queued,
         "eta_seconds": summary.eta_seconds,
         "best": [trial.number for trial in summary.best],
         "trials": [_trial_tree(trial, folder) for trial in study.get_trials(deepcopy=False)],
@@ -235,11 +236,5 @@ def progress_of(trial: FrozenTrial, folder: StudyFolder) -> tuple[int, int]:
 
 
 def short_key(key: str, sweep: Sweep) -> str:
-    """The shortest ending of a key that no other key of the sweep has; of long ones two words, as `cma.weight`."""
-    keys = [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
-    parts = key.split(".")
-    for count in range(min(2, len(parts) - 1), len(parts)):
-        ending = ".".join(parts[-count:])
-        if sum(one == ending or one.endswith(f".{ending}") for one in keys) <= 1:
-            return ending
-    return key
+    """A key's shortest ending in its sweep."""
+    return shortest_ending(key, [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)])

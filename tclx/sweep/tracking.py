@@ -51,9 +51,16 @@ def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str
     """The same names at any time, None where there is nothing yet: a W&B run that is continued keeps those it is not given."""
     summary = summarise(study, sweep, folder)
     hours = _hours(study, folder)
-    counts = {state: getattr(summary, state) for state in ("complete", "running", "pruned", "failed", "waiting")}
+    counts = {
+        "asked_for": summary.num_trials,
+        "complete": summary.finished,  # the names of the first studies that were sent there: charts go on with them
+        "running": summary.running,
+        "pruned": summary.pruned,
+        "failed": summary.failed,
+        "waiting": summary.queued,
+    }
     return {
-        **{f"num_trials/{name}": count for name, count in {"asked_for": summary.num_trials, **counts}.items()},
+        **{f"num_trials/{name}": count for name, count in counts.items()},
         **(_best(summary, sweep) if len(sweep.spec.objective) == 1 else _front(summary, sweep)),
         **_reached(summary.baseline, sweep, "experiment"),
         **_importances(study, sweep),

@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 
 from tclx.errors import InputError, MachineError
 from tclx.launch.order import PlannedRun
-from tclx.launch.prepare import Outcome, check_pictures, is_held, prepare
+from tclx.launch.prepare import Outcome, check_beginnings, is_held, prepare
 from tclx.launch.slots import Slot, take
 from tclx.launch.watch import PRUNED
 from tclx.runs import RunFolder, TrialOf
@@ -195,7 +195,7 @@ def _train_here(
     """
     slot = _slot(run, worker)
     try:
-        check_pictures([run], runs_dir=worker.folder.runs_dir, again=False, say=worker.say)
+        check_beginnings([run], runs_dir=worker.folder.runs_dir, again=False, say=worker.say)
         prepare(run, folder)
         started = process.start(run, folder, environment=_environment(slot), takes_over=takes_over)
         exit_code = _watch(started, look, worker)

@@ -13,10 +13,10 @@ from typing import Any
 import wandb
 from PIL import Image
 
+from tclx.examples import Examples, read_examples
 from tclx.runs import RunFolder
 from tclx.track.jsonl import Row
 
-Examples = Mapping[str, Any]
 SPLITS = ("val", "test")
 
 
@@ -25,7 +25,7 @@ def media_of_row(folder: RunFolder, row: Row) -> dict[str, Any]:
     for split in SPLITS:
         path = folder.examples(split, step=row["step"])
         if any(name.startswith(f"retrieval/{split}/") for name in row) and path.exists():
-            return media(split, folder.read_json(path))
+            return media(split, read_examples(path))
     return {}
 
 
@@ -36,7 +36,7 @@ def final_media(folder: RunFolder) -> dict[str, Any]:
         name: value
         for split, path in paths.items()
         if path.exists()
-        for name, value in media(split, folder.read_json(path)).items()
+        for name, value in media(split, read_examples(path)).items()
     }
 
 

@@ -41,7 +41,7 @@ from typing import Any, cast
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
 from tclx.plan import Plan
-from tclx.runs import RunFolder, Superseded, read_as
+from tclx.runs import RunFolder, Superseded, Unreadable, read_as
 from tclx.spec.load import load_spec_json
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
@@ -358,12 +358,12 @@ class Copy:
     def _with_media(
         self, send: Callable[[dict[str, Any]], object], figures: dict[str, Any], media: Callable[[], dict[str, Any]]
     ) -> None:
-        """Send figures with what people look at; the figures alone where that cannot be written: they need no disk."""
+        """Send figures with what people look at; the figures alone where that cannot be read, or written: they need no disk."""
         try:
             send(figures | media())
         except ConnectionError:
             raise
-        except OSError as error:
+        except (OSError, Unreadable, ValueError) as error:  # the last: a picture's text that is not base64
             traceback.print_exc()
             if not self._lacks_media:
                 self._lacks_media = True

@@ -134,11 +134,16 @@ def _hear(reader: int, doing: Callable[[], str], leave: Callable[[str], None]) -
                 if _is_flagged(number):
                     announce(f"\n{name}: stopping after this step and saving (now {doing()}); once more: ends within seconds\n")
                     continue
-            elif now - asked_at < (DOUBLE_SECONDS if number == signal.SIGINT else ECHO_SECONDS):
+            elif is_echo(number, after=now - asked_at):
                 continue
             if leaves_at is None:
                 leaves_at = now + GRACE_SECONDS
                 announce(f"\n{name}: still {doing()}; ends within {GRACE_SECONDS:.0f} s, saved or not\n")
+
+
+def is_echo(number: int, *, after: float) -> bool:
+    """Whether a signal is the same request as the first one, so many seconds before it."""
+    return after < (DOUBLE_SECONDS if number == signal.SIGINT else ECHO_SECONDS)
 
 
 def _is_flagged(number: int) -> bool:

@@ -353,6 +353,11 @@ def test_data_check_lists_bad_pictures_and_ends_with_2(tmp_path: Path) -> None:
     ended = Ended("data", "check", write_spec(tmp_path, data=data, evaluation={}))
     assert ended.code == 2
     assert "broken.jpg: " in ended.out
+    (tree,) = json.loads(Ended("data", "check", tmp_path / "toy.yaml", "--json").out)
+    (bad,) = tree["bad"]
+    assert (tree["num_pictures"], bad["key"]) == (1, "data.train")
+    assert bad["path"].endswith("broken.jpg")
+    assert bad["reason"]
 
 
 def test_plan_and_data_check_warn_of_pictures_that_are_trained_on(tmp_path: Path) -> None:

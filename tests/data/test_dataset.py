@@ -349,7 +349,7 @@ def test_shared_memory_that_is_full_is_named(size: str) -> None:
         "from tests.data.small import experiment; from tclx.data import dataset; from tclx.errors import MachineError\n"
         "spec = experiment(data={'num_workers': 2}, training={'batch_size_per_gpu': 24})\n"
         "tokenizer = __import__('tclx.data.tokenizer', fromlist=['x']).train_wordpiece(['a'], vocab_size=64)\n"
-        "dataset.check_shared_memory = lambda spec, num_bytes: None\n"
+        "dataset.check_shared_memory = lambda spec: None\n"
         "try:\n"
         "    next(dataset.train_batches(spec, tokenizer=tokenizer))\n"
         "except MachineError as error:\n"

@@ -20,6 +20,7 @@ import pytest
 
 from tclx.launch.watch import watch_runs
 from tclx.runs import RunFolder
+from tests import disk
 from tests.launch.toy import SPEC, write_spec
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -271,12 +272,8 @@ def test_a_killed_queue_leaves_runs_that_can_be_resumed(place: Place) -> None:
 @pytest.fixture
 def small_disk(place: Place) -> Iterator[Path]:
     """The runs folder on a file system of its own, where this user may mount one."""
-    place.runs_dir.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place.runs_dir)]
-    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
-    yield place.runs_dir
-    place.until(lambda: subprocess.run(["umount", str(place.runs_dir)], check=False).returncode == 0)
+    with disk.small_disk(place.runs_dir, size="1m") as folder:
+        yield folder
 
 
 FILLS = """

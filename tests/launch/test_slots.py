@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from tclx.errors import MachineError
 from tclx.launch.order import PlannedRun
 from tclx.launch.slots import Slot, check_fits, num_parallel, take, visible_gpus
 from tests.launch.handed import Commands, planned
+from tests.launch.toy import SPEC
 
 PROJECT = Path(__file__).resolve().parents[2]
 GPU_RUN: dict[str, Any] = {"training": {"steps": 2, "batch_size_per_gpu": 4, "device": "auto"}}
@@ -82,6 +85,16 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, four_gpus: None) -
         check_fits(planned(tmp_path, launch={"num_processes": 5}, **GPU_RUN))
     cpu = {"training": {**GPU_RUN["training"], "device": "cpu"}}
     check_fits(planned(tmp_path, launch={"num_processes": 5}, **cpu))
+
+
+def test_less_shared_memory_than_the_loaders_need_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    data = {**SPEC["data"], "num_workers": 2}
+    with pytest.raises(MachineError, match=r"MiB of shared memory are needed"):
+        check_fits(planned(tmp_path, data=data))
+    check_fits(planned(tmp_path))  # without loader processes
+    there = {"backend": "slurm", "time_limit_minutes": 60}
+    check_fits(planned(tmp_path, data=data, launch=there))  # another machine's
 
 
 Take = Callable[[PlannedRun], tuple[str, ...] | None]

@@ -17,7 +17,7 @@ import pytest
 from tclx import provenance
 from tclx.errors import MachineError
 from tclx.launch import snapshot
-from tclx.launch.snapshot import snapshot_code
+from tclx.launch.snapshot import check_running_copy, snapshot_code
 from tclx.provenance import CODE_FILE, PACKAGES
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -195,6 +195,21 @@ def test_a_copy_that_is_no_longer_whole_is_made_anew(tmp_path: Path, tree: Path,
     assert (place / "tclx" / "launch" / "task.py").read_text() == "two = 2\n"
     assert not any(path.stat().st_mode & 0o022 for path in (place, *place.rglob("*")))
     assert list(place.parent.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("harm", [_purge, _change, _add])
+def test_a_job_does_not_train_from_a_copy_that_is_no_longer_what_was_submitted(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    check_running_copy()  # code that is no copy is not judged
+    place = snapshot_code(tmp_path / "runs")
+    monkeypatch.setattr(snapshot, "code_folder", lambda: place)
+    (place / "tclx" / "__pycache__").mkdir()
+    (place / "tclx" / "__pycache__" / "x.pyc").write_text("another rank compiled it")
+    check_running_copy()
+    harm(place)
+    with pytest.raises(MachineError, match=r"no longer the code of the job's submission .* submit again"):
+        check_running_copy()
 
 
 def test_a_whole_copy_in_use_is_left_alone(tmp_path: Path, tree: Path) -> None:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ import pytest
 
 from tclx.launch.watch import watch_runs
 from tclx.runs import RunFolder
+from tests.disk import fill, small_disk
 from tests.slurm.cluster import Cluster
 from tests.slurm.toy import (
     REPEATED,
@@ -373,23 +373,17 @@ def moment(runs_dir: Path) -> str:
 
 def test_a_full_disk_is_named_and_what_was_saved_is_there(tmp_path: Path, undisturbed: RunFolder) -> None:
     """A file system of its own that fills up while the run trains; with space again the run goes on."""
-    (tmp_path / "runs").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path / "runs"], check=True)
-    try:
+    with small_disk(tmp_path / "runs", size="24m"):
         folder = submit(tmp_path)
         until_step(folder, 45)
         filler = tmp_path / "runs" / "filler"
-        with filler.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        fill(filler)
         until_standing([folder], "failed")
         assert "disk is full" in (status_of(folder).reason or "")
         filler.unlink()
         tclx("resume", folder.path, runs_dir=tmp_path / "runs")
         until_standing([folder], "finished")
         assert_same(folder, undisturbed)
-    finally:
-        subprocess.run(["umount", "--lazy", tmp_path / "runs"], check=True)
 
 
 @pytest.mark.faults

@@ -9,12 +9,15 @@ from typing import Any
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from tclx.cli.app import app
 from tclx.errors import InputError
 from tclx.spec.schema import sweep_schema
 from tclx.spec.yaml import read_yaml
 from tclx.sweep.load import load_sweep
 from tclx.sweep.planning import plan_of
+from tests.launch.toy import SPEC
 from tests.sweep.toy import load, write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +83,17 @@ def test_a_mistake_stands_at_its_line(tmp_path: Path) -> None:
     where = caught.value.problems[0].where
     assert where is not None
     assert (where.path, where.line) == (path, line)
+
+
+def test_what_makes_the_figures_of_trials_doubtful_is_said(tmp_path: Path) -> None:
+    model = {**SPEC["model"], "queue_size": 320}
+    path = write_sweep(tmp_path, experiment={"model": model})
+    (warning,) = load_sweep(path, runs_dir=tmp_path / "runs").warnings
+    assert warning.startswith("model.queue_size: the queue of 320 holds more than an epoch")
+    printed = CliRunner().invoke(app, ["sweep", "plan", str(path), "--runs-dir", str(tmp_path / "runs"), "--json"])
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout)["warnings"] == [warning]
+    assert f"warning: {warning}" in printed.stderr
 
 
 def test_trials_are_one_group_on_wandb(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from tclx.errors import InputError, MachineError
 from tclx.sweep import storage
 from tclx.sweep.storage import HealingJournalFile, open_storage, patiently
+from tests import disk
 from tests.postgres import Server
 from tests.sweep.toy import load
 
@@ -117,14 +118,8 @@ def test_a_journal_on_a_full_disk_is_what_it_was_and_goes_on_when_there_is_space
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be made here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk.small_disk(tmp_path / "disk", size="64k") as place:
+        yield place
 
 
 def fill(disk: Path, *, free_blocks: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,31 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert all(_steps(folder) == list(range(1, 61)) for folder in _runs(tree, tmp_path))
     claims = [json.loads(found.read_text()) for found in (tmp_path / "runs/sweeps/toy-sweep/trials").glob("*.json")]
     assert all(claim["deaths"] == 0 for claim in claims)
+
+
+def test_a_second_ctrl_c_ends_at_once_what_cannot_stop_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, num_trials=1, experiment=LONG)
+    process = start(path)
+    wait_until(lambda: _trains(tmp_path, past=5))
+    (worker,) = _workers(tmp_path)
+    for one in (worker, *worker.children(recursive=True)):
+        one.suspend()  # as good as stuck: no request is heard
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    asked_at = time.monotonic()
+    code, _, stderr = finish(process)
+    assert time.monotonic() - asked_at < 10
+    assert code == 130, stderr
+    assert "stopping: what runs saves after its step and ends; once more: ends at once" in stderr
+    assert "ended at once, not everything is saved; the same command goes on from the newest checkpoints" in stderr
+    assert not _workers(tmp_path)
+    code, _, stderr = run(path)
+    assert code == 0, stderr
+    tree = status(path)
+    assert [trial["state"] for trial in tree["trials"]] == ["finished"]
+    assert _steps(_runs(tree, tmp_path)[0]) == list(range(1, 61))
 
 
 def test_the_pool_itself_may_be_killed(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tclx.runs import RunFolder
 from tclx.spec.rules import missing_packages
 from tclx.track.jsonl import MetricsFile, numbers, read
 from tclx.track.tensorboard import TensorBoard, write_copy
+from tests import disk
 from tests.cli.test_cli import Ended
 from tests.train.toy import kill, outcome, prepare, run, start, toy_spec, wait_until
 
@@ -179,12 +179,8 @@ def test_a_copy_that_vanishes_stops_nothing_and_is_said_once(tmp_path: Path) -> 
 @pytest.fixture
 def small_disk(folder: RunFolder) -> Iterator[Path]:
     """A file system of its own in the copy's place, where this user may mount one."""
-    folder.tensorboard.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(folder.tensorboard)]
-    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
-    yield folder.tensorboard
-    subprocess.run(["umount", str(folder.tensorboard)], check=True)
+    with disk.small_disk(folder.tensorboard, size="8k") as place:
+        yield place
 
 
 def test_a_disk_that_fills_is_said_once_and_the_copy_ends_with_a_whole_row(folder: RunFolder, small_disk: Path) -> None:
@@ -203,7 +199,7 @@ def test_a_disk_that_fills_is_said_once_and_the_copy_ends_with_a_whole_row(folde
     with pytest.raises(MachineError, match="the disk is full"):
         write_copy(folder)
     assert len(events_of(folder)) == len(written) + 2  # the copy that was there still is
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    disk.resize(small_disk, "1m")
     board.begin(read(folder.metrics))
     assert_same(curves(folder), expected(folder))
 

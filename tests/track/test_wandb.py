@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from tclx.runs import RunFolder
 from tclx.track.jsonl import MetricsFile, read
 from tclx.track.sending import Say, read_sent, send_now, sending
 from tclx.track.wandb import as_logged
+from tests.disk import small_disk
 from tests.track.wandb_file import read_history
 from tests.track.wandb_server import API_KEY, DROP, SILENCE, ReceivedRun, WandbServer, wait_for
 from tests.train.toy import kill, outcome, prepare, run, start, toy_spec, wait_until
@@ -287,18 +287,27 @@ def test_a_dead_server_changes_nothing_of_a_run(tmp_path: Path, server: WandbSer
 # The whole matrix runs with `just faults`; what is left out here ends in the same way.
 def test_on_a_full_disk_every_row_arrives_without_pictures(tmp_path: Path, server: WandbServer) -> None:
     folder = run(prepared(tmp_path, mode="disabled"), environment=server.environment)
-    (folder.path / "wandb").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder.path / "wandb")]
-    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(folder.path / "wandb", size="64k"):
         assert send_now(folder, "online", seconds=60, say=pytest.fail) == 0
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder.path / "wandb")], check=True)
     assert received(server.only_run) == expected(folder)
     assert not any(name.startswith("attention/") for row in server.only_run.rows for name in row)
     (event,) = events(folder, "wandb_without_pictures")
     assert "No space left" in event["reason"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no base64"])
+def test_of_examples_that_cannot_be_read_the_figures_arrive_all_the_same(
+    tmp_path: Path, server: WandbServer, damage: str
+) -> None:
+    folder = run(prepared(tmp_path, mode="disabled"), environment=server.environment)
+    kept = folder.examples("test")
+    content = json.loads(kept.read_text())
+    content["pictures"] = dict.fromkeys(content["pictures"], "x")
+    kept.write_text(kept.read_text()[:200] if damage == "cut" else json.dumps(content))
+    assert send_now(folder, "online", seconds=60, say=pytest.fail) == 0
+    assert received(server.only_run) == expected(folder)
+    (event,) = events(folder, "wandb_without_pictures")
+    assert str(kept) in event["reason"] if damage == "cut" else "base64" in event["reason"]
 
 
 @pytest.mark.parametrize("fault", [429, SILENCE, pytest.param(DROP, marks=RARE), pytest.param("nobody", marks=RARE)])

@@ -10,7 +10,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from tclx.spec.optim import OptimSpec
 from tclx.train import checkpoint
 from tclx.train.checkpoint import Progress
 from tclx.train.optim import build_optimizer
+from tests import disk
 from tests.train.toy import prepare, toy_spec
 
 RUN = "toy-s0-00000000"
@@ -298,15 +298,8 @@ def test_best_or_newest_follows_best_json_and_never_takes_the_newest_for_a_best_
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount a small disk here ({mounted.stderr.strip()}); the file-size limit below still tests this")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk.small_disk(tmp_path / "disk", size="64k") as place:  # where there is none, the file-size limit below tests this
+        yield place
 
 
 def left_behind(folder: Path) -> list[str]:

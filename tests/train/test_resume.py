@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from tclx.runs import RunFolder
 from tclx.track.jsonl import read
 from tclx.train import checkpoint
+from tests import disk
 from tests.train.toy import (
     REFUSED,
     STOPPED,
@@ -235,13 +235,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, num_p
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, where this user may mount one."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(path)]
-    if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
-        pytest.skip(f"may not mount a small disk here: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with disk.small_disk(tmp_path / "disk", size="700k") as place:
+        yield place
 
 
 def test_a_disk_that_fills_while_saving_ends_the_run_and_with_space_it_goes_on(small_disk: Path, whole: Outcome) -> None:
@@ -250,7 +245,7 @@ def test_a_disk_that_fills_while_saving_ends_the_run_and_with_space_it_goes_on(s
     printed = (folder.path / "stderr0.txt").read_text()
     assert "the disk is full: free some space and run the same command again" in printed
     assert not is_saving(folder)
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    disk.resize(small_disk, "64m")
     assert outcome(run(folder)) == whole
 
 

@@ -1,0 +1,85 @@
+"""What does a run folder keep of an evaluation for people to look at? Read and checked, for pages and for W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
+
+from tclx.runs import Unreadable, read_as
+
+Examples = Mapping[str, Any]
+
+
+class _Result(TypedDict):
+    similarity: float
+    score: float | None
+    right: bool
+    image: NotRequired[int]
+    caption: NotRequired[int]
+    text: NotRequired[str]
+
+
+class _CaptionQuery(TypedDict):
+    caption: int
+    text: str
+    right_image: int
+    rank: int
+    results: list[_Result]
+
+
+class _PictureQuery(TypedDict):
+    image: int
+    rank: int
+    results: list[_Result]
+
+
+class _Similarity(TypedDict):
+    edges: list[float]
+    matched: list[float]
+    unmatched: list[float]
+
+
+class _Word(TypedDict):
+    word: str
+    picture: str
+
+
+class _Explained(TypedDict):
+    caption: int
+    text: str
+    image: int
+    score: float | None
+    words: list[_Word]
+
+
+class _Kept(TypedDict):
+    """What `tclx.eval.examples.examples_of` writes; earlier versions kept no similarities and no attention."""
+
+    text_to_image: list[_CaptionQuery]
+    image_to_text: list[_PictureQuery]
+    pictures: dict[str, str]
+    similarity: NotRequired[_Similarity]
+    attention: NotRequired[list[_Explained]]
+
+
+def read_examples(path: Path) -> Examples:
+    """What an evaluation kept for people to look at (`tclx.eval.examples.examples_of`).
+
+    Raises:
+        Unreadable: it is not there, or not what was written.
+    """
+    kept = read_as(path, _Kept)
+    shown = {query["right_image"] for query in kept["text_to_image"]} | {query["image"] for query in kept["image_to_text"]}
+    shown |= {result.get("image", -1) for query in kept["text_to_image"] for result in query["results"]}
+    shown |= {explained["image"] for explained in kept.get("attention", ())}
+    if missing := shown - {int(number) for number in kept["pictures"] if number.isdecimal()}:
+        raise Unreadable(path, f"picture {min(missing)} is not in it")
+    if any("text" not in result for query in kept["image_to_text"] for result in query["results"]):
+        raise Unreadable(path, "an answer has no text")
+    similarity = kept.get("similarity")
+    if similarity and {len(similarity["matched"]), len(similarity["unmatched"])} != {len(similarity["edges"]) - 1}:
+        raise Unreadable(path, "its similarities are no histogram")
+    return kept
