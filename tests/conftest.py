@@ -83,11 +83,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def numerics() -> Iterator[None]:
-    """Puts torch's process-wide switches back."""
+    """torch's process-wide switches as torch has them, whatever trained in this process before; puts them back."""
     import torch
 
     deterministic, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     convolutions, filling = torch.backends.cudnn.allow_tf32, torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.set_float32_matmul_precision(products)

@@ -107,6 +107,15 @@ class Place:
     def go(self) -> None:
         (self.folder / "wait").unlink()
 
+    def run_until_together(self, count: int, *arguments: str | Path, **environment: str) -> None:
+        """A command whose first runs go on until so many train at once."""
+        self.wait()
+        process = self.start(*arguments, **environment)
+        self.until(lambda: self.most_at_once() >= count)
+        self.go()
+        _, error = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, error
+
     def notes(self) -> list[list[str]]:
         path = self.folder / "notes"
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
@@ -156,7 +165,7 @@ def check_gpus(place: Place, num_runs: int) -> None:
 
 
 def test_six_runs_on_two_gpus_are_two_at_once_each_with_its_own(place: Place) -> None:
-    place.tclx("run", place.spec(device="auto", seeds=[0, 1, 2, 3, 4, 5]), CUDA_VISIBLE_DEVICES="0,1")
+    place.run_until_together(2, "run", place.spec(device="auto", seeds=[0, 1, 2, 3, 4, 5]), CUDA_VISIBLE_DEVICES="0,1")
     assert place.most_at_once() == 2
     check_gpus(place, 6)
     assert set(place.standings().values()) == {"finished"}
@@ -172,7 +181,7 @@ def test_two_queues_at_once_share_the_gpus(place: Place) -> None:
 
 
 def test_slots_of_a_cpu_are_as_many_as_the_spec_says(place: Place) -> None:
-    place.tclx("run", place.spec(parallel=2, seeds=[0, 1, 2]))
+    place.run_until_together(2, "run", place.spec(parallel=2, seeds=[0, 1, 2]))
     assert place.most_at_once() == 2
     assert {gpus for _, _, *gpus in place.notes() for gpus in gpus} <= {"unset"}
 

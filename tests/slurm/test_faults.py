@@ -112,6 +112,7 @@ def test_its_signal_saves_and_requeues(tmp_path: Path, undisturbed: RunFolder, r
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.faults
 def test_a_cancelled_job_saves_and_is_not_brought_back(tmp_path: Path, undisturbed: RunFolder) -> None:
     folder = submit(tmp_path)
     until_step(folder, 20)
@@ -149,6 +150,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_run_comes_back(
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.faults
 def test_four_processes_stop_at_one_step_and_go_on_bit_for_bit(tmp_path: Path, four_undisturbed: RunFolder) -> None:
     folder = submit(tmp_path, launch=FOUR, training={"batch_size_per_gpu": 2})
     until_step(folder, 20)
@@ -159,7 +161,8 @@ def test_four_processes_stop_at_one_step_and_go_on_bit_for_bit(tmp_path: Path, f
 
 
 @REPEATED
-@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_takes_the_others_along_and_the_run_goes_on(
     tmp_path: Path, four_undisturbed: RunFolder, rank: int, repeat: int
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_killed_rank_takes_the_others_along_and_the_run_goes_on(
     assert_same(folder, four_undisturbed)
 
 
+@pytest.mark.faults
 @REPEATED
 def test_a_rank_that_is_stopped_is_noticed_within_a_minute_and_the_run_goes_on(
     tmp_path: Path, four_undisturbed: RunFolder, repeat: int
@@ -258,6 +262,7 @@ def test_a_job_that_never_begins_shows_what_was_printed(tmp_path: Path) -> None:
     assert "the module is not there" in tclx("logs", folder.path, runs_dir=tmp_path / "runs").stdout
 
 
+@pytest.mark.faults
 def test_without_restarts_left_it_ends_failed_and_resumable(tmp_path: Path, undisturbed: RunFolder) -> None:
     folder = submit(tmp_path, launch={"max_restarts": 0})
     until_step(folder, 20)

@@ -71,6 +71,7 @@ def test_an_array_of_workers_finishes_a_study_and_is_not_submitted_twice(tmp_pat
     assert "none is needed" in tclx("sweep", path, runs_dir=tmp_path / "runs").stderr
 
 
+@pytest.mark.faults
 def test_a_preempted_worker_saves_comes_back_and_goes_on(tmp_path: Path) -> None:
     path = _sweep(tmp_path, num_trials=2, steps=400)
     tclx("sweep", path, runs_dir=tmp_path / "runs")
@@ -83,6 +84,7 @@ def test_a_preempted_worker_saves_comes_back_and_goes_on(tmp_path: Path) -> None
     assert (claim["starts"], claim["deaths"]) == (2, 0)
 
 
+@pytest.mark.faults
 def test_a_cancelled_study_stays_cancelled_until_it_is_asked_for(tmp_path: Path) -> None:
     path = _sweep(tmp_path, num_trials=2, steps=400)
     tclx("sweep", path, runs_dir=tmp_path / "runs")
