@@ -225,8 +225,8 @@ def _text_faults(name: str, value: Any) -> Iterator[tuple[str, str | None]]:
             yield f"`{name}` holds a NUL character", "it is no text; was the file damaged?"
         elif isinstance(text, str) and not text.isascii() and _SURROGATE.search(text):
             yield (
-                f"`{name}` holds half a character (a lone surrogate, `\\ud800` to `\\udfff`)",
-                "of an emoji cut in two, for instance",
+                f"`{name}` holds half a character, a lone surrogate (`\\ud800` to `\\udfff`)",
+                "was an emoji cut in two?",
             )
         else:
             continue
