@@ -234,15 +234,6 @@ def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}", others=_OF_A_LENGTH)
 
 
-def _evaluated_in_time(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
-    every = plan.evaluate_every_steps
-    if every is None or every <= plan.total_steps:
-        return
-    key = "every_steps" if spec.evaluation.every_steps else "every_epochs"
-    message = f"the first evaluation would come after {every} steps, but the run ends after {plan.total_steps}"
-    yield Problem(f"evaluation.{key}", message, "more often, or during_training: null", others=_OF_A_LENGTH)
-
-
 def remarks(spec: ExperimentSpec, plan: Plan, origins: Mapping[str, Location] | None = None) -> list[Problem]:
     """What works and is hardly meant; said beside the plan, at the lines of the spec."""
     return [placed(remark, origins or {}) for rule in _REMARKS for remark in rule(spec, plan)]
@@ -250,7 +241,9 @@ def remarks(spec: ExperimentSpec, plan: Plan, origins: Mapping[str, Location] | 
 
 def _never_within_the_run(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
     tracking = spec.tracking
+    evaluation = "evaluation.every_steps" if spec.evaluation.every_steps else "evaluation.every_epochs"
     every = {
+        evaluation: (plan.evaluate_every_steps, "there is one evaluation, at the end"),
         "training.checkpoints.every_steps": (spec.training.checkpoints.every_steps, "nothing is saved before the end"),
         "tracking.log_every_steps": (
             tracking.log_every_steps if "log_every_steps" in tracking.model_fields_set else None,
@@ -260,7 +253,8 @@ def _never_within_the_run(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]
     }
     for key, (steps, message) in every.items():
         if steps is not None and 0 < plan.total_steps < steps:
-            yield Problem(key, f"{steps} is beyond the end, step {plan.total_steps}: {message}", others=_OF_A_LENGTH)
+            first = f"step {steps}" if key.endswith("epochs") else f"{steps}"
+            yield Problem(key, f"{first} is beyond the end, step {plan.total_steps}: {message}", others=_OF_A_LENGTH)
 
 
 _REMARKS: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (_never_within_the_run,)
@@ -270,5 +264,4 @@ _OF_A_LENGTH = ("training.steps", "training.epochs", *OF_A_BATCH)
 _PLAN_RULES: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (
     _batch_fits_data,
     _warmup_ends,
-    _evaluated_in_time,
 )

@@ -284,18 +284,6 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "training.steps: at odds with optim.schedule.warmup_steps (toy.yaml:22:28): "
             "the warm-up takes 30 of 30 steps: the full learning rate is never reached (below 30)",
         ),
-        (
-            ["evaluation.every_steps=301"],
-            "evaluation.every_steps: the first evaluation would come after 301 steps, but the run ends after 300 "
-            "(more often, or "
-            "during_training: null)",
-        ),
-        (
-            ["evaluation.every_epochs=2"],
-            "evaluation.every_epochs: the first evaluation would come after 390 steps, but the run ends after "
-            "300 (more often, or "
-            "during_training: null)",
-        ),
     ],
 )
 def test_what_cannot_work_names_the_key_to_change(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -334,20 +322,24 @@ def test_equal_rates_of_warm_up_peak_and_end_are_a_schedule(tmp_path: Path) -> N
 
 
 def test_against_another_file_a_problem_stands_where_the_user_wrote(tmp_path: Path) -> None:
-    """The first evaluation is the base's; that the run ends before it is the child's doing."""
-    write(tmp_path, GOOD.replace("during_training: val", "during_training: val, every_steps: 250"), "base.yaml")
-    (found,) = load_experiments(write(tmp_path, "extends: base.yaml\ntraining: {steps: 100}\n"))
+    """The warm-up is the base's; that the run ends before it is the child's doing."""
+    write(tmp_path, GOOD, "base.yaml")
+    (found,) = load_experiments(write(tmp_path, "extends: base.yaml\ntraining: {steps: 20}\n"))
     with pytest.raises(InputError) as caught:
         make_plan(found.spec, FACTS, found.origins)
     assert str(caught.value).replace(f"{tmp_path}/", "") == (
-        "toy.yaml:2:12: training.steps: at odds with evaluation.every_steps (base.yaml:28:60): the first evaluation would come "
-        "after 250 steps, but the run ends after 100 (more often, or during_training: null)"
+        "toy.yaml:2:12: training.steps: at odds with optim.schedule.warmup_steps (base.yaml:22:28): the warm-up takes 30 of 20 "
+        "steps: the full learning rate is never reached (below 20)"
     )
 
 
 @pytest.mark.parametrize(
-    "key", ["training.checkpoints.every_steps", "tracking.log_every_steps", "tracking.term_gradient_norms_every_steps"]
-)
+    "key",
+    [
+        "training.checkpoints.every_steps", "tracking.log_every_steps", "tracking.term_gradient_norms_every_steps",
+        "evaluation.every_steps",
+    ],
+)  # fmt: skip
 def test_what_comes_only_after_the_end_is_remarked_on(tmp_path: Path, key: str) -> None:
     def of(steps: int) -> list[str]:
         spec, origins = load_one(tmp_path, overrides=[f"{key}={steps}"])
@@ -356,6 +348,14 @@ def test_what_comes_only_after_the_end_is_remarked_on(tmp_path: Path, key: str) 
     assert of(300) == []
     (remark,) = of(301)
     assert remark.startswith(f"--set: {key}: 301 is beyond the end, step 300: ")
+
+
+def test_an_evaluation_after_epochs_that_never_end_is_remarked_on(tmp_path: Path) -> None:
+    spec, origins = load_one(tmp_path, overrides=["evaluation.every_epochs=2"])
+    (remark,) = remarks(spec, make_plan(spec, FACTS, origins), origins)
+    assert str(remark) == (
+        "--set: evaluation.every_epochs: step 390 is beyond the end, step 300: there is one evaluation, at the end"
+    )
 
 
 def test_defaults_are_not_remarked_on(tmp_path: Path) -> None:
