@@ -76,7 +76,7 @@ def dots(values: Mapping[str, Sequence[float]], spreads: Mapping[str, Spread], s
             legendgroup=key,
         )
         plot.add_scatter(
-            x=[spread.mean],
+            x=_rounded([spread.mean]),
             y=[position + 0.14],
             error_x={"array": [spread.deviation or 0.0], "color": color, "thickness": 2, "width": 5},
             mode="markers",

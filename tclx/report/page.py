@@ -140,6 +140,14 @@ def code(value: str) -> Html:
     return Html(f"<pre><code>{escaped(value)}</code></pre>")
 
 
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours, as long as it is."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
 def details(summary: str, *blocks: Html) -> Html:
     """Blocks that are folded away until somebody asks; their figures are drawn then."""
     return Html(f"<details><summary>{escaped(summary)}</summary>{joined(blocks)}</details>")

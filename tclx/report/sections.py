@@ -12,7 +12,7 @@ from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
 from tclx.report.material import Material, read_spec
-from tclx.report.page import Html, Markup, bold, code, details, download, facts, figure, grid, table, text
+from tclx.report.page import Html, Markup, bold, code, details, download, duration, facts, figure, grid, table, text
 from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
@@ -54,7 +54,7 @@ def summary(material: Material) -> list[Html]:
         cards.append(best)
     costs = list(material.costs.values())
     walls = [cost.wall_seconds for cost in costs if cost.wall_seconds is not None]
-    cards += [("time in all", _duration(sum(walls)))] if walls else []
+    cards += [("time in all", duration(sum(walls)))] if walls else []
     cards += list(_hours(costs).items())
     devices = sorted({f"{cost.device} GPU" if cost.has_gpu else "CPU" for cost in costs if cost.device})
     cards += [("trained on", ", ".join(devices))] if devices else []
@@ -291,7 +291,7 @@ def _cost_row(material: Material, group: Group) -> list[str]:
     return [
         group.label,
         str(len(costs)),
-        _duration(statistics.fmean(walls)) if walls else "-",
+        duration(statistics.fmean(walls)) if walls else "-",
         ", ".join(f"{hours} {name}" for name, hours in _hours(costs).items()) or "-",
         _spread_of(speeds),
         f"{100 * statistics.fmean(waits):.1f} %" if waits else "-",
@@ -313,13 +313,6 @@ def _spread_of(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{statistics.fmean(values):.0f}" + (f" ± {statistics.stdev(values):.0f}" if len(values) > 1 else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 # -------------------------------------------------------------------------------------------------------------- reproduction

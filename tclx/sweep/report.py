@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 import tclx
-from tclx.report.page import Html, Page, bold, code, details, facts, figure, grid, joined, table, text
+from tclx.report.page import Html, Page, bold, code, details, duration, facts, figure, grid, joined, table, text
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
@@ -87,7 +87,7 @@ def _cards(study: optuna.Study, sweep: Sweep, folder: StudyFolder, aims: Sequenc
     if summary.baseline is not None and summary.baseline.values and len(aims) == 1:
         cards.append(("the experiment itself", f"{aims[0].of(summary.baseline):.4g}"))
     seconds = [spent for trial in study.get_trials(deepcopy=False) if (spent := seconds_of(trial)) is not None]
-    return [*cards, ("time in trials", f"{sum(seconds) / 3600:.2f} h")]
+    return [*cards, ("time in trials", duration(sum(seconds)))]
 
 
 def _best(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
@@ -190,8 +190,9 @@ def _target(aims: Sequence[_Aim], aim: _Aim) -> Callable[[FrozenTrial], float] |
 
 
 def _slices(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
-    for aim in aims if counted_complete(study) else ():
-        yield grid(_slice(study, name, aims, aim) for name in _varied(study))
+    varied = _varied(study)
+    for aim in aims if varied else ():
+        yield grid(_slice(study, name, aims, aim) for name in varied)
 
 
 def _slice(study: optuna.Study, name: str, aims: Sequence[_Aim], aim: _Aim) -> Html:

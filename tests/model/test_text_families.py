@@ -25,7 +25,7 @@ TINY = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "embedding_size": 16,
     "vocab_size": VOCAB_SIZE, "max_position_embeddings": 40, "type_vocab_size": 2, "pad_token_id": 0, "bos_token_id": 2,
     "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "num_key_value_heads": 3, "head_dim": 8,
-    "input_embedding_size": 16,
+    "input_embedding_size": 16, "intra_bottleneck_size": 24,
 }  # fmt: skip
 SAMPLE = ("modernbert", "deberta-v2", "mpnet", "distilbert", "albert", "nomic_bert", "eurobert", "roformer")
 
