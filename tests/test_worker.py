@@ -233,3 +233,11 @@ def test_training_imports_neither_wandb_nor_tensorboard(folder: RunFolder, tmp_p
     ended = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "imported").read_text() == "0 ['timm', 'transformers']", ended.stderr
+
+
+def test_what_a_run_prints_to_stdout_is_in_its_log(folder: RunFolder, tmp_path: Path) -> None:
+    ended = run_worker(
+        folder, tmp_path, "print('a row of figures', flush=True)", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert "a row of figures" in folder.log(0).read_text()
+    assert "a row of figures" not in ended.stdout + ended.stderr

@@ -95,3 +95,11 @@ def test_missing_files_and_folders_are_bad_images(decoder: Decoder, tmp_path: Pa
 def test_bytes_after_a_jpeg_harm_neither_decoder() -> None:
     content = encoded(photograph()) + b"trailing bytes"
     assert np.array_equal(decode(content, "fast"), decode(content, "pil"))
+
+
+def test_nothing_is_said_of_oddities_that_decoding_settles(recwarn: pytest.WarningsRecorder) -> None:
+    """Pillow warns of a broken EXIF block; ten thousand such pictures would be ten thousand lines."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries are announced, and there is none
+    content = encoded(photograph(), exif=exif)
+    assert decode(content, "pil").shape == (60, 80, 3)
+    assert [str(one.message) for one in recwarn] == []

@@ -420,3 +420,37 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
 def test_deep_asks_torch_itself() -> None:
     (check,) = doctor.check_torch_deeply()
     assert check.verdict in ("ok", "info")
+
+
+@pytest.mark.parametrize(("can_submit", "verdict"), [(True, "warning"), (False, "problem")])
+def test_without_torch_a_machine_may_still_submit(monkeypatch: pytest.MonkeyPatch, can_submit: bool, verdict: str) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    (torch,) = [check for check in doctor.check_python(can_submit=can_submit) if check.name == "torch"]
+    assert (torch.verdict, torch.found) == (verdict, "not installed")
+    assert torch.advice == "install torch to train here" + ("; runs can be submitted without it" if can_submit else "")
+    assert list(doctor.check_torch_deeply()) == []
+
+
+def test_a_torch_that_hangs_or_fails_is_told_apart_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ASK_TORCH", "import time; time.sleep(60)")
+    monkeypatch.setattr(doctor, "DEEP_SECONDS", 0.5)
+    (hung,) = doctor.check_torch_deeply()
+    assert hung == doctor.Check("torch on GPUs", "problem", "torch did not answer within 0.5 s", "is the driver stuck?")
+    monkeypatch.setattr(doctor, "_ASK_TORCH", "import sys; sys.exit('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.setattr(doctor, "DEEP_SECONDS", 30)
+    (failed,) = doctor.check_torch_deeply()
+    assert (failed.verdict, failed.found) == ("problem", "torch fails: libcudart.so.13: cannot open shared object file")
+
+
+def test_a_slurm_configuration_that_is_not_there_is_said_before_slurm_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in doctor_slurm.NEEDED:
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    (check,) = doctor_slurm.check_slurm(None)
+    assert (check.name, check.verdict) == ("slurm", "problem")
+    assert check.found == "SLURM_CONF names /nowhere/slurm.conf, which is not there"
+    assert check.advice == "unset it or name the cluster's slurm.conf"

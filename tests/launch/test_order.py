@@ -67,6 +67,12 @@ def test_a_variant_may_start_from_another_variant_of_its_file(tmp_path: Path) ->
     assert names(plan(write_spec(tmp_path, "two", variants=variants))) == ["two-first-s0", "two-second-s0"]
 
 
+def test_of_several_variants_the_named_one_is_what_a_run_starts_from(tmp_path: Path) -> None:
+    write_spec(tmp_path, "pre", variants={"first": {}, "second": {"optim": {"learning_rate": 0.5}}})
+    fine = write_spec(tmp_path, "fine", init={"experiment": "pre.yaml", "variant": "second"})
+    assert names(plan(fine)) == ["pre-second-s0", "fine-s0"]
+
+
 def test_a_circle_of_experiments_is_refused_at_its_line(tmp_path: Path) -> None:
     one = write_spec(tmp_path, "one", init={"experiment": "two.yaml"})
     write_spec(tmp_path, "two", init={"experiment": "one.yaml"})

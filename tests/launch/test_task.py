@@ -19,7 +19,7 @@ from tclx.errors import InputError
 from tclx.launch import task
 from tclx.launch.prepare import hand_over
 from tclx.launch.task import look_after, run_of_task
-from tclx.runs import Attempt, Job, RunFolder, RunState, Superseded
+from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, Job, RunFolder, RunState, Superseded
 from tests.launch.handed import Commands, handed_over, prepared_run
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -452,6 +452,30 @@ def test_only_rank_0_waits_and_each_process_knows_its_place(ranks: Ranks) -> Non
     host = socket.gethostname()
     assert (ranks.run.path / "trained-1").read_text() == f"1 2 1 3 {meeting} {host}"
     assert "--- job7.1, rank 1 on " in ranks.run.log(1).read_text()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_other_nodes_reach_rank_0_at_the_address_that_slurm_itself_uses(
+    job: Job7, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Names of nodes need not resolve; where SLURM does not say, the host's name is all there is."""
+    monkeypatch.setattr(task, "print_into_run", lambda folder, attempt: None)
+    monkeypatch.setattr(task, "work", lambda folder, attempt, *, takes_over: int(takes_over))
+    for name, value in (("PROCID", "0"), ("NTASKS", "2"), ("LOCALID", "0"), ("CPUS_PER_TASK", "3")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", MEETING_FILE, MEETING_HOST):
+        monkeypatch.setenv(name, "")  # put back at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    if known:
+        job.commands.say("scontrol", "NodeName=n2 NodeAddr=10.0.0.2 NodeHostName=elsewhere\n")
+    else:
+        job.commands.refuse("scontrol", "node n2 not found")
+    assert task.run_rank(job.folder, job.submission) == 1
+    assert job.commands.calls[-1] == "scontrol show node n2 --oneliner"
+    assert os.environ[MEETING_HOST] == ("10.0.0.2" if known else socket.gethostname())
+    assert os.environ[MEETING_FILE] == str(job.submission / "meeting" / "job7.0")
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")] == ["0", "2", "0", "3"]
 
 
 def test_a_single_process_meets_nobody(ranks: Ranks) -> None:

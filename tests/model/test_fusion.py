@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from tclx.model.fusion import CrossAttention
+from tclx.model.fusion import CrossAttention, MaskedLanguageModelHead
 from tclx.model.tcl import TCL
 from tests.model.tiny import VOCAB_SIZE, tiny_spec
 
@@ -76,6 +76,15 @@ def test_every_layer_of_the_cross_attention_starts_as_berts() -> None:
         if isinstance(linear, torch.nn.Linear):
             assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert not linear.bias.any(), name
+
+
+def test_the_mlm_head_starts_as_berts() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=96, num_attention_heads=3, initializer_range=0.02)
+    head = MaskedLanguageModelHead(torch.nn.Embedding(7, 96), config)
+    assert head.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not head.dense.bias.any()
+    assert not head.bias.any()
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,41 @@ def test_captions_longer_than_the_positions_are_refused(tmp_path: Path, family: 
     built(name=str(tmp_path), num_layers=1, weights=str(tmp_path), max_tokens=longest)
     with pytest.raises(InputError, match=rf"data\.max_caption_tokens: 33, but the text model has positions for {longest}"):
         built(name=str(tmp_path), num_layers=1, weights=str(tmp_path), max_tokens=longest + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("bert-base-uncased", (768, 12, 12, 3072)),
+        ("bert-base-cased", (768, 12, 12, 3072)),
+        ("bert-large-uncased", (1024, 24, 16, 4096)),
+        ("bert-large-cased", (1024, 24, 16, 4096)),
+        ("google/bert_uncased_L-2_H-128_A-2", (128, 2, 2, 512)),
+        ("google/bert_uncased_L-4_H-512_A-8", (512, 4, 8, 2048)),
+    ],
+)
+def test_known_sizes_are_those_of_the_papers(name: str, sizes: tuple[int, ...]) -> None:
+    """BERT (Devlin et al., 2019) and its miniatures (Turc et al., 2019): layers, heads and width are in the latter's names."""
+    layers = sizes[1]
+    spec = TextEncoderSpec(name=name, num_layers=layers)
+    config = text.text_config(spec, num_layers=layers, vocab_size=100, pad_token_id=0)
+    found = (config.hidden_size, text.KNOWN_SIZES[name][1], config.num_attention_heads, config.intermediate_size)
+    assert found == sizes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size 0"),
+        ({"num_attention_heads": 5}, "hidden_size 24, no multiple of num_attention_heads 5"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0"),
+        ({"hidden_act": "gleu"}, "hidden_act 'gleu'"),
+    ],
+)
+def test_sizes_in_a_models_own_file_that_make_no_model_are_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, **change}))
+    with pytest.raises(InputError, match=rf"model\.text_encoder\.name: .*its config\.json has {words}"):
+        built(name=str(tmp_path), num_layers=1)

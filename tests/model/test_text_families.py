@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, BartConfig, ConvBertConfig, PretrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BartConfig,
+    ConvBertConfig,
+    GPT2Config,
+    LongformerConfig,
+    PretrainedConfig,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -155,7 +163,12 @@ def test_activation_checkpointing_computes_the_same_or_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(BartConfig(), "an encoder with a decoder"), (ConvBertConfig(), "depend on the padding beside it")],
+    [
+        (BartConfig(), "an encoder with a decoder"),
+        (ConvBertConfig(), "depend on the padding beside it"),
+        (GPT2Config(), "which reads from left to right alone"),
+        (LongformerConfig(), "which is not among those found to read captions in both directions"),
+    ],
 )
 def test_what_cannot_read_captions_is_refused_with_the_reason(tmp_path: Path, config: PretrainedConfig, reason: str) -> None:
     config.save_pretrained(tmp_path)

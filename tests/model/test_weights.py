@@ -289,6 +289,16 @@ def test_a_model_without_an_official_counterpart_is_refused(
         official_state_dict(model(objectives, **changes), form="pretrain")
 
 
+def test_what_an_official_checkpoint_has_and_a_model_lacks_is_named_with_where_it_comes_from() -> None:
+    with pytest.raises(InputError) as refused:
+        official_state_dict(model({**ALL_TERMS, "itm": None}), form="pretrain")
+    messages = [str(problem) for problem in refused.value.problems]
+    assert any(
+        one.startswith("the official pretrain checkpoint has itm_head.") and "which this model does not (it comes with " in one
+        for one in messages
+    ), messages
+
+
 def test_interpolating_a_position_embedding_keeps_prefix_tokens_and_constants() -> None:
     embedding = torch.cat([torch.arange(5.0)[None, :, None].expand(1, 5, 3), torch.full((1, 16, 3), 7.0)], dim=1)
     resized = resize_position_embedding(embedding, num_tokens=5 + 81)

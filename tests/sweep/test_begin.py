@@ -241,3 +241,13 @@ def test_a_bug_in_a_trial_leaves_no_trial_running(tmp_path: Path, monkeypatch: p
     (first, *_) = open_study(folder_of(tmp_path), load(tmp_path)).get_trials()
     assert first.state == TrialState.FAIL
     assert first.user_attrs["reason"] == "ZeroDivisionError: a bug"
+
+
+def test_a_study_of_gpu_hours_is_one_of_the_hours_that_they_were_always(tmp_path: Path) -> None:
+    """A metric's name changed, what it measures did not: the study goes on."""
+    old = {"constraints": [{"metric": "cost/gpu_hours", "at_most": 1.0}]}
+    create_study(load(tmp_path, **old), folder_of(tmp_path))
+    study = create_study(load(tmp_path, constraints=[{"metric": "cost/process_hours", "at_most": 1.0}]), folder_of(tmp_path))
+    assert study.user_attrs[IDENTITY]["constraints"][0]["metric"] == "cost/process_hours"
+    with pytest.raises(InputError, match=r"constraints: was .*process_hours.* is .*peak_gib"):
+        create_study(load(tmp_path, constraints=[{"metric": "memory/peak_gib", "at_most": 1.0}]), folder_of(tmp_path))

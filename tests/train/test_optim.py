@@ -96,3 +96,20 @@ def test_soft_labels_ramp_linearly_and_then_stay() -> None:
     assert weights == pytest.approx([0.0, 0.1, 0.4, 0.4])
     assert soft_label_weight(0, soft_labels=SoftLabelSpec(weight=0.4, ramp_epochs=0), ramp_steps=0) == 0.4
     assert soft_label_weight(5, soft_labels=None, ramp_steps=0) == 0.0
+
+
+def test_the_official_warm_up_climbs_stairs_of_a_hundred_iterations_and_is_cut_where_the_first_epoch_ends() -> None:
+    """timm 0.4's scheduler is stepped after every hundredth iteration, so that iteration 100 still has the start's rate."""
+    schedule = CosineSchedule(warmup_steps=300, warmup_learning_rate=1e-5, minimum_learning_rate=1e-6)
+    optim = OptimSpec(learning_rate=1e-4, schedule=schedule)
+
+    def at(step: int, steps_per_epoch: int = 1000) -> float:
+        return learning_rate(step, optim=optim, total_steps=2000, steps_per_epoch=steps_per_epoch, official=True)
+
+    assert at(0) == at(1) == at(100) == 1e-5
+    assert at(101) == at(200) == pytest.approx(4e-5)
+    assert at(201) == at(300) == pytest.approx(7e-5)
+    assert at(301) == at(999) == 1e-4
+    assert at(1000) == at(1999) == pytest.approx((1e-4 + 1e-6) / 2)
+    assert at(149, 150) == pytest.approx(4e-5)
+    assert at(150, 150) == pytest.approx(1e-6 + 0.5 * 9.9e-5 * (1 + math.cos(math.pi / 14)))
