@@ -546,3 +546,16 @@ def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: 
     tags = {f"data.{key}.source" for key in ("train", "val", "test", "tokenizer")} | {"optim.schedule.name", "launch.backend"}
     sections = {path.rpartition(".")[0] for path in key_paths()}
     assert set(key_paths()) - sections - tags - set(found) == set()
+
+
+def test_where_the_other_half_of_a_contradiction_was_written_counts_too(tmp_path: Path) -> None:
+    """The heads are the base's; the width with which they do not go together is the child's."""
+    write(tmp_path, GOOD.replace("image_encoder: {", "image_encoder: {num_heads: 4, "), "base.yaml")
+    (found,) = load_experiments(write(tmp_path, "extends: base.yaml\nmodel: {image_encoder: {width: 66}}\n"))
+    with pytest.raises(InputError) as caught:
+        make_plan(found.spec, FACTS, found.origins)
+    (message,) = str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+    assert message.startswith(
+        "toy.yaml:2:25: model.image_encoder.width: at odds with model.image_encoder.num_heads (base.yaml:"
+    )
+    assert message.endswith("width 66 is not a multiple of num_heads 4")

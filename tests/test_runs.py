@@ -17,6 +17,7 @@ import pytest
 from tclx import distributed, runs, worker
 from tclx.errors import MachineError
 from tclx.runs import (
+    MAX_JSON_BYTES,
     MEETING_FILE,
     MEETING_HOST,
     RESERVE_BYTES,
@@ -234,3 +235,30 @@ def test_a_disk_that_is_really_full_leaves_room_for_one_last_state(tmp_path: Pat
         state = folder.read_state()
         assert state is not None
         assert state.status == "failed"
+
+
+def test_where_each_process_leaves_what(tmp_path: Path) -> None:
+    """Names that other versions, scripts and people look for."""
+    folder = RunFolder(tmp_path)
+    named = [folder.log(3), folder.error(3), folder.stacks(3), folder.rank(3)]
+    assert [str(path.relative_to(tmp_path)) for path in named] == [
+        "logs/rank3.log", "errors/rank3.json", "errors/rank3.stacks.txt", "ranks/rank3.json",
+    ]  # fmt: skip
+    assert RunState("created") == RunState("created", 0, 0, None, 0.0, None, None)
+
+
+def test_an_attempt_says_where_and_when_it_began(tmp_path: Path) -> None:
+    before = time.time()
+    RunFolder(tmp_path).begin(Attempt("a", "7", 2))
+    attempt = RunFolder(tmp_path).read_attempt()
+    assert attempt is not None
+    assert (attempt.name, attempt.job_id, attempt.restart, attempt.host) == ("a", "7", 2, os.uname().nodename)
+    assert before <= attempt.started_at <= time.time()
+
+
+def test_a_file_far_too_large_for_json_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)  # without a block on the disk
+    with pytest.raises(Unreadable, match=rf"{path} cannot be read: it is larger than {MAX_JSON_BYTES >> 20} MiB"):
+        read_json(path)

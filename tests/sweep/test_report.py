@@ -89,6 +89,7 @@ def test_several_objectives_have_a_front_and_figures_of_their_own(tmp_path: Path
     sweep, study, folder = _study(tmp_path, objective=objective)
     page = Reader(build(study, sweep, folder).html())
     assert "What each objective costs the other" in page.figures
+    assert f"on the Pareto front{len(study.best_trials)}" in page.text
     assert {"retrieval/val/r_mean, trial by trial", "cost/gpu_hours, trial by trial"} <= set(page.figures)
 
 
