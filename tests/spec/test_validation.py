@@ -88,7 +88,8 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
         (
             "text_encoder: {sizes:",
             "text_encoder: {name: x, sizes:",
-            "6:27: model.text_encoder.sizes: give exactly one of `name` and `sizes` (`model.text_encoder.name: null` beside it)",
+            "6:27: model.text_encoder.sizes: give exactly one of `name` and `sizes` (`model.text_encoder.name: null` beside "
+            "it)",
         ),
         ("itm: {}", "itm: {weight: -1}", "13:9: objectives.itm.weight: must be greater than 0, not -1"),
         (
