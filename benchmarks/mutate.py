@@ -3,7 +3,7 @@
 A mutant is one line changed in one place: another operator or constant, a condition turned round, a statement gone, two
 arguments swapped, a keyword argument dropped. It is killed when a test fails, or when the tests take ten times as long as
 without it; a survivor is a line that no test of the nearest file needs. Tests mirror tclx/: those of tclx/a/b.py are in
-tests/a/test_b.py, and where there is none, in the files of tests/a/ that import it.
+tests/a/test_b.py, and where there is none, where `ELSEWHERE` says, or else in the files of tests/a/ that import it.
 
 A process that has torch, timm, transformers and Optuna imported is forked for every mutant, since their imports take longer
 than most tests. The mutant lies in a clone of the project, so that processes which the tests start see it, too.
@@ -85,6 +85,32 @@ OPERATORS = {
     ast.BitAnd: "|",
     ast.BitOr: "&",
 }
+
+
+ELSEWHERE = {
+    "cli/data.py": ("cli/test_cli.py",),
+    "cli/run.py": ("cli/test_cli.py", "cli/test_launching.py"),
+    "cli/status.py": ("cli/test_launching.py", "cli/test_cli.py"),
+    "data/structure.py": ("data/test_hostile.py", "data/test_images.py"),
+    "errors.py": ("spec/test_load.py", "spec/test_validation.py", "test_runs.py", "test_terminal.py"),
+    "provenance.py": ("launch/test_snapshot.py", "train/test_environment.py"),
+    "report/cost.py": ("report/test_history.py", "report/test_report.py"),
+    "spec/base.py": ("spec/test_validation.py", "spec/test_load.py"),
+    "spec/data.py": ("spec/test_validation.py", "spec/test_load.py"),
+    "spec/layers.py": ("spec/test_load.py", "spec/test_validation.py"),
+    "spec/model.py": ("spec/test_validation.py", "spec/test_load.py"),
+    "spec/rules.py": ("test_plan.py", "spec/test_validation.py"),
+    "spec/sweep.py": ("sweep/test_load.py", "sweep/test_space.py"),
+    "sweep/metrics.py": ("sweep/test_begin.py", "sweep/test_report.py", "sweep/test_load.py"),
+    "sweep/process.py": ("sweep/test_storm.py", "sweep/test_sweeps.py"),
+    "sweep/tracking.py": ("sweep/test_wandb.py",),
+    "sweep/trial.py": ("sweep/test_storm.py", "sweep/test_sweeps.py"),
+    "track/media.py": ("track/test_wandb.py",),
+    "track/study.py": ("sweep/test_wandb.py",),
+    "track/wandb_study.py": ("sweep/test_wandb.py",),
+    "train/heartbeat.py": ("test_runs.py",),
+}
+"""Modules of tclx/ without a test file of their own name, and the files of tests/ that are theirs: what they do shows there."""
 
 
 class Mutant(NamedTuple):
@@ -286,6 +312,8 @@ def nearest_tests(path: Path, project: Path) -> list[Path]:
     own = room / f"test_{relative.stem}.py"
     if own.exists():
         return [own.relative_to(project)]
+    if (named := ELSEWHERE.get(str(relative))) is not None:
+        return [Path("tests") / name for name in named]
     beside = sorted(room.glob("test_*.py"))
     module = ".".join(("tclx", *relative.with_suffix("").parts)).removesuffix(".__init__")
     importing = [test for test in beside if _imports(test, module)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import mutate
-from benchmarks.mutate import mutants_of, nearest_tests, sample
+from benchmarks.mutate import ELSEWHERE, mutants_of, nearest_tests, sample
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -69,12 +69,21 @@ def test_a_sample_is_the_same_for_the_same_seed_and_has_no_line_twice() -> None:
 def test_the_nearest_tests_mirror_the_module() -> None:
     near = {
         name: [str(path) for path in nearest_tests(PROJECT / "tclx" / name, PROJECT)]
-        for name in ("losses/matching.py", "runs.py", "train/heartbeat.py")
+        for name in ("losses/matching.py", "runs.py", "spec/rules.py", "eval/examples.py", "launch/prepare.py")
     }
     assert near["losses/matching.py"] == ["tests/losses/test_matching.py"]
     assert near["runs.py"] == ["tests/test_runs.py"]
-    assert near["train/heartbeat.py"]
-    assert all(path.startswith("tests/train/test_") for path in near["train/heartbeat.py"])
+    assert near["spec/rules.py"] == ["tests/test_plan.py", "tests/spec/test_validation.py"]
+    assert near["launch/prepare.py"]
+    assert all(path.startswith("tests/launch/test_") for path in near["launch/prepare.py"])
+
+
+def test_what_is_tested_elsewhere_is_there_and_has_no_file_of_its_own() -> None:
+    for module, tests in ELSEWHERE.items():
+        path = PROJECT / "tclx" / module
+        assert path.is_file(), module
+        assert not (PROJECT / "tests" / path.parent.relative_to(PROJECT / "tclx") / f"test_{path.name}").exists(), module
+        assert all((PROJECT / "tests" / name).is_file() for name in tests), module
 
 
 def test_a_needed_line_is_killed_and_another_survives(tmp_path: Path) -> None:
