@@ -31,6 +31,8 @@ PROJECT = Path(__file__).resolve().parents[1]
         ("x = 0.0", {"x = 1.0"}),
         ("x = True", {"x = False"}),
         ("x = f(a, b)", {"x = f(b, a)"}),
+        ("x = f(a, a)", set()),
+        ("x = max(a, b)", set()),
         ("x = f(a, key=b)", {"x = f(a, )"}),
         ("f()", {"pass"}),
         ("a.b = c", {"pass"}),

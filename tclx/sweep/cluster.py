@@ -59,8 +59,8 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, sa
         summary = summarise(study, sweep, folder)
         missing = min(sweep.spec.num_workers, summary.num_trials - summary.ended) - len(at_work)
         if missing <= 0:
-            jobs = ", ".join(at_work) or "none is needed"
-            say(f"{len(at_work)} workers are on their way already ({jobs}); nothing was submitted")
+            going_on = f"{len(at_work)} workers are on their way already ({', '.join(at_work)})"
+            say(f"{going_on if at_work else 'every trial has ended, none is needed'}; nothing was submitted")
             return None
         try:
             test = _script(launch, job_name(sweep.spec.name, "test"), folder.path, missing)

@@ -95,6 +95,14 @@ def test_conv_stem_cuts_as_many_patches(patch_size: int) -> None:
     assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == patch_size.bit_length()
 
 
+def test_conv_stem_widens_as_it_halves() -> None:
+    """As in "Early convolutions help transformers see better" (Xiao et al., 2021): 48, 96, 192, 384 before a ViT-B of 768."""
+    stem = ConvStem(224, 16, embed_dim=768)
+    assert [one.out_channels for one in stem.modules() if isinstance(one, torch.nn.Conv2d)] == [48, 96, 192, 384, 768]
+    narrow = ConvStem(32, 16, embed_dim=24)
+    assert [one.out_channels for one in narrow.modules() if isinstance(one, torch.nn.Conv2d)] == [8, 8, 8, 12, 24]
+
+
 def test_conv_stem_does_not_depend_on_the_batch() -> None:
     stem = ConvStem(32, 8, embed_dim=24).train()
     images = torch.randn(4, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import tclx
 from tclx.cli.app import app
 from tclx.errors import InputError
 from tclx.found import find
@@ -271,3 +273,7 @@ def test_experiments_without_a_figure_in_common_and_on_other_data_are_not_silent
 def test_one_seed_each_is_called_what_it_is(trained: Trained, tmp_path: Path) -> None:
     reader = report(tmp_path, trained.both[0].path, trained.without_imc[0].path)
     assert "nothing here says whether a difference is more than chance" in reader.text
+
+
+def test_the_page_says_when_and_by_what_it_was_made(page: Path) -> None:
+    assert re.search(rf"Made on \d{{4}}-\d\d-\d\d \d\d:\d\d \S+ by tclx {re.escape(tclx.__version__)}\.", Reader.of(page).text)

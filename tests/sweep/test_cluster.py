@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tclx.launch import slurm
-from tclx.sweep.cluster import cancel_workers
+from tclx.sweep.begin import create_study
+from tclx.sweep.cluster import cancel_workers, submit_workers
 from tclx.sweep.study import StudyFolder
 from tests.launch.handed import Commands
+from tests.sweep.toy import load
 
 
 def test_a_controller_that_is_away_for_a_moment_does_not_keep_a_study_from_being_cancelled(
@@ -32,3 +34,24 @@ def test_a_controller_that_is_away_for_a_moment_does_not_keep_a_study_from_being
     assert said[0].startswith("SLURM does not answer")
     assert said[-1] == "asked 1 jobs to save and stop: 41_0"
     assert commands.calls[-1] == "scancel 41_0"
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_workers_that_are_there_or_not_needed_are_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_work: bool
+) -> None:
+    commands = Commands(tmp_path / "commands", monkeypatch)
+    launch = {"backend": "slurm", "time_limit_minutes": 60}
+    sweep = load(tmp_path, num_trials=1, experiment={"launch": launch})
+    folder = StudyFolder.of("toy-sweep", tmp_path / "runs")
+    study = create_study(sweep, folder)
+    if at_work:
+        commands.say("squeue", "41_0|RUNNING|n1|toy-sweep.abcd|None\n")
+        folder.jobs.write_text(json.dumps({"name": "toy-sweep.abcd", "num_workers": 1, "submission": "-"}) + "\n")
+    else:
+        commands.say("squeue", "")
+        study.tell(study.ask(), 1.0)
+    said: list[str] = []
+    assert submit_workers(sweep, folder, study, say=said.append) is None
+    what = "1 workers are on their way already (41_0)" if at_work else "every trial has ended, none is needed"
+    assert said == [f"{what}; nothing was submitted"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,11 @@ def test_an_experiment_is_no_sweep_and_is_told_so_in_one_line(tmp_path: Path) ->
     with pytest.raises(InputError) as caught:
         load_sweep(path, runs_dir=tmp_path)
     assert str(caught.value) == f"{path}:1:1: this is an experiment, not a sweep (tclx run {path} trains it)"
+
+
+def test_a_trial_is_the_experiment_where_nothing_but_the_seed_differs(tmp_path: Path) -> None:
+    sweep = load(tmp_path)
+    (same,), (other,) = sweep.planned({"optim.learning_rate": 1e-3}), sweep.planned({"optim.learning_rate": 2e-3})
+    assert sweep.is_experiment(same.spec.model_copy(update={"seed": 9}))
+    assert not sweep.is_experiment(other.spec)
+    assert not replace(sweep, experiment=None).is_experiment(same.spec)

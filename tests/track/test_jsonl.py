@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tclx.errors import InputError, MachineError
+from tclx.runs import Unreadable
 from tclx.track.jsonl import MetricsFile, read
 
 
@@ -110,3 +111,15 @@ def test_a_killed_writer_loses_at_most_the_row_it_was_writing(path: Path) -> Non
     steps = [row["step"] for row in read(path)]
     assert steps == list(range(len(steps)))
     assert len(steps) - acknowledged in (0, 1)
+
+
+def test_a_file_that_a_disk_does_not_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+
+    def broken(self: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(Unreadable, match=rf"{path} cannot be read: Input/output error"):
+        read(path)
