@@ -130,7 +130,10 @@ def test_a_cancelled_job_saves_and_is_not_brought_back(tmp_path: Path, undisturb
 def test_tclx_cancel_and_resume(tmp_path: Path, undisturbed: RunFolder) -> None:
     folder = submit(tmp_path)
     until_step(folder, 20)
+    (process,) = processes_of(folder)
+    process.suspend()  # it would be at its end before the command has started on a machine with much to do
     tclx("cancel", folder.path, runs_dir=tmp_path / "runs")
+    process.resume()
     until_standing([folder], "cancelled", seconds=120)
     tclx("resume", folder.path, runs_dir=tmp_path / "runs")
     until_standing([folder], "finished")

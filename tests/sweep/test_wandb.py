@@ -157,7 +157,7 @@ def test_a_sweep_ends_as_it_would_without_wandb_and_sync_makes_up_for_it(
     ended_at = study.trials[0].datetime_complete
     assert code == 0, said
     assert ended_at is not None
-    assert time.time() - ended_at.timestamp() < 3 + 2
+    assert time.time() - ended_at.timestamp() < 3 + 15  # the silence itself has no end
     assert "deadline exceeded" in said or "within 3 s" in said  # the client's own bound, or ours
     assert f"the study is not touched: `tclx sync {folder.path}`" in said
     lines: list[str] = []
