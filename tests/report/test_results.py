@@ -195,3 +195,10 @@ def test_a_thousand_runs_are_read_within_a_second(tmp_path: Path, monkeypatch: p
     summary = summary_of(tmp_path)
     assert time.process_time() - started < 1.0
     assert [len(row.runs) for row in summary.rows] == [100] * 10
+
+
+@pytest.mark.parametrize(("count", "more"), [(0, ""), (1, ""), (6, ""), (7, ", and 1 more"), (9, ", and 3 more")])
+def test_of_many_keys_a_rows_name_has_the_first_and_their_number(count: int, more: str) -> None:
+    differs = {f"k{number}": str(number) for number in range(count)}
+    named = ", ".join(f"k{number}={number}" for number in range(min(count, results.MOST_KEYS)))
+    assert results._shown(differs) == (f" ({named}{more})" if count else "")
