@@ -83,7 +83,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def numerics() -> Iterator[None]:
-    """torch's process-wide switches as torch has them, whatever trained in this process before; puts them back."""
+    """Puts torch's process-wide switches back; what trained in this process before has left no deterministic algorithms on."""
     import torch
 
     deterministic, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()

@@ -53,14 +53,15 @@ def check(
 
     num_bad, trees = 0, list[dict[str, Any]]()
     for data in dict.fromkeys(experiment.spec.data for experiment in load_experiments(spec, overrides or [])):
-        warnings = examine(data, some_may_be_missing=True).warnings
+        examined = examine(data, some_may_be_missing=True)
         report = check_images(data)
+        warnings = [*examined.warnings, *report.warnings]
         num_bad += len(report.bad)
-        for warning in (*warnings, *report.warnings):
+        for warning in warnings:
             say(f"warning: {warning}")
         if as_json:
             bad = [picture._asdict() for picture in report.bad]
-            trees.append({"num_pictures": report.num_pictures, "bad": bad, "warnings": [*warnings, *report.warnings]})
+            trees.append({"num_pictures": report.num_pictures, "bad": bad, "warnings": warnings})
             continue
         for picture in report.bad:
             show(one_line(f"{picture.path}: {picture.reason}"))
