@@ -94,7 +94,7 @@ ELSEWHERE = {
     "data/structure.py": ("data/test_hostile.py", "data/test_images.py"),
     "provenance.py": ("launch/test_snapshot.py", "train/test_environment.py"),
     "report/cost.py": ("report/test_history.py", "report/test_report.py"),
-    "spec/base.py": ("spec/test_validation.py", "spec/test_load.py"),
+    "section.py": ("spec/test_validation.py", "spec/test_load.py"),
     "spec/data.py": ("spec/test_validation.py", "spec/test_load.py"),
     "spec/layers.py": ("spec/test_load.py", "spec/test_validation.py"),
     "spec/model.py": ("spec/test_validation.py", "spec/test_load.py"),

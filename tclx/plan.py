@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 from tclx.errors import InputError, Location, Problem, placed
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
@@ -76,22 +77,6 @@ class Plan:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The plan that `to_json` wrote; a file of it is read by `tclx.runs.read_as`."""
         return cls(**value)
-
-
-def needs_momentum(spec: ExperimentSpec) -> bool:
-    """Whether momentum encoders exist: their features are the contrastive keys, their predictions the soft labels."""
-    terms = spec.objectives
-    return bool(terms.cma or terms.imc or terms.lmi or (terms.mlm and terms.soft_labels))
-
-
-def needs_second_view(spec: ExperimentSpec) -> bool:
-    """Whether each picture is augmented twice."""
-    return bool(spec.objectives.imc or spec.objectives.lmi)
-
-
-def needs_fusion(spec: ExperimentSpec) -> bool:
-    """Whether the fusion encoder is built."""
-    return bool(spec.objectives.itm or spec.objectives.mlm)
 
 
 def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
@@ -174,11 +159,11 @@ def _derive(spec: ExperimentSpec, facts: DataFacts) -> Plan:
         soft_label_ramp_steps=round(soft_labels.ramp_epochs * steps_per_epoch) if soft_labels else 0,
         evaluate_every_steps=_evaluate_every_steps(spec, steps_per_epoch, total_steps),
         checkpoint_every_steps=training.checkpoints.every_steps or max(steps_per_epoch, 1),
-        needs_momentum=needs_momentum(spec),
-        needs_second_view=needs_second_view(spec),
-        needs_fusion=needs_fusion(spec),
+        needs_momentum=spec.objectives.need(Needs.MOMENTUM),
+        needs_second_view=spec.objectives.need(Needs.SECOND_VIEW),
+        needs_fusion=spec.objectives.need(Needs.FUSION),
         num_patches=grid**2 if grid else None,
-        num_lmi_locals=_num_lmi_locals(spec, grid),
+        num_lmi_locals=lmi.num_locals(grid) if (lmi := spec.objectives.lmi) is not None else None,
         num_negatives=_num_negatives(spec, grid),
     )
 
@@ -194,23 +179,13 @@ def _evaluate_every_steps(spec: ExperimentSpec, steps_per_epoch: int, total_step
     return min(max(steps_per_epoch, 1), total_steps)  # a run shorter than an epoch is still evaluated
 
 
-def _num_lmi_locals(spec: ExperimentSpec, grid: int | None) -> int | None:
-    lmi = spec.objectives.lmi
-    if lmi is None:
-        return None
-    side = lmi.pooled_grid or grid
-    return side**2 if side else None
-
-
 def _num_negatives(spec: ExperimentSpec, grid: int | None) -> dict[str, int | None]:
-    others = num_compared_pairs(spec) - 1
-    locals_each = _num_lmi_locals(spec, grid)
-    every: dict[str, int | None] = {
-        "cma": others + spec.model.queue_size,
-        "imc": others + spec.model.queue_size,
-        "lmi": others * locals_each if locals_each else None,
+    others, queue_size = num_compared_pairs(spec) - 1, spec.model.queue_size
+    return {
+        name: term.num_negatives(others=others, queue_size=queue_size, grid=grid)
+        for name, term in spec.objectives.terms.items()
+        if isinstance(term, ContrastiveTerm)
     }
-    return {term: number for term, number in every.items() if getattr(spec.objectives, term)}
 
 
 def _batch_fits_data(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:

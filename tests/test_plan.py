@@ -11,11 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from tclx.errors import InputError
-from tclx.plan import DataFacts, Plan, check_spec, make_plan, needs_fusion, needs_momentum, needs_second_view, remarks, run_id
+from tclx.plan import DataFacts, Plan, check_spec, make_plan, remarks, run_id
 from tclx.runs import read_as
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT, Place, key_paths
 from tclx.spec.load import load_experiments
+from tclx.tasks.pretrain.terms.term import Needs
 from tests.spec.documents import GOOD, load_one, write
 
 FACTS = DataFacts(num_train_rows=25_000, num_train_images=5_000, num_val_images=64, num_val_captions=320)
@@ -128,8 +129,9 @@ def test_each_term_needs_only_its_own_parts(
 ) -> None:
     term, _, rest = terms.partition(", ")
     text = GOOD.replace("cma: {weight: 0.5}\n  imc: null\n  itm: {}", f"{term}: {{}}" + (f"\n  {rest}" if rest else ""))
-    spec = load_one(tmp_path, text, ["evaluation={retrieval: null, during_training: null}"]).spec
-    assert (needs_momentum(spec), needs_second_view(spec), needs_fusion(spec)) == (momentum, second_view, fusion)
+    objectives = load_one(tmp_path, text, ["evaluation={retrieval: null, during_training: null}"]).spec.objectives
+    needed = [objectives.need(part) for part in (Needs.MOMENTUM, Needs.SECOND_VIEW, Needs.FUSION)]
+    assert needed == [momentum, second_view, fusion]
 
 
 def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:

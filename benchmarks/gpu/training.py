@@ -13,14 +13,14 @@ from torch import nn
 
 from benchmarks.gpu.conditions import Conditions, Precision, card_name, peak_tflops, training_spec
 from tclx.data.batch import Batch
-from tclx.model.cost import estimate_cost
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.pretrain.step import TrainingStep
+from tclx.train.cost import estimate_cost
 from tclx.train.optim import build_optimizer, parameters_of
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
-from tclx.train.step import TrainingStep
 
 WARM_UP = 3
 SOFT_LABEL_WEIGHT = 0.4

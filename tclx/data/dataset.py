@@ -42,12 +42,12 @@ from tclx.data.scenes import Scenes
 from tclx.data.shared_memory import PREFETCHED_BATCHES, check_shared_memory, shared_memory_error
 from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
 from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
-from tclx.plan import needs_second_view
 from tclx.processes import look_at
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.system import START_METHOD
+from tclx.tasks.pretrain.terms.term import Needs
 
 Item = TypeVar("Item")
 
@@ -258,7 +258,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
         self._spec = spec
         self._tokenizer = tokenizer
         self._official = spec.compat == "official"
-        self._two_views = needs_second_view(spec)
+        self._two_views = spec.objectives.need(Needs.SECOND_VIEW)
         allowed = np.arange(tokenizer.vocab_size)
         # The published pre-training tells pairs apart by row: a picture that is listed twice is its own negative there.
         by_row = self._official and getattr(spec.data.train, "form", None) == "pretrain"

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from tclx.errors import MachineError
-from tclx.plan import needs_second_view
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
+from tclx.tasks.pretrain.terms.term import Needs
 
 PREFETCHED_BATCHES = 2
 """Of each loader process, ready before they are asked for."""
@@ -53,7 +53,7 @@ def check_shared_memory(spec: ExperimentSpec) -> None:
 
 def _bytes_of_batch(spec: ExperimentSpec) -> int:
     """Of its pictures, which are nearly all of it."""
-    views = 2 if needs_second_view(spec) else 1
+    views = 2 if spec.objectives.need(Needs.SECOND_VIEW) else 1
     return spec.training.batch_size_per_gpu * views * 3 * spec.model.image_encoder.image_size**2
 
 

@@ -88,8 +88,8 @@ def _grad_cam(model: TCL, fusion: FusionEncoder, states: Tensor, mask: Tensor, p
     """[R, L, N] what every token looks at, [CLS] of the picture left out, and [R] matching logits."""
     fused, weights = fusion.explained(states, mask, fusion.keys_values(patches), layer=(len(fusion.layers) - 1) // 2)
     maps, scores = weights, None
-    if model.itm_head is not None:
-        scores = model.itm_head(fused[:, 0])[:, 1]
+    if (head := model.head("itm")) is not None:
+        scores = head(fused[:, 0])[:, 1]
         (influence,) = torch.autograd.grad(scores.sum(), weights)
         maps, scores = weights * influence.clamp(min=0), scores.detach().float().cpu()
     return maps[..., 1:].mean(dim=1).detach().float().cpu(), scores

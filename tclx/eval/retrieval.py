@@ -183,7 +183,7 @@ def retrieve(
         text_to_image = _shortlist(texts.embedding, embeddings, image_of_caption, numbers, top_k)
         counts = _similarity_counts(texts.embedding, embeddings, image_of_caption)
         found = Retrieval(image_to_text, text_to_image, None, None, asking, image_of_caption, counts)
-        if model.itm_head is None:
+        if model.head("itm") is None:
             return found
         pair_ids = _candidate_pairs(found)
         scores = _match_pairs(model, pair_ids, texts, pictures, batch_size=batch_size)
@@ -342,7 +342,7 @@ def _match_batch(
     model: TCL, images: Tensor, image_rows: Tensor, caption_rows: Tensor, texts: EncodedCaptions, batch_size: int
 ) -> Tensor:
     """[R] scores of pairs of a few pictures, whose keys and values are computed once."""
-    fusion, head = model.online.fusion_encoder, model.itm_head
+    fusion, head = model.online.fusion_encoder, model.head("itm")
     if fusion is None or head is None:
         raise ValueError("matching needs a fusion encoder and an ITM head")
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)

@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
     """One run's cost, or why it is not known."""
 
     cost: dict[str, Any] | None
-    """As `tclx.model.cost.Cost`; its memory is a GPU's."""
+    """As `tclx.train.cost.Cost`; its memory is a GPU's."""
     reason: str | None = None
 
 
@@ -211,7 +211,7 @@ def main() -> None:
 
 def answer(question: str) -> dict[str, Any]:
     """The cost of the run that a line of `_question` describes, or the user's mistake in it."""
-    from tclx.model.cost import estimate_cost
+    from tclx.train.cost import estimate_cost
 
     asked = json.loads(question)
     spec = ExperimentSpec.model_validate_json(json.dumps(asked["spec"]))

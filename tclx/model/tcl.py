@@ -6,7 +6,7 @@ Only what the objectives need is built; a part that no active term uses is None.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,9 @@ from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
 from tclx.model.vision import ImageEncoder
-from tclx.plan import needs_fusion, needs_momentum
 from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.objectives import ObjectivesSpec, TemperatureSpec
-
-ContrastiveTerm = Literal["cma", "imc", "lmi"]
-CONTRASTIVE_TERMS: tuple[ContrastiveTerm, ...] = ("cma", "imc", "lmi")
+from tclx.spec.objectives import ObjectivesSpec
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs, TemperatureSpec
 
 
 class Encoded(NamedTuple):
@@ -77,6 +74,30 @@ class Encoders(nn.Module):
         """Tokens [B, L, width] -> L2-normalised token embeddings [B, L - 1, D] fp32, [CLS] left out, padding not."""
         return _locals(tokens, self.text_projection)
 
+    def fuse(self, text: Tensor, attention_mask: Tensor, images: Tensor, *, image_rows: Tensor | None = None) -> Tensor:
+        """Captions that look at images.
+
+        Args:
+            text: [P, L, width] tokens of the text encoder.
+            attention_mask: [P, L] bool, False at padding.
+            images: [R, 1 + N, width] tokens of the image encoder.
+            image_rows: [P] int64, which of them each caption looks at; None: its own, P = R.
+
+        Returns:
+            [P, L, width]; the first token is [CLS] of the pair.
+        """
+        if self.fusion_encoder is None:
+            raise TypeError("no term of this model needs a fusion encoder")
+        fused: Tensor = self.fusion_encoder(text, attention_mask, self.fusion_encoder.keys_values(images), image_rows)
+        return fused
+
+    def name_words(self, fused: Tensor, positions: Tensor) -> Tensor:
+        """Logits [M, V] of the words at M positions of the flattened tokens [B, L, width]."""
+        if self.mlm_head is None:
+            raise TypeError("no term of this model needs masked words")
+        logits: Tensor = self.mlm_head(fused.flatten(0, 1)[positions])
+        return logits
+
     def momentum_copy(self, *, with_fusion: bool) -> Encoders:
         """A frozen copy in the same state; tensors tied in here are tied in there.
 
@@ -95,26 +116,26 @@ def _embed(states: Tensor, projection: nn.Linear | None) -> Tensor | None:
 def _locals(tokens: Tensor, projection: nn.Linear | None) -> Tensor:
     embedded = _embed(tokens[:, 1:], projection)
     if embedded is None:
-        raise TypeError("this model has no projections: cma, imc and lmi are all off")
+        raise TypeError("no term of this model needs projections")
     return embedded
 
 
 class Temperatures(nn.Module):
     """The softmax temperatures in use: `shared`, and one under a term's name where the term sets its own.
 
-    A learned one is a 0-D parameter, a fixed one a buffer. `shared` exists when a term without its own is on, or when ITM draws
-    hard negatives with it; for the latter alone nothing can train it, and it is fixed.
+    A learned one is a 0-D parameter, a fixed one a buffer. `shared` exists when a term without its own is on, or when hard
+    negatives are drawn with it; for the latter alone nothing can train it, and it is fixed.
     """
 
     def __init__(self, objectives: ObjectivesSpec) -> None:
         super().__init__()
         self.bounds: dict[str, tuple[float, float]] = {}
-        on = {term: getattr(objectives, term) for term in CONTRASTIVE_TERMS if getattr(objectives, term) is not None}
-        self._terms = {term: "shared" if own.temperature is None else term for term, own in on.items()}
-        for term, own in on.items():
-            if own.temperature is not None:
-                self._add(term, own.temperature, trained=True)
-        draws_negatives = objectives.itm is not None and bool(on) and "cma" not in on
+        on = {name: term for name, term in objectives.terms.items() if isinstance(term, ContrastiveTerm)}
+        self._terms = {name: "shared" if term.temperature is None else name for name, term in on.items()}
+        for name, term in on.items():
+            if term.temperature is not None:
+                self._add(name, term.temperature, trained=True)
+        draws_negatives = objectives.need(Needs.HARD_NEGATIVES) and bool(on) and "cma" not in on
         if "shared" in self._terms.values() or draws_negatives:
             self._add("shared", objectives.temperature, trained="shared" in self._terms.values())
 
@@ -126,7 +147,7 @@ class Temperatures(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def of(self, term: ContrastiveTerm) -> Tensor:
+    def of(self, term: str) -> Tensor:
         """0-D temperature of a term; of CMA, where it is off, the shared one, with which hard negatives are drawn."""
         temperature: Tensor = getattr(self, self._terms.get(term, "shared"))
         return temperature
@@ -151,8 +172,7 @@ class TCL(nn.Module):
         online: the trained encoders.
         momentum: their frozen copy, equal at the start; None when no term compares with one. It has a fusion encoder and an MLM
             head only when MLM has soft labels.
-        itm_head: [CLS] of the fusion encoder -> (no match, match); None when ITM is off.
-        queue: None without CMA and IMC, or with queue_size 0.
+        queue: None when no term takes negatives from it, or with queue_size 0.
         temperatures: see `Temperatures`.
 
     Raises:
@@ -168,14 +188,21 @@ class TCL(nn.Module):
     def _build(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> None:
         objectives = spec.objectives
         self.online = _encoders(spec, vocab_size=vocab_size, pad_token_id=pad_token_id)
-        distils_mlm = objectives.mlm is not None and objectives.soft_labels is not None
-        self.momentum = self.online.momentum_copy(with_fusion=distils_mlm) if needs_momentum(spec) else None
-        self.itm_head = nn.Linear(self.online.text_encoder.width, 2) if objectives.itm else None
-        has_keys = bool(objectives.cma or objectives.imc) and spec.model.queue_size > 0
+        distils_words = objectives.need(Needs.MASKED_WORDS | Needs.SOFT_LABELS)
+        has_momentum = objectives.need(Needs.MOMENTUM)
+        self.momentum = self.online.momentum_copy(with_fusion=distils_words) if has_momentum else None
+        for name, term in objectives.terms.items():
+            if (head := term.build_head(text_width=self.online.text_encoder.width)) is not None:
+                self.add_module(f"{name}_head", head)
+        has_keys = objectives.need(Needs.QUEUE) and spec.model.queue_size > 0
         self.queue = FeatureQueue(spec.model.queue_size, spec.model.embed_dim) if has_keys else None
         self.temperatures = Temperatures(objectives)
 
-    def temperature(self, term: ContrastiveTerm) -> Tensor:
+    def head(self, term: str) -> nn.Module | None:
+        """What a term alone trains; None when it is off, or trains nothing of its own."""
+        return self._modules.get(f"{term}_head")
+
+    def temperature(self, term: str) -> Tensor:
         """0-D temperature of a term, its own or the shared one; after `clamp_temperatures` inside its bounds."""
         return self.temperatures.of(term)
 
@@ -186,21 +213,23 @@ class TCL(nn.Module):
 
 def _encoders(spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> Encoders:
     model, objectives = spec.model, spec.objectives
-    if needs_fusion(spec) and model.fusion_encoder is None:
-        raise InputError(Problem("model.fusion_encoder", "itm and mlm need one", "for instance {num_layers: 6}"))
+    needs_fusion = objectives.need(Needs.FUSION)
+    if needs_fusion and model.fusion_encoder is None:
+        needing = " and ".join(objectives.needing(Needs.FUSION))
+        raise InputError(Problem("model.fusion_encoder", f"needed by {needing}", "for instance {num_layers: 6}"))
     recompute = spec.training.activation_checkpointing
     image_encoder = ImageEncoder(model.image_encoder, activation_checkpointing=recompute)
     text = build_text(
         model.text_encoder,
-        model.fusion_encoder if needs_fusion(spec) else None,
+        model.fusion_encoder if needs_fusion else None,
         vocab_size=vocab_size,
         pad_token_id=pad_token_id,
         image_width=image_encoder.width,
-        mlm=objectives.mlm is not None,
+        mlm=objectives.need(Needs.MASKED_WORDS),
         max_tokens=spec.data.max_caption_tokens,
         activation_checkpointing=recompute,
     )
-    contrasts = bool(objectives.cma or objectives.imc or objectives.lmi)
+    contrasts = objectives.need(Needs.PROJECTIONS)
     return Encoders(
         image_encoder,
         text.text_encoder,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from tclx.spec.base import Section
+from tclx.section import Section
 from tclx.spec.fields import Place
 from tclx.spec.yaml import Node
 

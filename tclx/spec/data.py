@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Conflict, Count, Fraction, HubName, LocalPath, Section, Sensible
+from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, Section, Sensible
 
 
 class ScenesSource(Section):

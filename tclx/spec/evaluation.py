@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from tclx.spec.base import BatchSize, Conflict, Count, Section
+from tclx.section import BatchSize, Conflict, Count, Section
 
 Split = Literal["val", "test"]
 

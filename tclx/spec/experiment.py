@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Conflict, LocalPath, Section, text_like
+from tclx.section import Conflict, LocalPath, Section, text_like
 from tclx.spec.data import DataSpec
 from tclx.spec.evaluation import EvaluationSpec
 from tclx.spec.launch import LaunchSpec, LocalLaunch

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from tclx.spec.base import HubNameMarker, PathMarker, Section
+from tclx.section import HubNameMarker, PathMarker, Section
 from tclx.spec.experiment import ExperimentSpec
 
 

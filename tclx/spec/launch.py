@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from tclx.spec.base import Conflict, Count, Section, Sensible, is_being_written, text_like
+from tclx.section import Conflict, Count, Section, Sensible, is_being_written, text_like
 from tclx.spec.secrets import written_secret
 
 Token = Annotated[

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from tclx.errors import InputError, Location, Problem
-from tclx.spec.base import WRITTEN
+from tclx.section import WRITTEN
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT
 from tclx.spec.layers import SET, entries, merge, merge_files, override_tree, read_with_parents

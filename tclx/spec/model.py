@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Conflict, HubName, LocalPath, NumHeads, NumLayers, Section, Sensible, Width
+from tclx.section import Conflict, HubName, LocalPath, NumHeads, NumLayers, Section, Sensible, Width
 
 Weights = Literal["hub"] | LocalPath | None
 """Where an encoder's first weights come from: `hub` (downloaded, or the hub's cache), null (random) or a local path."""

@@ -1,4 +1,4 @@
-"""What the model learns from: five terms, each on when its key is present and off when it is null."""
+"""What the model learns from: terms, each on when its key is present and off when it is null."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import Conflict, Fraction, Section, Sensible, Weight
-
-Temperature = Annotated[float, Field(gt=0), Sensible(at_least=1e-5, at_most=100)]
-
-
-class TemperatureSpec(Section):
-    """The softmax temperature of a contrastive term."""
-
-    initial: Temperature = 0.07
-    """Value at step 0."""
-    learned: bool = True
-    """Whether it is trained."""
-    minimum: Temperature = 0.001
-    """Lower clamp."""
-    maximum: Temperature = 0.5
-    """Upper clamp."""
-
-    @model_validator(mode="after")
-    def _initial_between_bounds(self) -> Self:
-        if not self.minimum <= self.initial <= self.maximum:
-            message = f"initial {self.initial} is outside minimum..maximum = {self.minimum}..{self.maximum}"
-            raise Conflict(message, "initial", "minimum", "maximum")
-        return self
+from tclx.section import Conflict, Fraction, Section, Sensible
+from tclx.tasks.pretrain.terms.cma import CmaSpec
+from tclx.tasks.pretrain.terms.imc import ImcSpec
+from tclx.tasks.pretrain.terms.itm import ItmSpec
+from tclx.tasks.pretrain.terms.lmi import LmiSpec
+from tclx.tasks.pretrain.terms.mlm import MlmSpec
+from tclx.tasks.pretrain.terms.term import Needs, TemperatureSpec, Term
 
 
 class SoftLabelSpec(Section):
@@ -38,51 +22,6 @@ class SoftLabelSpec(Section):
     """Share once ramped up; 1 - weight stays on the ground truth."""
     ramp_epochs: Annotated[float, Field(ge=0), Sensible(at_most=1_000_000)] = 1.0
     """Epochs over which the share rises linearly from 0."""
-
-
-class CmaSpec(Section):
-    """CMA, cross-modal alignment: image and text [CLS] against the other modality's momentum features and queue."""
-
-    weight: Weight = 1 / 3
-    """Weight of the mean of image-to-text and text-to-image."""
-    temperature: TemperatureSpec | None = None
-    """A temperature of its own; null shares the common one."""
-
-
-class ImcSpec(Section):
-    """IMC, intra-modal contrast: two augmented views of an image, two dropout views of a text."""
-
-    weight: Weight = 1 / 3
-    """Weight of the mean of image-to-image and text-to-text."""
-    temperature: TemperatureSpec | None = None
-    """A temperature of its own; null shares the common one."""
-
-
-class LmiSpec(Section):
-    """LMI, local mutual information: the [CLS] of one view against the patches or tokens of the other."""
-
-    weight: Weight = 1 / 3
-    """Weight of the mean of the image and the text part."""
-    temperature: TemperatureSpec | None = None
-    """A temperature of its own; null shares the common one."""
-    pooled_grid: Annotated[int, Field(ge=1), Sensible(at_most=2048)] | None = 4
-    """Patches are average-pooled to this many rows and columns (4: 16 locals, as the paper); null keeps every patch."""
-
-
-class ItmSpec(Section):
-    """ITM, image-text matching: is this pair real, against one hard negative image and one hard negative text each."""
-
-    weight: Weight = 1.0
-    """Weight of the term."""
-
-
-class MlmSpec(Section):
-    """MLM, masked language modelling: name the hidden words from the rest of the caption and the picture."""
-
-    weight: Weight = 1.0
-    """Weight of the term."""
-    mask_probability: Annotated[float, Field(gt=0, lt=1), Sensible(at_least=0.001)] = 0.15
-    """Share of the tokens that are hidden: 80 % masked, 10 % replaced, 10 % kept."""
 
 
 class ObjectivesSpec(Section):
@@ -107,7 +46,34 @@ class ObjectivesSpec(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not any((self.cma, self.imc, self.lmi, self.itm, self.mlm)):
-            terms = ("cma", "imc", "lmi", "itm", "mlm")
-            raise Conflict(f"every term is off: switch on at least one of {', '.join(terms)}", *terms)
+        if not self.terms:
+            raise Conflict(f"every term is off: switch on at least one of {', '.join(TERMS)}", *TERMS)
         return self
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms that are on, by name, in the order of the table."""
+        return {name: term for name in TERMS if (term := getattr(self, name)) is not None}
+
+    def needing(self, needs: Needs) -> list[str]:
+        """The terms that are on and need all of this."""
+        return [name for name, term in self.terms.items() if needs in self._needs_of(term)]
+
+    def need(self, needs: Needs) -> bool:
+        """Whether some term that is on needs all of this."""
+        return bool(self.needing(needs))
+
+    def _needs_of(self, term: Term) -> Needs:
+        if Needs.SOFT_LABELS not in term.needs:
+            return term.needs
+        return term.needs & ~Needs.SOFT_LABELS if self.soft_labels is None else term.needs | Needs.MOMENTUM
+
+
+TERMS: dict[str, type[Term]] = {
+    "cma": CmaSpec,
+    "imc": ImcSpec,
+    "lmi": LmiSpec,
+    "itm": ItmSpec,
+    "mlm": MlmSpec,
+}
+"""Every term, by its key above."""

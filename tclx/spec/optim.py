@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tclx.spec.base import Section, Sensible, Weight
+from tclx.section import Section, Sensible, Weight
 
 LearningRate = Annotated[float, Field(ge=0), Sensible(below=1)]
 Steps = Annotated[int, Field(ge=0), Sensible(at_most=10**9)]

@@ -16,12 +16,14 @@ from tclx.spec.data import FilesSource, HubTokenizer
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
+from tclx.spec.objectives import TERMS
 from tclx.spec.optim import CosineSchedule
+from tclx.tasks.pretrain.terms.term import Needs
 
 BERT_POSITIONS = 512
 """Position embeddings of every published BERT and DistilBERT."""
 
-_TERMS = tuple(f"objectives.{term}" for term in ("cma", "imc", "lmi", "itm", "mlm"))
+_TERMS = tuple(f"objectives.{term}" for term in TERMS)
 OF_A_BATCH = (
     "training.batch_size_per_gpu", "launch.num_processes", "launch.num_nodes", "launch.gpus_per_node", "launch.tasks_per_node"
 )  # fmt: skip
@@ -95,7 +97,7 @@ def _pooled_grid(spec: ExperimentSpec) -> Iterator[Problem]:
 
 
 def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
-    needing = [term for term in ("itm", "mlm") if getattr(spec.objectives, term)]
+    needing = spec.objectives.needing(Needs.FUSION)
     if needing and spec.model.fusion_encoder is None:
         verb = "needs" if len(needing) == 1 else "need"
         switched_off = ", ".join(f"objectives.{term}: null" for term in needing)
@@ -106,7 +108,7 @@ def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
 
 def _queue(spec: ExperimentSpec) -> Iterator[Problem]:
     size, batch = spec.model.queue_size, spec.training.batch_size_per_gpu * spec.launch.num_processes
-    if not size or not (spec.objectives.cma or spec.objectives.imc):
+    if not size or not spec.objectives.need(Needs.QUEUE):
         return
     if size < batch:
         message = f"{size} cannot hold one global batch of {batch}"
@@ -141,19 +143,20 @@ def _something_to_contrast(spec: ExperimentSpec) -> Iterator[Problem]:
     if num_compared_pairs(spec) > 1:
         return
     terms = spec.objectives
-    from_queue = [name for name in ("cma", "imc") if getattr(terms, name)] if not spec.model.queue_size else []
-    from_batch = [name for name in ("lmi", "itm") if getattr(terms, name)]
+    from_queue = terms.needing(Needs.QUEUE) if not spec.model.queue_size else []
+    from_batch = terms.needing(Needs.OTHER_PAIRS)
     if without := from_queue + from_batch:
         verb = "have" if len(without) > 1 else "has"
-        hint = "2 or more; a queue (model.queue_size) serves cma and imc alone"
+        served = " and ".join(name for name, term in TERMS.items() if Needs.QUEUE in term.needs)
+        hint = f"2 or more; a queue (model.queue_size) serves {served} alone"
         message = f"with a batch of one {', '.join(without)} {verb} no negatives"
         others = ("model.queue_size", *(f"objectives.{name}" for name in without))
         yield Problem("training.batch_size_per_gpu", message, hint, others=others)
 
 
 def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
-    soft, terms = spec.objectives.soft_labels, spec.objectives
-    if soft is None or not (terms.cma or terms.mlm):
+    soft = spec.objectives.soft_labels
+    if soft is None or not spec.objectives.need(Needs.SOFT_LABELS):
         return
     if soft.weight == 1:
         yield Problem("objectives.soft_labels.weight", "1 leaves nothing of the ground truth", "below 1; the paper has 0.4")
@@ -175,11 +178,13 @@ def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
     if spec.evaluation.retrieval is None:
         return
     objectives = spec.objectives
-    if objectives.itm and not (objectives.cma or objectives.imc or objectives.lmi):
+    if objectives.itm and not objectives.need(Needs.PROJECTIONS):
         message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
         yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=_TERMS)
-    elif not (objectives.cma or objectives.itm):
-        message = "cma and itm are both off, so nothing brings pictures and texts together"
+    elif not any(term.aligns for term in objectives.terms.values()):
+        aligning = [name for name, term in TERMS.items() if term.aligns]
+        off = f"{', '.join(aligning[:-1])} and {aligning[-1]} are {'both' if len(aligning) == 2 else 'all'} off"
+        message = f"{off}, so nothing brings pictures and texts together"
         yield Problem("evaluation.retrieval", message, "switch one of them on, or set null", others=_TERMS)
     metric, known = spec.evaluation.best_metric, best_metrics()
     if metric not in known:

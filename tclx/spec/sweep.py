@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from tclx.spec.base import Conflict, Count, Fraction, LocalPath, Section, Sensible, text_like
+from tclx.section import Conflict, Count, Fraction, LocalPath, Section, Sensible, text_like
 from tclx.spec.experiment import SafeName
 
 Scalar = bool | int | float | str | None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tclx.spec.base import Count, Section, text_like
+from tclx.section import Count, Section, text_like
 
 WandbName = Annotated[
     str,

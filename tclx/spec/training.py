@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.spec.base import BatchSize, Conflict, Count, Section, Sensible
+from tclx.section import BatchSize, Conflict, Count, Section, Sensible
 
 
 class CheckpointsSpec(Section):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tclx.errors import MAX_OF_A_KIND, Problem, distance
-from tclx.spec.base import PATTERN_WORDS, Conflict
+from tclx.section import PATTERN_WORDS, Conflict
 from tclx.spec.cures import cure
 from tclx.spec.fields import ROOT, Place, nearest, nearest_key
 from tclx.spec.yaml import Node

@@ -21,7 +21,7 @@ from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.plan import CHANGES_NO_RESULT, DataFacts, make_plan, run_id
-from tclx.spec.base import WRITTEN
+from tclx.section import WRITTEN
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.fields import Place, nearest
 from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem

@@ -39,6 +39,8 @@ from tclx.runs import Best, RunFolder, RunState, Status, Superseded
 from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
+from tclx.tasks.pretrain.features import QueueKeys
+from tclx.tasks.pretrain.step import StepOutput, TrainingStep
 from tclx.terminal import printable
 from tclx.track.console import Watcher, watch_each
 from tclx.track.jsonl import MetricsFile, Row
@@ -50,7 +52,6 @@ from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, temperatures, term_gradient_norms
 from tclx.train.optim import build_optimizer, learning_rate, parameters_of, soft_label_weight
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
-from tclx.train.step import QueueKeys, StepOutput, TrainingStep
 from tclx.train.stopping import StopRequest, hearing_requests, stop_request
 from tclx.train.watchdog import BATCH, EVALUATING, SAVING, STARTING, UPLOADING, Watchdog
 

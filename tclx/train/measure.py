@@ -14,8 +14,8 @@ from tclx import distributed
 from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
 from tclx.system import peak_memory_bytes
+from tclx.tasks.pretrain.step import StepOutput
 from tclx.track.jsonl import Row
-from tclx.train.step import StepOutput
 
 _MOST_ROWS = 20
 """Row numbers that a message lists before it says how many more there are."""

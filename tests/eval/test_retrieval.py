@@ -106,10 +106,11 @@ def slow_scores(model: TCL, images: Tensor, captions: Captions) -> tuple[Tensor,
             assert text.embedding is not None
             similarity[row, column] = (image.embedding * text.embedding).sum()
             assert model.online.fusion_encoder is not None
-            assert model.itm_head is not None
+            head = model.head("itm")
+            assert head is not None
             keys_values = model.online.fusion_encoder.keys_values(image.tokens)
             states = model.online.fusion_encoder(text.tokens, mask[mask][None], keys_values)
-            matching[row, column] = model.itm_head(states[:, 0])[0, 1]
+            matching[row, column] = head(states[:, 0])[0, 1]
     return similarity, matching
 
 

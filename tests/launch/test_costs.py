@@ -27,7 +27,7 @@ def with_launch(run: PlannedRun, tmp_path: Path, **launch: Any) -> PlannedRun:
 
 
 def test_the_estimate_is_the_models(toy: list[PlannedRun]) -> None:
-    from tclx.model.cost import estimate_cost
+    from tclx.train.cost import estimate_cost
 
     first, second = estimate_costs(toy)
     assert first.cost == asdict(estimate_cost(toy[0].spec, toy[0].plan, vocab_size=toy[0].spec.data.tokenizer.vocab_size))  # type: ignore[union-attr]

@@ -78,7 +78,7 @@ def pairs(number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def campaign(folder: Path, tried: list[tuple[str, str]]) -> Counter[str]:
-    import tclx.model.cost  # noqa: F401  (each child has it)
+    import tclx.train.cost  # noqa: F401  (each child has it)
 
     spec = write_spec(folder)
     outcomes: Counter[str] = Counter()

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tclx import distributed
-from tclx.train.step import HardNegatives, TrainingStep
+from tclx.tasks.pretrain.features import HardNegatives
+from tclx.tasks.pretrain.step import TrainingStep
 from tests.parity.official import recorded_batch, tiny_model, tiny_spec
 from tests.parity.test_step import follow_online, gradients
 

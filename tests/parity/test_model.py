@@ -91,7 +91,7 @@ def matching_logits(recorded: Recorded, scenario: str) -> Tensor:
     pictures = torch.cat([own, tensors[f"{scenario}/neg_image_idx"], own])
     keys_values = fusion.keys_values(recorded.first.tokens)
     fused = fusion(recorded.text.tokens[texts], recorded.mask[texts], keys_values, pictures)
-    return recorded.model.itm_head(fused[:, 0])
+    return recorded.model.head("itm")(fused[:, 0])
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from tclx.losses.contrastive import soft_cross_entropy
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import official_state_dict
+from tclx.tasks.pretrain.features import HardNegatives
+from tclx.tasks.pretrain.step import StepOutput, TrainingStep
 from tclx.train.optim import build_optimizer
-from tclx.train.step import HardNegatives, StepOutput, TrainingStep
 
 from .official import recorded_batch, recorded_tensors, tiny_model, tiny_spec
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tclx import distributed
 from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
-from tclx.train.step import TrainingStep
+from tclx.tasks.pretrain.step import TrainingStep
 
 from .toy import toy_spec
 

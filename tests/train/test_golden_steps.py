@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
-from tclx.train.step import TrainingStep
+from tclx.tasks.pretrain.step import TrainingStep
 
 from .step_worker import VOCAB_SIZE, global_batch
 from .toy import toy_spec
@@ -61,7 +61,8 @@ def taken(changes: dict[str, Any]) -> dict[str, Any]:
                 parameter.add_(0.3 * torch.randn_like(parameter))
         if model.queue is not None:
             model.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(8, 8), dim=1) for _ in range(2)), torch.arange(8))
-    output = TrainingStep(model, spec)(batch_of(spec), soft_label_weight=0.4, draw=3, measure=True)
+    weight = 0.4 if spec.objectives.soft_labels is not None else 0.0
+    output = TrainingStep(model, spec)(batch_of(spec), soft_label_weight=weight, draw=3, measure=True)
     output.loss.backward()
     gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
     rooms: dict[str, list[Tensor]] = {}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tclx.data.batch import Batch, normalise
 from tclx.model.tcl import TCL
-from tclx.train.step import StepOutput, TrainingStep
+from tclx.tasks.pretrain.step import StepOutput, TrainingStep
 
 from ..processes import finish_processes, start_processes
 from .step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, global_batch

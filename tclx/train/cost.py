@@ -1,7 +1,7 @@
 """What a run will cost: parameters, arithmetic and memory, counted on the meta device without computing or allocating anything.
 
-A forward and backward pass of one micro-batch is acted out on tensors without storage. Counting sees every operation, and
-autograd tells what it keeps for the backward pass.
+The training step itself takes one micro-batch of tensors without storage. Counting sees every operation, and autograd tells
+what it keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tclx.model.tcl import TCL, Encoded
-from tclx.plan import Plan, needs_second_view
+from tclx.data.batch import Batch
+from tclx.model.tcl import TCL
+from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.pretrain.features import HardNegatives
+from tclx.tasks.pretrain.step import TrainingStep
+from tclx.tasks.pretrain.terms.term import Needs
 
 GIB = 1024**3
 MAX_ACTED_OUT = 12
@@ -235,71 +239,27 @@ def _attention(
 
 
 def _forward(model: TCL, spec: ExperimentSpec) -> Tensor:
-    """Act out one micro-batch of the training step; only operations and sizes matter."""
-    objectives, online, size = spec.objectives, model.online, spec.training.batch_size_per_gpu
-    side, num_tokens = spec.model.image_encoder.image_size, spec.data.max_caption_tokens
-    pictures, ids = torch.empty(size, 3, side, side), torch.zeros(size, num_tokens, dtype=torch.int64)
-    mask = torch.ones(size, num_tokens, dtype=torch.bool)
-    num_texts = 2 if objectives.mlm else 1
-    image = online.encode_image(pictures)
-    texts = online.encode_text(ids.repeat(num_texts, 1), mask.repeat(num_texts, 1))
-    text = Encoded(texts.tokens[:size], None if texts.embedding is None else texts.embedding[:size])
-    losses = [image.tokens.sum() * 0, text.tokens.sum() * 0]
-    if model.momentum is not None:
-        with torch.no_grad():
-            shares_image = model.momentum.image_encoder.frozen and not needs_second_view(spec)
-            encode = model.momentum.project_image if shares_image else model.momentum.encode_image
-            momentum_image = encode(image.tokens if shares_image else pictures)
-            momentum_text = model.momentum.encode_text(ids, mask)
-        losses += _contrastive(model, spec, (image, text), (momentum_image, momentum_text))
-    if online.fusion_encoder is not None:
-        num_passes = 3 * bool(objectives.itm) + bool(objectives.mlm)
-        rows = torch.zeros(size * num_passes, dtype=torch.int64)
-        keys_values = online.fusion_encoder.keys_values(image.tokens)
-        fused = online.fusion_encoder(text.tokens.repeat(num_passes, 1, 1), mask.repeat(num_passes, 1), keys_values, rows)
-        if model.itm_head is not None:
-            losses.append(model.itm_head(fused[: 3 * size, 0]).sum())
-        if objectives.mlm is not None and online.mlm_head is not None:
-            num_masked = max(1, round(objectives.mlm.mask_probability * size * (num_tokens - 1)))
-            words = online.mlm_head(fused[-size:].flatten(0, 1)[:num_masked])
-            losses.append(functional.log_softmax(words.float(), dim=1).sum())
-    if model.momentum is not None and model.momentum.fusion_encoder is not None:
-        _distil_mlm(model, momentum_image, ids, mask)
-    return torch.stack([loss.float() for loss in losses]).sum()
-
-
-def _contrastive(
-    model: TCL, spec: ExperimentSpec, queries: tuple[Encoded, Encoded], keys: tuple[Encoded, Encoded]
-) -> list[Tensor]:
-    """The similarity matrices of CMA, IMC and LMI."""
-    objectives, queue = spec.objectives, model.queue
-    if queries[0].embedding is None or model.momentum is None:
-        return []
-    queued = (queue.image, queue.text) if queue is not None else (torch.empty(0, spec.model.embed_dim),) * 2
-    compared = [torch.cat([key.embedding, past]) for key, past in zip(keys, queued, strict=True) if key.embedding is not None]
-    pairs = [(0, 1), (1, 0)] * bool(objectives.cma) + [(0, 0), (1, 1)] * bool(objectives.imc)
-    losses = [_log_probabilities(queries[query].embedding, compared[key]).sum() for query, key in pairs]
-    with torch.no_grad():
-        if objectives.cma and objectives.soft_labels:
-            _log_probabilities(keys[0].embedding, compared[1])
-            _log_probabilities(keys[1].embedding, compared[0])
-        parts = model.momentum.project_image_locals(keys[0].tokens), model.momentum.project_text_locals(keys[1].tokens)
-    if objectives.lmi:
-        num_pooled = (objectives.lmi.pooled_grid or model.online.image_encoder.grid[0]) ** 2
-        near = (parts[0][:, :num_pooled].flatten(0, 1), parts[1].flatten(0, 1))
-        losses += [_log_probabilities(query.embedding, each).sum() for query, each in zip(queries, near, strict=True)]
-    return losses
-
-
-def _log_probabilities(query: Tensor | None, keys: Tensor) -> Tensor:
-    if query is None:
-        raise TypeError("a contrastive term needs projections")
-    return functional.log_softmax(query @ keys.T / 0.07, dim=1)
-
-
-@torch.no_grad()
-def _distil_mlm(model: TCL, image: Encoded, ids: Tensor, mask: Tensor) -> None:
-    momentum = model.momentum
-    if momentum is not None and momentum.fusion_encoder is not None:
-        text = momentum.encode_text(ids, mask)
-        momentum.fusion_encoder(text.tokens, mask, momentum.fusion_encoder.keys_values(image.tokens))
+    """The loss of one micro-batch, every caption as long as the spec allows."""
+    objectives, size, num_tokens = spec.objectives, spec.training.batch_size_per_gpu, spec.data.max_caption_tokens
+    pixels = (size, 3, spec.model.image_encoder.image_size, spec.model.image_encoder.image_size)
+    rows, ids = torch.zeros(size, dtype=torch.int64), torch.zeros(size, num_tokens, dtype=torch.int64)
+    masked = objectives.need(Needs.MASKED_WORDS)
+    share = objectives.mlm.mask_probability if objectives.mlm is not None else 0.0
+    words = torch.zeros(max(1, round(share * size * (num_tokens - 1))), dtype=torch.int64)
+    batch = Batch(
+        images=torch.empty(pixels, dtype=torch.uint8),
+        images_second=torch.empty(pixels, dtype=torch.uint8) if objectives.need(Needs.SECOND_VIEW) else None,
+        input_ids=ids,
+        attention_mask=torch.ones(size, num_tokens, dtype=torch.bool),
+        masked_input_ids=ids if masked else None,
+        mlm_positions=words if masked else None,
+        mlm_labels=words if masked else None,
+        image_index=rows,
+        row=rows,
+        num_bad_images=0,
+    )
+    weight = objectives.soft_labels.weight if objectives.soft_labels is not None else 0.0
+    # Which negatives are drawn depends on values, which the meta device does not have.
+    negatives = HardNegatives(rows, rows)
+    loss: Tensor = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives).loss
+    return loss

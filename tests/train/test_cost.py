@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tclx.model.cost import GIB, Cost, estimate_cost
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
+from tclx.train.cost import GIB, Cost, estimate_cost
 from tests.model.tiny import ALL_TERMS, TEXT, VIT, VOCAB_SIZE, tiny_spec
 
 REAL_SIZE: dict[str, Any] = {
@@ -152,7 +152,7 @@ def test_deep_stacks_are_added_up_to_what_acting_them_out_gives(monkeypatch: pyt
         "fusion_encoder": {"num_layers": 3},
     }
     whole = cost(**deep)
-    monkeypatch.setattr("tclx.model.cost.MAX_ACTED_OUT", 2)
+    monkeypatch.setattr("tclx.train.cost.MAX_ACTED_OUT", 2)
     added_up = cost(**deep)
     assert added_up.parameters_total == whole.parameters_total
     assert added_up.parameters_trainable == whole.parameters_trainable

@@ -1,0 +1,1 @@
+"""Pre-training: the step, and the terms of its loss."""

@@ -1,0 +1,49 @@
+"""ITM, image-text matching. Source: Yang et al. 2022, arXiv:2202.10401; Li et al. 2021, arXiv:2107.07651."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from tclx.tasks.pretrain.terms.term import Needs, Pair, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tclx.tasks.pretrain.features import Features
+
+
+class ItmSpec(Term):
+    """ITM, image-text matching: is this pair real, against one hard negative image and one hard negative text each."""
+
+    title: ClassVar = "ITM: does the pair match?"
+    needs: ClassVar = Needs.FUSION | Needs.OTHER_PAIRS | Needs.HARD_NEGATIVES
+    aligns: ClassVar = True
+
+    def build_head(self, *, text_width: int) -> nn.Module:
+        """[CLS] of the fusion encoder -> (no match, match)."""
+        from torch import nn
+
+        return nn.Linear(text_width, 2)
+
+    def pairs(self, features: Features) -> list[Pair]:
+        """The true pairs, the wrong images, the wrong captions; with a single pair there are no wrong ones."""
+        text, mask, own = features.online.text.tokens, features.batch.attention_mask, features.own_rows
+        true = Pair(text, mask, own)
+        if features.num_candidates == 1:
+            return [true]
+        negatives, images = features.negatives, features.online.image.tokens
+        wrong_image = Pair(text, mask, negatives.image)
+        if features.num_candidates > len(own):  # only the images asked for get keys and values, not those of all processes
+            wrong_image = Pair(text, mask, own, features.across(images)[negatives.image])
+        wrong_text = Pair(features.across(text)[negatives.text], features.gathered(mask)[negatives.text], own)
+        return [true, wrong_image, wrong_text]
+
+    def loss(self, features: Features) -> dict[str, Tensor]:
+        import torch
+
+        from tclx.losses.matching import image_text_matching_loss
+
+        fused = features.fused("itm")
+        summary = torch.cat([tokens[:, 0] for tokens in fused])
+        labels = (torch.arange(len(summary), device=summary.device) < len(fused[0])).long()
+        return {"": image_text_matching_loss(features.head("itm")(summary), labels)}

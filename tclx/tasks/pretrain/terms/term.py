@@ -1,0 +1,128 @@
+"""What every term of the loss declares, and what it computes from a batch."""
+
+from __future__ import annotations
+
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from tclx.section import Conflict, Section, Sensible, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tclx.tasks.pretrain.features import Features
+
+
+class Needs(Flag):
+    """What terms need: the model builds, and the data brings, what some term that is on needs, and nothing else."""
+
+    PROJECTIONS = auto()
+    """Image and text embeddings in the common space."""
+    MOMENTUM = auto()
+    """Features of the momentum encoders."""
+    QUEUE = auto()
+    """Negatives: the other pairs of the batch, and the queue where there is one."""
+    OTHER_PAIRS = auto()
+    """Negatives: the other pairs of the batch; no queue replaces them."""
+    HARD_NEGATIVES = auto()
+    """Negatives drawn by similarity, where there are projections that tell it."""
+    SECOND_VIEW = auto()
+    """Each image augmented twice."""
+    FUSION = auto()
+    """The fusion encoder."""
+    MASKED_WORDS = auto()
+    """A second copy of each caption with words hidden, and the head that names them."""
+    SOFT_LABELS = auto()
+    """The momentum model's prediction in the target, where the spec has `soft_labels`: then MOMENTUM is needed, too."""
+
+
+class Pair(NamedTuple):
+    """B pairs for the fusion encoder, B as in the batch."""
+
+    text: Tensor
+    """[B, L, width] tokens of the text encoder."""
+    attention_mask: Tensor
+    """[B, L] bool, False at padding."""
+    image_rows: Tensor
+    """[B] int64, rows of `images`."""
+    images: Tensor | None = None
+    """[R, 1 + N, width] tokens of the image encoder; None: those of the batch."""
+
+
+class Term(Section):
+    """A term of the loss: its settings are the fields, the rest is the same whatever they are."""
+
+    title: ClassVar[str]
+    """For a plot of it: the name in capitals, a colon, what it asks."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Its directions or modalities, of which it is the mean; empty when it is a single number."""
+    needs: ClassVar[Needs]
+    aligns: ClassVar[bool] = False
+    """Whether it brings an image and its caption together, without which there is nothing to retrieve."""
+    has_bound: ClassVar[bool] = False
+    """Whether each part bounds the mutual information of its two sides: InfoNCE does."""
+
+    weight: Weight = 1.0
+    """Weight of the term."""
+
+    def build_head(self, *, text_width: int) -> nn.Module | None:
+        """What the term alone trains, `<term>_head` in the model; None when that is nothing."""
+        return None
+
+    def pairs(self, features: Features) -> list[Pair]:
+        """The pairs that a term with FUSION looks at; `features.fused` has what became of them."""
+        return []
+
+    def loss(self, features: Features) -> dict[str, Tensor]:
+        """The unweighted scalar of each part in nats, by its name in `parts`; of a term without parts, by ''."""
+        raise NotImplementedError
+
+    def bounded(self, features: Features, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For `has_bound`: of each part the InfoNCE of the true labels.
+
+        Args:
+            losses: what `loss` returned.
+        """
+        return losses
+
+
+Temperature = Annotated[float, Field(gt=0), Sensible(at_least=1e-5, at_most=100)]
+
+
+class TemperatureSpec(Section):
+    """The softmax temperature of a contrastive term."""
+
+    initial: Temperature = 0.07
+    """Value at step 0."""
+    learned: bool = True
+    """Whether it is trained."""
+    minimum: Temperature = 0.001
+    """Lower clamp."""
+    maximum: Temperature = 0.5
+    """Upper clamp."""
+
+    @model_validator(mode="after")
+    def _initial_between_bounds(self) -> Self:
+        if not self.minimum <= self.initial <= self.maximum:
+            message = f"initial {self.initial} is outside minimum..maximum = {self.minimum}..{self.maximum}"
+            raise Conflict(message, "initial", "minimum", "maximum")
+        return self
+
+
+class ContrastiveTerm(Term):
+    """A term that compares embeddings in the common space by a softmax or sigmoid with a temperature."""
+
+    temperature: TemperatureSpec | None = None
+    """A temperature of its own; null shares the common one."""
+
+    def num_negatives(self, *, others: int, queue_size: int, grid: int | None) -> int | None:
+        """Negatives of one anchor once the queue is full, if no image comes twice; None where nobody can tell.
+
+        Args:
+            others: pairs of the batch that it is compared with.
+            queue_size: of the model.
+            grid: rows and columns of patches; None where only timm knows.
+        """
+        return others + (queue_size if Needs.QUEUE in self.needs else 0)
