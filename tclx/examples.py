@@ -56,7 +56,7 @@ class _Explained(TypedDict):
 
 
 class _Kept(TypedDict):
-    """What `tclx.eval.examples.examples_of` writes; earlier versions kept no similarities and no attention."""
+    """What `tclx.tasks.retrieval.examples.examples_of` writes; earlier versions kept no similarities and no attention."""
 
     text_to_image: list[_CaptionQuery]
     image_to_text: list[_PictureQuery]
@@ -66,7 +66,7 @@ class _Kept(TypedDict):
 
 
 def read_examples(path: Path) -> Examples:
-    """What an evaluation kept for people to look at (`tclx.eval.examples.examples_of`).
+    """What an evaluation kept for people to look at (`tclx.tasks.retrieval.examples.examples_of`).
 
     Raises:
         Unreadable: it is not there, or not what was written.

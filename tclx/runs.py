@@ -309,7 +309,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluation/<split>.json says."""
+    """What evaluation/<task>-<split>.json says."""
 
     metrics: dict[str, float]
     step: int | None = None
@@ -382,14 +382,22 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
-    def examples(self, split: str, *, step: int | None = None) -> Path:
+    def evaluated(self, task: str, split: str) -> Path:
+        """What a task's final evaluation gave: JSON, `Evaluated` and where it comes from."""
+        return self.evaluation / f"{task}-{split}.json"
+
+    def examples(self, task: str, split: str, *, step: int | None = None) -> Path:
         """What people look at of an evaluation, with pictures; beside the figures, which are read often.
 
         Args:
-            split: that was evaluated.
+            task, split: that was evaluated.
             step: after which training went on; None for the final evaluation.
         """
-        return self.evaluation / "examples" / (f"{split}.json" if step is None else f"{split}-{step:08d}.json")
+        after = "" if step is None else f"-{step:08d}"
+        path = self.evaluation / "examples" / f"{task}-{split}{after}.json"
+        # Up to version 0.1 there was retrieval alone, and names without it.
+        earlier = path.with_name(f"{split}{after}.json")
+        return earlier if task == "retrieval" and earlier.exists() and not path.exists() else path
 
     @property
     def tokenizer(self) -> Path:
@@ -554,15 +562,19 @@ class RunFolder:
         return read_as(self.environment, Environment) if self.environment.exists() else Environment()
 
     def read_evaluations(self) -> dict[str, Evaluated]:
-        """The final evaluations by split.
+        """The final evaluations by split, the metrics of all tasks together.
 
         Raises:
             Unreadable: one of the files is damaged.
         """
-        found = {path.stem: read_as(path, Evaluated) for path in sorted(self.evaluation.glob("*.json"))}
-        for split, evaluated in found.items():
+        found: dict[str, Evaluated] = {}
+        for path in sorted(self.evaluation.glob("*.json"), key=lambda path: ("-" in path.stem, path)):
+            evaluated, split = read_as(path, Evaluated), path.stem.rpartition("-")[2]
             if not all(map(math.isfinite, evaluated.metrics.values())):
-                raise Unreadable(self.evaluation / f"{split}.json", "a figure is not finite")
+                raise Unreadable(path, "a figure is not finite")
+            # Files without a task in their name are of version 0.1 and come first: a newer evaluation takes their place.
+            before = found[split].metrics if split in found else {}
+            found[split] = replace(evaluated, metrics={**before, **evaluated.metrics})
         return found
 
     def read_json(self, path: Path) -> dict[str, Any]:

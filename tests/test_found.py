@@ -29,7 +29,7 @@ from tests.sweep.toy import TRAINING, write_sweep
 def ended(folder: RunFolder, value: float, *, split: str = "val") -> None:
     """As if it had trained."""
     folder.write_state(RunState("finished", step=4, total_steps=4))
-    folder.write_json(folder.evaluation / f"{split}.json", {"metrics": {f"retrieval/{split}/r_mean": value}})
+    folder.write_json(folder.evaluated("retrieval", split), {"metrics": {f"retrieval/{split}/r_mean": value}})
 
 
 def study_of(tmp_path: Path, *, num_trials: int = 3, **changes: Any) -> StudyFolder:

@@ -44,10 +44,10 @@ from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
 from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.processes import look_at
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
-from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.system import START_METHOD
 from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.task import Split
 
 Item = TypeVar("Item")
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Problem
-from tclx.eval.examples import examples_of
-from tclx.eval.retrieval import evaluate_retrieval
 from tclx.launch.order import without_first_weights
 from tclx.model.tcl import TCL
 from tclx.model.weights import OfficialForm, export_official, load_initial_weights
 from tclx.runs import RunFolder
-from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import load_experiments, load_spec_json
+from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
+from tclx.tasks.retrieval.task import RetrievalSpec
+from tclx.tasks.task import Split
 from tclx.train import checkpoint
 from tclx.train.precision import choose_device, prepare_numerics
 
@@ -59,8 +59,8 @@ def evaluate_saved(
 ) -> dict[str, Any]:
     """Evaluate a run, a checkpoint or official weights.
 
-    A run's best weights on its own spec are recorded in the run's `evaluation/<split>.json`, with a few examples beside it;
-    every other evaluation is an experiment of the caller's and is only returned.
+    A run's best weights on its own spec are recorded in the run's `evaluation/<task>-<split>.json`, with a few examples beside
+    it; every other evaluation is an experiment of the caller's and is only returned.
 
     Args:
         target, which: as `find_saved`.
@@ -74,27 +74,29 @@ def evaluate_saved(
 
     Raises:
         InputError: the weights do not fit the spec, or there is no spec.
-        RunFailed, MachineError: as `evaluate_retrieval` and `choose_device`.
+        RunFailed, MachineError: as `EvaluationTask.evaluate` and `choose_device`.
     """
     saved = find_saved(target, which=which)
     spec = _spec_for(saved, spec_path, overrides)
+    if not spec.evaluation.tasks:
+        spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"retrieval": RetrievalSpec()})})
     device = choose_device(spec.training)
     prepare_numerics(spec.training, device)
     model, tokenizer, step = _model_of(saved, spec, exactly=spec_path is None)
     started = time.perf_counter()
-    found = evaluate_retrieval(model.to(device), spec, split, tokenizer=tokenizer, device=device)
-    evaluation = {
+    found = evaluate_tasks(model.to(device), spec, split, tokenizer=tokenizer, device=device)
+    origin = {
         "split": split,
         "step": step,
         "checkpoint": saved.path.name,
         "spec": spec.name,
         "seconds": time.perf_counter() - started,
-        "metrics": found.figures,
     }
     if saved.run is not None and spec_path is None and which == "best" and target.resolve() == saved.run.path.resolve():
-        saved.run.write_json(saved.run.evaluation / f"{split}.json", evaluation)
-        saved.run.write_json(saved.run.examples(split), examples_of(found, model, spec, tokenizer=tokenizer))
-    return evaluation
+        write_evaluations(saved.run, found, split, origin=origin)
+        for task, evaluation in found.items():
+            saved.run.write_json(saved.run.examples(task, split), evaluation.examples())
+    return {**origin, "metrics": row_of(found, split)}
 
 
 def export_saved(target: Path, output: Path, *, form: OfficialForm) -> None:

@@ -104,8 +104,8 @@ def _kept(material: Material) -> dict[str, tuple[RunResult, Examples]]:
 def _first_kept(runs: tuple[RunResult, ...], split: str) -> tuple[RunResult, Examples] | None:
     for run in runs:
         folder = RunFolder(run.folder)
-        if run.state.status == "finished" and folder.examples(split).exists():
-            return run, read_examples(folder.examples(split))
+        if run.state.status == "finished" and folder.examples("retrieval", split).exists():
+            return run, read_examples(folder.examples("retrieval", split))
     return None
 
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import model_validator
 
-from tclx.section import BatchSize, Conflict, Count, Section
-
-Split = Literal["val", "test"]
-
-
-class RetrievalSpec(Section):
-    """Zero-shot image-text retrieval: dual-encoder similarity, then ITM re-ranking of the best `top_k`."""
-
-    top_k: Count = 128
-    """Candidates per query that the fusion encoder re-ranks (all of them where there are fewer)."""
-    batch_size: BatchSize = 64
-    """Images or texts per forward pass."""
+from tclx.section import Conflict, Count, Section
+from tclx.tasks.retrieval.task import RetrievalSpec
+from tclx.tasks.task import EvaluationTask, Split
 
 
 class EvaluationSpec(Section):
@@ -44,7 +35,36 @@ class EvaluationSpec(Section):
         if self.during_training is None and (self.every_epochs or self.every_steps):
             message = "`every_epochs` and `every_steps` need `during_training`: which split is evaluated?"
             raise Conflict(message, "every_epochs", "every_steps", "during_training")
-        if (self.during_training or self.at_end) and self.retrieval is None:
+        if (self.during_training or self.at_end) and not self.tasks:
             message = "name a task to evaluate, for instance `retrieval: {}`"
-            raise Conflict(message, "during_training", "at_end", "retrieval")
+            raise Conflict(message, "during_training", "at_end", *EVALUATION_TASKS)
         return self
+
+    @property
+    def tasks(self) -> dict[str, EvaluationTask]:
+        """What is evaluated, by name, in the order of the table."""
+        return {name: task for name in EVALUATION_TASKS if (task := getattr(self, name)) is not None}
+
+    @property
+    def best_metrics(self) -> list[str]:
+        """What `best_metric` may be: metrics of which more is better, a task other than retrieval named before them."""
+        return [
+            metric.name if name == "retrieval" else f"{name}/{metric.name}"
+            for name, task in self.tasks.items()
+            for metric in task.metrics
+            if metric.better == "higher"
+        ]
+
+    @property
+    def best_row_metric(self) -> str:
+        """The name of `best_metric` in the rows of a run."""
+        task, _, rest = self.best_metric.partition("/")
+        if task not in EVALUATION_TASKS:
+            task, rest = "retrieval", self.best_metric
+        return f"{task}/{self.during_training}/{rest}"
+
+
+EVALUATION_TASKS: dict[str, type[EvaluationTask]] = {
+    "retrieval": RetrievalSpec,
+}
+"""Every task of the evaluation, by its key above."""

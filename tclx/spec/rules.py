@@ -23,7 +23,6 @@ from tclx.tasks.pretrain.terms.term import Needs
 BERT_POSITIONS = 512
 """Position embeddings of every published BERT and DistilBERT."""
 
-_TERMS = tuple(f"objectives.{term}" for term in TERMS)
 OF_A_BATCH = (
     "training.batch_size_per_gpu", "launch.num_processes", "launch.num_nodes", "launch.gpus_per_node", "launch.tasks_per_node"
 )  # fmt: skip
@@ -51,12 +50,6 @@ def patch_grid(encoder: ImageEncoderSpec) -> int | None:
     """Rows, and columns, of patches; None where only timm knows."""
     side = patch_size(encoder)
     return encoder.image_size // side if side else None
-
-
-def best_metrics() -> list[str]:
-    """The retrieval figures of which more is better; those under `dual/` are the dual encoder's alone."""
-    recalls = [f"{direction}/r{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
-    return [f"{prefix}{name}" for prefix in ("", "dual/") for name in ("r_mean", *recalls)]
 
 
 def _image_size(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -166,31 +159,15 @@ def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("model.momentum", message, "above 0, or objectives.soft_labels: null", others=others)
 
 
-def _evaluated_splits(spec: ExperimentSpec) -> Iterator[Problem]:
-    for key in ("during_training", "at_end"):
-        split = getattr(spec.evaluation, key)
-        if split and getattr(spec.data, split) is None:
-            message = f"`{split}`, but there is no `data.{split}`"
-            yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))
-
-
-def _retrieval(spec: ExperimentSpec) -> Iterator[Problem]:
-    if spec.evaluation.retrieval is None:
-        return
-    objectives = spec.objectives
-    if objectives.itm and not objectives.need(Needs.PROJECTIONS):
-        message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
-        yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=_TERMS)
-    elif not any(term.aligns for term in objectives.terms.values()):
-        aligning = [name for name, term in TERMS.items() if term.aligns]
-        off = f"{', '.join(aligning[:-1])} and {aligning[-1]} are {'both' if len(aligning) == 2 else 'all'} off"
-        message = f"{off}, so nothing brings pictures and texts together"
-        yield Problem("evaluation.retrieval", message, "switch one of them on, or set null", others=_TERMS)
-    metric, known = spec.evaluation.best_metric, best_metrics()
-    if metric not in known:
-        close = difflib.get_close_matches(metric, known, n=1, cutoff=0.4)
+def _evaluation(spec: ExperimentSpec) -> Iterator[Problem]:
+    evaluation = spec.evaluation
+    for task in evaluation.tasks.values():
+        yield from task.problems(spec)
+    if evaluation.tasks and evaluation.best_metric not in (known := evaluation.best_metrics):
+        close = difflib.get_close_matches(evaluation.best_metric, known, n=1, cutoff=0.4)
         hint = f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
-        yield Problem("evaluation.best_metric", f"`{metric}` is not a retrieval metric of which more is better", hint)
+        message = f"`{evaluation.best_metric}` is not a {' or '.join(evaluation.tasks)} metric of which more is better"
+        yield Problem("evaluation.best_metric", message, hint)
 
 
 def _nothing_to_do(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -252,8 +229,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _text_positions,
     _something_to_contrast,
     _soft_labels,
-    _evaluated_splits,
-    _retrieval,
+    _evaluation,
     _nothing_to_do,
     _precision,
     _mps,

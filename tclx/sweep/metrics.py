@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tclx.metrics import OF_EVERY_RUN, TOTAL_LOSS, of_evaluation
 from tclx.plan import Plan
 from tclx.report.cost import process_hours
 from tclx.report.history import history_of
 from tclx.runs import RunFolder, read_as
+from tclx.spec.evaluation import EVALUATION_TASKS
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.sweep import ObjectiveSpec, SweepSpec
 from tclx.track.jsonl import read
@@ -20,33 +22,14 @@ PROCESS_HOURS = "cost/process_hours"
 GPU_HOURS = "cost/gpu_hours"
 """The same, by the name that it had at first, which studies are made of."""
 
-_TERMS = ("cma", "imc", "lmi", "itm", "mlm")
-
 
 def metric_names(spec: ExperimentSpec) -> list[str]:
     """The metrics that every finished run of this spec has, and that may be aimed at."""
-    terms = [term for term in _TERMS if getattr(spec.objectives, term) is not None]
-    names = [
-        PROCESS_HOURS,
-        GPU_HOURS,
-        "speed/images_per_second",
-        "memory/peak_gib",
-        "loss/total",
-        *(f"loss/{term}" for term in terms),
-    ]
-    evaluation = spec.evaluation
-    if evaluation.during_training is not None and evaluation.retrieval is not None:
-        names += [f"retrieval/{evaluation.during_training}/{name}" for name in _retrieval_names()]
-    return names
-
-
-def _retrieval_names() -> list[str]:
-    directions = [
-        f"{direction}/{metric}"
-        for direction in ("text_to_image", "image_to_text")
-        for metric in ("r1", "r5", "r10", "median_rank")
-    ]
-    return [f"{pathway}{name}" for pathway in ("", "dual/") for name in (*directions, "r_mean")]
+    logged = [metric for metric in OF_EVERY_RUN if metric is not TOTAL_LOSS]
+    logged += [TOTAL_LOSS, *(metric for name, term in spec.objectives.terms.items() for metric in term.metrics(name))]
+    if (split := spec.evaluation.during_training) is not None:
+        logged += of_evaluation(spec.evaluation, split)
+    return [PROCESS_HOURS, GPU_HOURS, *(metric.name for metric in logged if metric.better is not None)]
 
 
 def curve(folder: RunFolder, metric: str) -> dict[int, float]:
@@ -58,7 +41,7 @@ def curve(folder: RunFolder, metric: str) -> dict[int, float]:
 
 def is_evaluated(metric: str) -> bool:
     """Whether it is measured at evaluations, and so may be pruned by."""
-    return metric.startswith("retrieval/")
+    return metric.partition("/")[0] in EVALUATION_TASKS
 
 
 def is_reported(sweep: SweepSpec) -> bool:

@@ -1,6 +1,6 @@
 """What do people look at on W&B besides curves? Tables of retrieval examples, histograms of similarities, attention maps.
 
-Made from the files that evaluations write (`tclx.eval.examples`), in the process that uploads.
+Made from the files that evaluations write (`tclx.tasks.retrieval.examples`), in the process that uploads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPLITS = ("val", "test")
 def media_of_row(folder: RunFolder, row: Row) -> dict[str, Any]:
     """What belongs to a row of metrics.jsonl; nothing unless an evaluation wrote it and its examples."""
     for split in SPLITS:
-        path = folder.examples(split, step=row["step"])
+        path = folder.examples("retrieval", split, step=row["step"])
         if any(name.startswith(f"retrieval/{split}/") for name in row) and path.exists():
             return media(split, read_examples(path))
     return {}
@@ -31,7 +31,7 @@ def media_of_row(folder: RunFolder, row: Row) -> dict[str, Any]:
 
 def final_media(folder: RunFolder) -> dict[str, Any]:
     """What belongs to the final figures, of every split that has some."""
-    paths = {split: folder.examples(split) for split in SPLITS}
+    paths = {split: folder.examples("retrieval", split) for split in SPLITS}
     return {
         name: value
         for split, path in paths.items()
@@ -45,7 +45,7 @@ def media(split: str, examples: Examples) -> dict[str, Any]:
 
     Args:
         split: that was evaluated.
-        examples: as `tclx.eval.examples.examples_of` returns them; runs of earlier versions have no `similarity` and
+        examples: as `tclx.tasks.retrieval.examples.examples_of` returns them; runs of earlier versions have no `similarity` and
             `attention`.
     """
     values: dict[str, Any] = {

@@ -28,19 +28,18 @@ from tclx.data.batch import Batch
 from tclx.data.dataset import train_batches, training_captions, worker_death
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, TclxError
-from tclx.eval.examples import examples_of
-from tclx.eval.retrieval import Evaluation, evaluate_retrieval
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.model.weights import load_initial_weights
 from tclx.plan import Plan
 from tclx.printing import screen
 from tclx.runs import Best, RunFolder, RunState, Status, Superseded
-from tclx.spec.evaluation import Split
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
+from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
 from tclx.tasks.pretrain.features import QueueKeys
 from tclx.tasks.pretrain.step import StepOutput, TrainingStep
+from tclx.tasks.task import Evaluation, Split
 from tclx.terminal import printable
 from tclx.track.console import Watcher, watch_each
 from tclx.track.jsonl import MetricsFile, Row
@@ -509,7 +508,7 @@ def _catch_up(session: Session, step: int) -> None:
     rows = distributed.on_main(lambda: session.metrics.truncate_after(step))
     if session.board is not None:
         session.board.begin(rows)
-    metric = _best_metric(session.spec)
+    metric = session.spec.evaluation.best_row_metric
     session.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
     is_evaluated = any(found.step == step for found in session.evaluated)
     distributed.on_main(lambda: _settle_best(session))
@@ -556,11 +555,11 @@ def _evaluate_and_keep(session: Session, step: int) -> None:
     split = session.spec.evaluation.during_training
     if split is None:
         raise RuntimeError("an evaluation is due and no split is named")
-    evaluation = _retrieval(session, split)
-    figures = evaluation.figures
-    _write_examples(session, session.folder.examples(split, step=step), evaluation)  # before the row that leads to them
+    found = _evaluated(session, split)
+    figures = row_of(found, split)
+    _write_examples(session, found, split, step=step)  # before the row that leads to them
     _write_row(session, {"step": step, "epoch": step / session.plan.steps_per_epoch, **figures})
-    metric = _best_metric(session.spec)
+    metric = session.spec.evaluation.best_row_metric
 
     def keep() -> None:
         session.folder.check_attempt()
@@ -571,24 +570,20 @@ def _evaluate_and_keep(session: Session, step: int) -> None:
     distributed.on_main(keep)
 
 
-def _retrieval(session: Session, split: Split) -> Evaluation:
+def _evaluated(session: Session, split: Split) -> dict[str, Evaluation]:
     # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
     distributed.copy_from_main(session.model.online.buffers())
-    session.watcher.say(f"evaluating retrieval on {split}")
-    return evaluate_retrieval(session.model, session.spec, split, tokenizer=session.tokenizer, device=session.device)
+    say, model, spec = session.watcher.say, session.model, session.spec
+    return evaluate_tasks(model, spec, split, tokenizer=session.tokenizer, device=session.device, say=say)
 
 
-def _write_examples(session: Session, path: Path, evaluation: Evaluation) -> None:
+def _write_examples(session: Session, found: dict[str, Evaluation], split: Split, *, step: int | None = None) -> None:
     def write() -> None:
         session.folder.check_attempt()
-        found = examples_of(evaluation, session.model, session.spec, tokenizer=session.tokenizer)
-        session.folder.write_json(path, found)
+        for task, evaluation in found.items():
+            session.folder.write_json(session.folder.examples(task, split, step=step), evaluation.examples())
 
     distributed.on_main(write)
-
-
-def _best_metric(spec: ExperimentSpec) -> str:
-    return f"retrieval/{spec.evaluation.during_training}/{spec.evaluation.best_metric}"
 
 
 def _settle_best(session: Session) -> None:
@@ -651,13 +646,12 @@ def _finish(session: Session) -> None:
         if chosen is not None and not distributed.is_main():
             checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), session.model)
         session.watchdog.enter(EVALUATING)
-        evaluation = _retrieval(session, split)
+        found = _evaluated(session, split)
         step = checkpoint.step_of(chosen) if chosen is not None else 0
-        name = chosen.name if chosen is not None else None
-        record = {"split": split, "step": step, "checkpoint": name, "metrics": evaluation.figures}
-        _write_examples(session, folder.examples(split), evaluation)
-        distributed.on_main(lambda: folder.write_json(folder.evaluation / f"{split}.json", record))
-        session.watcher.row({"step": total_steps, **evaluation.figures})
+        origin = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None}
+        _write_examples(session, found, split)
+        distributed.on_main(lambda: write_evaluations(folder, found, split, origin=origin))
+        session.watcher.row({"step": total_steps, **row_of(found, split)})
     distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
     _write_state(session, "finished", total_steps)
 

@@ -240,20 +240,20 @@ def test_plan_needs_the_same_id_as_run_uses(runs_dir: Path, trained: Path) -> No
 
 
 def test_eval_of_a_run_repeats_the_figures_of_its_training(trained: Path) -> None:
-    recorded = json.loads((trained / "evaluation" / "test.json").read_text())
+    recorded = json.loads((trained / "evaluation" / "retrieval-test.json").read_text())
     evaluation = json.loads(Ended("eval", trained, "--json").out)
     assert recorded["metrics"].items() <= evaluation["metrics"].items()
     assert evaluation["step"] == recorded["step"]
 
 
 def test_eval_of_a_checkpoint_writes_nothing_into_the_run(trained: Path) -> None:
-    before = (trained / "evaluation" / "test.json").read_bytes()
+    before = (trained / "evaluation" / "retrieval-test.json").read_bytes()
     checkpoint = next((trained / "checkpoints").glob("step-*"))
     ended = Ended("eval", checkpoint, "--split", "val")
     assert ended.code == 0
     assert re.search(r"^retrieval/val/r_mean +\d+\.\d\d$", ended.out, re.MULTILINE)
-    assert not (trained / "evaluation" / "val.json").exists()
-    assert (trained / "evaluation" / "test.json").read_bytes() == before
+    assert not (trained / "evaluation" / "retrieval-val.json").exists()
+    assert (trained / "evaluation" / "retrieval-test.json").read_bytes() == before
 
 
 def test_eval_on_another_spec_interpolates_to_its_pictures(runs_dir: Path, trained: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_eval_of_weights_round_tripped_through_the_official_form(trained: Path, 
     official, ours = tmp_path / "tcl.pth", tmp_path / "tcl.safetensors"
     assert Ended("weights", "export", trained, official, "--form", "pretrain").code == 0
     assert Ended("weights", "import", official, ours).code == 0
-    figures = json.loads((trained / "evaluation" / "test.json").read_text())["metrics"]
+    figures = json.loads((trained / "evaluation" / "retrieval-test.json").read_text())["metrics"]
     for file in (official, ours):
         ended = Ended("eval", file, "--spec", runs_dir.parent / "toy.yaml", "--json")
         assert figures.items() <= json.loads(ended.out)["metrics"].items()
@@ -298,7 +298,7 @@ def test_results_of_real_runs_in_every_form(runs_dir: Path, trained: Path, tmp_p
     text = Ended("results", "--runs-dir", runs_dir)
     assert re.search(r"^toy +1 +\d", text.out, re.MULTILINE)
     ended = Ended("results", trained, "--json", "--metric", "retrieval/test/r_mean", "--csv", tmp_path / "out.csv")
-    recorded = json.loads((trained / "evaluation" / "test.json").read_text())["metrics"]["retrieval/test/r_mean"]
+    recorded = json.loads((trained / "evaluation" / "retrieval-test.json").read_text())["metrics"]["retrieval/test/r_mean"]
     assert json.loads(ended.out)["rows"][0]["metrics"]["r_mean"]["mean"] == recorded
     assert str(recorded) in (tmp_path / "out.csv").read_text()
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tclx.eval.metrics import retrieval_metrics
-from tclx.eval.retrieval import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
+from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
+from tclx.tasks.retrieval.ranks import retrieval_metrics
 from tests.parity.official import tiny_model, tiny_spec
 
 BATCH_SIZE = 2

@@ -32,12 +32,12 @@ def spoiled(trained: Trained, place: Path) -> Path:
         spec["name"] = spec["variant"] = f"{HOSTILE}{number // 2}"
         spec["data"]["test"][HOSTILE] = HOSTILE * (1 + number // 2)
         run.write_json(run.spec, spec)
-        kept = run.read_json(run.examples("test"))
+        kept = run.read_json(run.examples("retrieval", "test"))
         for query in kept["text_to_image"]:
             query["text"] = HOSTILE
         for query in kept["image_to_text"]:
             query["results"][0]["text"] = HOSTILE
-        run.write_json(run.examples("test"), kept)
+        run.write_json(run.examples("retrieval", "test"), kept)
         environment = run.read_json(run.environment)
         run.write_json(run.environment, {**environment, "cpu": HOSTILE, "commit": HOSTILE, "packages": {"torch": HOSTILE}})
         rows = run.metrics.read_text().splitlines()

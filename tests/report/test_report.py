@@ -29,7 +29,7 @@ from tests.train.toy import toy_spec
 
 
 def final(run: RunFolder) -> dict[str, float]:
-    return dict(run.read_json(run.evaluation / "test.json")["metrics"])
+    return dict(run.read_json(run.evaluated("retrieval", "test"))["metrics"])
 
 
 def report(tmp_path: Path, *asked: object, runs_dir: Path | None = None, **options: Any) -> Reader:
@@ -111,7 +111,7 @@ def test_similarities_are_shares_of_the_pairs_that_were_counted(page: Path, trai
     lines = Reader.of(page).figures["Similarity of pairs on test, % of pairs"]["data"]
     assert len(lines) == 4
     for run, pair in ((trained.both[0], lines[:2]), (trained.without_imc[0], lines[2:])):
-        kept = run.read_json(run.examples("test"))["similarity"]
+        kept = run.read_json(run.examples("retrieval", "test"))["similarity"]
         for kind, line in zip(("matched", "unmatched"), pair, strict=True):
             shown = dict(zip(line["x"], line["y"], strict=True))
             assert sum(shown.values()) == pytest.approx(100, abs=0.1)
@@ -124,7 +124,7 @@ def test_every_words_map_is_shown_under_its_word(page: Path, trained: Trained) -
     reader = Reader.of(page)
     descriptions = {attrs["src"]: attrs["alt"] for tag, attrs in reader.tags if tag == "img"}
     for run in (trained.both[0], trained.without_imc[0]):
-        kept = run.read_json(run.examples("test"))["attention"]
+        kept = run.read_json(run.examples("retrieval", "test"))["attention"]
         assert kept
         for word in (word for each in kept for word in each["words"]):
             assert f"data:image/jpeg;base64,{word['picture']}" in descriptions
@@ -133,8 +133,10 @@ def test_every_words_map_is_shown_under_its_word(page: Path, trained: Trained) -
 
 def test_examples_of_an_earlier_version_lack_nothing_else(trained: Trained, tmp_path: Path) -> None:
     run = copy(trained.both[0], tmp_path)
-    kept = run.read_json(run.examples("test"))
-    run.write_json(run.examples("test"), {name: kept[name] for name in kept if name not in ("similarity", "attention")})
+    kept = run.read_json(run.examples("retrieval", "test"))
+    run.write_json(
+        run.examples("retrieval", "test"), {name: kept[name] for name in kept if name not in ("similarity", "attention")}
+    )
     text = report(tmp_path, run.path).text
     assert "No similarities of pairs were kept" in text
     assert "No attention maps were kept" in text
@@ -260,10 +262,10 @@ def test_experiments_without_a_figure_in_common_and_on_other_data_are_not_silent
     run = copy(trained.both[0], tmp_path)
     spec = run.read_json(run.spec)
     run.write_json(run.spec, {**spec, "name": "other", "data": {**spec["data"], "test": {**spec["data"]["test"], "seed": 7}}})
-    run.write_json(run.evaluation / "test.json", {"metrics": {"retrieval/test/image_to_text/r5": 3.0}})
+    run.write_json(run.evaluated("retrieval", "test"), {"metrics": {"retrieval/test/image_to_text/r5": 3.0}})
     ours = trained.without_imc[0]
     changed = copy(ours, tmp_path)
-    changed.write_json(changed.evaluation / "test.json", {"metrics": {"retrieval/test/r_mean": 4.0}})
+    changed.write_json(changed.evaluated("retrieval", "test"), {"metrics": {"retrieval/test/r_mean": 4.0}})
     reader = report(tmp_path, run.path, changed.path)
     assert "have no figure in common" in reader.text
     assert "data.test differs" in reader.text

@@ -54,7 +54,7 @@ def make_run(
     folder.write_state(state or RunState("finished", step=10, total_steps=10))
     if metrics:
         values = {f"retrieval/test/{key.replace('__', '/')}": value for key, value in metrics.items()}
-        folder.write_json(folder.evaluation / "test.json", {"metrics": values})
+        folder.write_json(folder.evaluated("retrieval", "test"), {"metrics": values})
     return folder
 
 

@@ -147,7 +147,7 @@ def test_what_is_missing_is_counted(folder: RunFolder) -> None:
     assert missing(folder, WandbSpec()) == "5 of 5 rows"
     write_sent(folder, sent.__class__(sent.wandb_id, sent.project, num_rows=5))
     assert missing(folder, WandbSpec()) is None
-    folder.write_json(folder.evaluation / "test.json", {"metrics": {"retrieval/test/r_mean": 50.0}})
+    folder.write_json(folder.evaluated("retrieval", "test"), {"metrics": {"retrieval/test/r_mean": 50.0}})
     assert missing(folder, WandbSpec()) == "the final figures"
     folder.checkpoints.joinpath("step-00000003").mkdir(parents=True)
     assert missing(folder, WandbSpec(checkpoints="all")) == "the final figures, 1 checkpoints"

@@ -103,7 +103,7 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     assert there.config["model"]["value"]["queue_size"] == 24
     assert there.config["plan"]["value"]["global_batch_size"] == BATCH
     best = folder.read_json(folder.best)
-    final = folder.read_json(folder.evaluation / "test.json")["metrics"]
+    final = folder.read_json(folder.evaluated("retrieval", "test"))["metrics"]
     assert {name: there.summary[name] for name in final} == pytest.approx(final)
     assert there.summary["best/step"] == best["step"]
     assert there.summary[f"best/{best['metric']}"] == pytest.approx(best["value"])
@@ -126,7 +126,7 @@ def test_every_evaluation_brings_its_histograms_its_examples_and_its_maps(tmp_pa
     there = server.only_run
     evaluations = [row for row in there.rows if "retrieval/val/text_to_image/r1" in row]
     assert evaluations
-    kept = folder.read_json(folder.examples("val", step=evaluations[-1]["trainer/step"]))
+    kept = folder.read_json(folder.examples("retrieval", "val", step=evaluations[-1]["trainer/step"]))
     assert evaluations[-1]["similarity/val/matched"]["values"] == kept["similarity"]["matched"]
     assert sum(evaluations[-1]["similarity/val/unmatched"]["values"]) == sum(kept["similarity"]["unmatched"])
     for row in [*evaluations, {name.replace("/test", "/val", 1): value for name, value in there.summary.items()}]:
@@ -300,7 +300,7 @@ def test_of_examples_that_cannot_be_read_the_figures_arrive_all_the_same(
     tmp_path: Path, server: WandbServer, damage: str
 ) -> None:
     folder = run(prepared(tmp_path, mode="disabled"), environment=server.environment)
-    kept = folder.examples("test")
+    kept = folder.examples("retrieval", "test")
     content = json.loads(kept.read_text())
     content["pictures"] = dict.fromkeys(content["pictures"], "x")
     kept.write_text(kept.read_text()[:200] if damage == "cut" else json.dumps(content))

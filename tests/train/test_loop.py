@@ -77,7 +77,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(finished: RunFolder) -> No
 
 
 def test_the_end_is_evaluated_with_the_best_weights(finished: RunFolder) -> None:
-    record = finished.read_json(finished.evaluation / "test.json")
+    record = finished.read_json(finished.evaluated("retrieval", "test"))
     assert record["step"] == finished.read_json(finished.best)["step"]
     assert record["checkpoint"] == f"step-{record['step']:08d}"
     assert all(name.startswith("retrieval/test/") for name in record["metrics"])
@@ -87,8 +87,8 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(tmp_path: Path, finishe
     """Starting from a run means its best weights, so its figures come out again."""
     changes = {"training.steps": 0, "optim.schedule": {"name": "constant"}, "init": {"checkpoint": str(finished.path)}}
     folder = trained(tmp_path / "run", **changes, **{"evaluation.during_training": None, "evaluation.every_steps": None})
-    metrics = folder.read_json(folder.evaluation / "test.json")["metrics"]
-    assert metrics == finished.read_json(finished.evaluation / "test.json")["metrics"]
+    metrics = folder.read_json(folder.evaluated("retrieval", "test"))["metrics"]
+    assert metrics == finished.read_json(finished.evaluated("retrieval", "test"))["metrics"]
 
 
 def test_starting_from_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -201,5 +201,5 @@ def outcome(folder: RunFolder) -> Outcome:
         {f"{last.name}/{name}": hashlib.sha256((last / name).read_bytes()).hexdigest() for name in names},
         [{name: value for name, value in row.items() if not name.startswith(TIME_BASED)} for row in read(folder.metrics)],
         folder.read_json(folder.best) if folder.best.exists() else {},
-        folder.read_json(test) if (test := folder.evaluation / "test.json").exists() else {},
+        folder.read_json(test) if (test := folder.evaluated("retrieval", "test")).exists() else {},
     )

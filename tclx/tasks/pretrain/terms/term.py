@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from tclx.section import Conflict, Section, Sensible, Weight
+from tclx.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,6 +67,27 @@ class Term(Section):
 
     weight: Weight = 1.0
     """Weight of the term."""
+
+    @classmethod
+    def metrics(cls, name: str) -> list[Metric]:
+        """What its runs write down: the loss and that of its parts, their bounds, its gradient, its own temperature.
+
+        Args:
+            name: its key in the spec.
+        """
+        parts = [f"{name}_{part}" for part in cls.parts]
+        words = [f"{name.upper()} {part.replace('_', ' ')}" for part in cls.parts]
+        found = [Metric(f"loss/{name}", cls.title, "nats", "lower")]
+        found += [Metric(f"loss/{part}", word, "nats") for part, word in zip(parts, words, strict=True)]
+        if cls.has_bound:
+            found += [
+                Metric(f"mi_bound/{part}", f"Mutual information bound, {word}", "nats")
+                for part, word in zip(parts, words, strict=True)
+            ]
+        found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
+        if "temperature" in cls.model_fields:
+            found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
+        return found
 
     def build_head(self, *, text_width: int) -> nn.Module | None:
         """What the term alone trains, `<term>_head` in the model; None when that is nothing."""

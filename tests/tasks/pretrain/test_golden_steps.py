@@ -23,9 +23,8 @@ from torch import Tensor
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.pretrain.step import TrainingStep
-
-from .step_worker import VOCAB_SIZE, global_batch
-from .toy import toy_spec
+from tests.train.step_worker import VOCAB_SIZE, global_batch
+from tests.train.toy import toy_spec
 
 GOLDEN = Path(__file__).with_name("golden_steps.json")
 TERMS = ("cma", "imc", "lmi", "itm", "mlm")

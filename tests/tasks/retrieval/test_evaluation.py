@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tclx.errors import InputError, RunFailed
-from tclx.eval.metrics import retrieval_metrics
-from tclx.eval.retrieval import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
+from tclx.tasks.retrieval.ranks import retrieval_metrics
 
 NUM_IMAGES, SIZE, VOCABULARY = 7, 16, 40
 
@@ -143,7 +143,7 @@ def test_batch_size_changes_no_score(
 ) -> None:
     model = tiny_model()
     expected = evaluate(model, images, captions)
-    monkeypatch.setattr("tclx.eval.retrieval.DEFAULT_CHUNK", 2)
+    monkeypatch.setattr("tclx.tasks.retrieval.evaluation.DEFAULT_CHUNK", 2)
     found = evaluate(model, images, captions, batch_size=batch_size)
     torch.testing.assert_close(found.pair_ids, expected.pair_ids)
     torch.testing.assert_close(found.pair_scores, expected.pair_scores, atol=1e-5, rtol=1e-5)

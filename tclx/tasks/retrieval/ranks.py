@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-RECALL_CUTOFFS = (1, 5, 10)
+from tclx.tasks.retrieval.task import CUTOFFS
+
 DEFAULT_CHUNK = 1024
 """Queries ranked at a time: with 25,000 keys, 1,024 fp32 rows are 100 MB."""
 
@@ -65,7 +66,7 @@ def summarise_ranks(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, f
     """
     figures: dict[str, float] = {}
     for direction, ranks in (("text_to_image", text_to_image), ("image_to_text", image_to_text)):
-        figures |= {f"{direction}/r{k}": recall_at_k(ranks, k) for k in RECALL_CUTOFFS}
+        figures |= {f"{direction}/r{k}": recall_at_k(ranks, k) for k in CUTOFFS}
         figures[f"{direction}/median_rank"] = median_rank(ranks)
     recalls = [value for name, value in figures.items() if not name.endswith("median_rank")]
     return {**figures, "r_mean": sum(recalls) / len(recalls)}

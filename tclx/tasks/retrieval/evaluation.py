@@ -18,21 +18,22 @@ Source: Yang et al. 2022, arXiv:2202.10401; evaluation of the published retrieva
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.data.tokenizer import CaptionTokenizer
-from tclx.errors import InputError, Problem, RunFailed
-from tclx.eval.metrics import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
+from tclx.errors import InputError, Problem
 from tclx.model.tcl import TCL, Encoded
-from tclx.spec.evaluation import RetrievalSpec, Split
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.evaluating import autocast, evaluating, gather_parts, my_part, require_finite
+from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
+from tclx.tasks.retrieval.task import RetrievalSpec
+from tclx.tasks.task import Split
 
 UNSCORED = -100.0
 """The score of keys that are not among a query's candidates, as in the official score matrices."""
@@ -95,31 +96,37 @@ class Retrieval(NamedTuple):
     """[2, SIMILARITY_BINS] int64: matched pairs, then unmatched ones, by their cosine similarity from -1 to 1"""
 
 
-class Evaluation(NamedTuple):
+class RetrievalEvaluation(NamedTuple):
     """A model's retrieval on one split."""
 
-    figures: dict[str, float]
-    """`retrieval/<split>/` before the names of `retrieval_figures`, and `num_images` and `num_captions` there."""
+    metrics: dict[str, float]
+    """As `retrieval_figures`, with `num_images` and `num_captions`."""
     found: Retrieval
     source: EvaluationSet
     """The pictures and captions that were asked about."""
 
 
 def evaluate_retrieval(
-    model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
-) -> Evaluation:
+    model: TCL,
+    spec: ExperimentSpec,
+    split: Split,
+    *,
+    settings: RetrievalSpec,
+    tokenizer: CaptionTokenizer,
+    device: torch.device,
+) -> RetrievalEvaluation:
     """Retrieval of a model on `data.val` or `data.test`; every process of a run calls this and gets the same.
 
     Args:
         model: on `device`.
-        spec: data, precision and `evaluation.retrieval` (its defaults where it is null).
+        spec: data and precision.
+        settings: of the task.
         tokenizer: the one that the model was trained with.
 
     Raises:
         InputError: the spec has no such split, its files are wrong, or the model has no common embedding space.
         RunFailed: a picture cannot be read, or the model's output is not finite.
     """
-    settings = spec.evaluation.retrieval or RetrievalSpec()
     source = open_evaluation_set(spec, split)
 
     def pictures(numbers: Sequence[int]) -> Iterator[Tensor]:
@@ -136,8 +143,7 @@ def evaluate_retrieval(
         precision=spec.training.precision,
     )
     counts = {"num_images": float(source.num_images), "num_captions": float(source.num_captions)}
-    figures = retrieval_figures(found, num_images=source.num_images) | counts
-    return Evaluation({f"retrieval/{split}/{name}": value for name, value in figures.items()}, found, source)
+    return RetrievalEvaluation(retrieval_figures(found, num_images=source.num_images) | counts, found, source)
 
 
 @torch.no_grad()
@@ -174,8 +180,8 @@ def retrieve(
     with evaluating(model), autocast(device, precision):
         texts = _encode_captions(model, captions, batch_size=batch_size, device=device)
         embeddings = _encode_pictures(model, pictures, num_images=num_images, device=device)
-        _require_finite(texts.embedding, "embedding of a caption")
-        _require_finite(embeddings, "embedding of a picture")
+        require_finite(texts.embedding, "embedding of a caption")
+        require_finite(embeddings, "embedding of a picture")
         image_of_caption = captions.image_of_caption.to(device)
         numbers = torch.arange(num_images, device=device)
         asking = numbers[torch.isin(numbers, image_of_caption)]
@@ -187,7 +193,7 @@ def retrieve(
             return found
         pair_ids = _candidate_pairs(found)
         scores = _match_pairs(model, pair_ids, texts, pictures, batch_size=batch_size)
-        _require_finite(scores, "matching score")
+        require_finite(scores, "matching score")
         return found._replace(pair_ids=pair_ids, pair_scores=scores)
 
 
@@ -218,7 +224,7 @@ def reranked_scores(found: Retrieval, *, direction: str, queries: slice, num_key
 
 
 def retrieval_figures(found: Retrieval, *, num_images: int) -> dict[str, float]:
-    """Figures as `tclx.eval.metrics.summarise_ranks` names them, of the re-ranked order, and under `dual/` of the dual encoder.
+    """Metrics as `summarise_ranks` names them, of the re-ranked order, and under `dual/` those of the dual encoder.
 
     Without an ITM head there is one order, and both sets of names give it.
     """
@@ -264,9 +270,9 @@ def _encode_captions(model: TCL, captions: Captions, *, batch_size: int, device:
 
 def _encode_pictures(model: TCL, pictures: Pictures, *, num_images: int, device: torch.device) -> Tensor:
     """[I, E] embeddings; this process encodes its part and gets the others'."""
-    mine = _my_part(torch.arange(num_images)).tolist()
+    mine = my_part(torch.arange(num_images)).tolist()
     parts = [_embedding(model.online.encode_image(images)).cpu() for images in pictures(mine)] if mine else []
-    return _gather_parts(torch.cat(parts) if parts else None, device)
+    return gather_parts(torch.cat(parts) if parts else None, device)
 
 
 def _embedding(encoded: Encoded) -> Tensor:
@@ -278,7 +284,7 @@ def _embedding(encoded: Encoded) -> Tensor:
 def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_key: Tensor, top_k: int) -> Shortlist:
     """Compare this process's part of the queries with all keys, chunk by chunk."""
     ranks, candidates, similarities = [], [], []
-    mine = _my_part(torch.arange(queries.shape[0], device=queries.device))
+    mine = my_part(torch.arange(queries.shape[0], device=queries.device))
     for part in chunks(len(mine), DEFAULT_CHUNK):
         rows = mine[part]
         with torch.autocast(queries.device.type, enabled=False):
@@ -288,16 +294,16 @@ def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_k
         candidates.append(best.indices.cpu())
         similarities.append(best.values.cpu())
     return Shortlist(
-        _gather_parts(torch.cat(ranks) if ranks else None, queries.device),
-        _gather_parts(torch.cat(candidates) if candidates else None, queries.device),
-        _gather_parts(torch.cat(similarities) if similarities else None, queries.device),
+        gather_parts(torch.cat(ranks) if ranks else None, queries.device),
+        gather_parts(torch.cat(candidates) if candidates else None, queries.device),
+        gather_parts(torch.cat(similarities) if similarities else None, queries.device),
     )
 
 
 def _similarity_counts(captions: Tensor, images: Tensor, image_of_caption: Tensor) -> Tensor:
     """[2, bins] how similar pairs that belong together are, and all others; each process counts its part of the captions."""
     counts = torch.zeros(2, SIMILARITY_BINS, dtype=torch.int64)
-    mine = _my_part(torch.arange(len(captions), device=captions.device))
+    mine = my_part(torch.arange(len(captions), device=captions.device))
     for part in chunks(len(mine), DEFAULT_CHUNK):
         rows = mine[part]
         with torch.autocast(captions.device.type, enabled=False):
@@ -323,7 +329,7 @@ def _candidate_pairs(found: Retrieval) -> Tensor:
 
 def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures: Pictures, *, batch_size: int) -> Tensor:
     """[P] ITM logit of "matched" of every pair; this process matches its part and gets the others'."""
-    mine = _my_part(pair_ids)
+    mine = my_part(pair_ids)
     num_captions = texts.tokens.shape[0]
     image, caption = mine // num_captions, mine % num_captions
     numbers, counts = torch.unique(image, return_counts=True)
@@ -335,7 +341,7 @@ def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures:
         image_rows = torch.arange(len(pairs_per_image), device=image.device).repeat_interleave(pairs_per_image)
         parts.append(_match_batch(model, images, image_rows, caption[start:stop], texts, batch_size).cpu())
         start = stop
-    return _gather_parts(torch.cat(parts) if parts else None, pair_ids.device)
+    return gather_parts(torch.cat(parts) if parts else None, pair_ids.device)
 
 
 def _match_batch(
@@ -357,40 +363,6 @@ def _match_batch(
         )
         scores[rows] = head(states[:, 0])[:, 1].float()
     return scores
-
-
-def _my_part(items: Tensor) -> Tensor:
-    """This process's consecutive share of [N] items."""
-    return items.tensor_split(distributed.world_size())[distributed.rank()]
-
-
-def _gather_parts(part: Tensor | None, device: torch.device) -> Tensor:
-    """All processes' parts one after the other; None where a process had nothing to do."""
-    parts = [piece for piece in distributed.all_gather_object(part) if piece is not None]
-    return torch.cat(parts).to(device)
-
-
-def _require_finite(values: Tensor, what: str) -> None:
-    if not values.isfinite().all():
-        raise RunFailed(f"evaluation stopped: the {what} is not finite; the weights have diverged or the precision is too low")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; every module's own mode and the random state are put back, since training must not notice an evaluation."""
-    modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(devices=[]):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision in ("bf16", "fp16"))
 
 
 def _kept_dtype(device: torch.device) -> torch.dtype:

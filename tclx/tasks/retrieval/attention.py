@@ -18,10 +18,10 @@ from torch import Tensor
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet
 from tclx.data.tokenizer import CaptionTokenizer
-from tclx.eval.retrieval import autocast, evaluating
 from tclx.model.fusion import FusionEncoder
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.evaluating import autocast, evaluating
 
 
 class WordMap(NamedTuple):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tclx.eval.metrics import median_rank, rank_of_best_relevant, recall_at_k, retrieval_metrics, summarise_ranks
+from tclx.tasks.retrieval.ranks import median_rank, rank_of_best_relevant, recall_at_k, retrieval_metrics, summarise_ranks
 
 
 def slow_ranks(scores: Tensor, image_of_query: list[int], image_of_key: list[int]) -> list[int]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from tclx.data.dataset import EvaluationSet
 from tclx.data.images import Picture
 from tclx.data.tokenizer import CaptionTokenizer
-from tclx.eval.attention import AttentionMaps, attention_maps
-from tclx.eval.metrics import rank_of_best_relevant
-from tclx.eval.retrieval import Evaluation, Retrieval, Shortlist, reranked_scores
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.retrieval.attention import AttentionMaps, attention_maps
+from tclx.tasks.retrieval.evaluation import Retrieval, RetrievalEvaluation, Shortlist, reranked_scores
+from tclx.tasks.retrieval.ranks import rank_of_best_relevant
 
 NUM_CAPTION_QUERIES, NUM_PICTURE_QUERIES = 8, 4
 NUM_RESULTS = 5
@@ -34,7 +34,9 @@ LARGEST_SIDE = 112
 JPEG_QUALITY = 85
 
 
-def examples_of(evaluation: Evaluation, model: TCL, spec: ExperimentSpec, *, tokenizer: CaptionTokenizer) -> dict[str, Any]:
+def examples_of(
+    evaluation: RetrievalEvaluation, model: TCL, spec: ExperimentSpec, *, tokenizer: CaptionTokenizer
+) -> dict[str, Any]:
     """What people look at of an evaluation: queries and what they find, how similar pairs are, what words look at.
 
     Args:
@@ -47,7 +49,7 @@ def examples_of(evaluation: Evaluation, model: TCL, spec: ExperimentSpec, *, tok
           them, `matched` and `unmatched`, [bins] each.
         - `attention`: for a few captions their number `caption`, `text`, `image`, ITM `score` (null without a matching head)
           and `words`: each a `word` and its `picture`, base64 of a JPEG, warmest where the word looks most
-          (`tclx.eval.attention`). Empty without a fusion encoder.
+          (`tclx.tasks.retrieval.attention`). Empty without a fusion encoder.
 
     Raises:
         RunFailed: a picture cannot be read.
@@ -64,7 +66,7 @@ def examples_of(evaluation: Evaluation, model: TCL, spec: ExperimentSpec, *, tok
     }
 
 
-def choose_examples(evaluation: Evaluation) -> dict[str, Any]:
+def choose_examples(evaluation: RetrievalEvaluation) -> dict[str, Any]:
     """Some queries of both directions and what they find.
 
     Returns:

@@ -9,11 +9,11 @@ import torch
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set, training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
-from tclx.eval import attention
-from tclx.eval.attention import attention_maps
 from tclx.model.fusion import CrossAttention
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.retrieval import attention
+from tclx.tasks.retrieval.attention import attention_maps
 from tests.train.toy import toy_spec
 
 Parts = tuple[TCL, ExperimentSpec, EvaluationSet, CaptionTokenizer]

@@ -13,11 +13,11 @@ import torch
 from tclx.data.batch import normalise
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
-from tclx.eval import examples
-from tclx.eval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
-from tclx.eval.retrieval import Evaluation, evaluate_retrieval, reranked_scores
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.retrieval import examples
+from tclx.tasks.retrieval.evaluation import Evaluation, evaluate_retrieval, reranked_scores
+from tclx.tasks.retrieval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
 from tests.train.toy import toy_spec
 
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from tclx.data.batch import Batch, normalise
 from tclx.model.tcl import TCL
 from tclx.tasks.pretrain.step import StepOutput, TrainingStep
-
-from ..processes import finish_processes, start_processes
-from .step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
-from .toy import toy_spec
+from tests.processes import finish_processes, start_processes
+from tests.train.step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
+from tests.train.toy import toy_spec
 
 TERMS = ("cma", "imc", "lmi", "itm", "mlm")
 

@@ -1,0 +1,1 @@
+"""Zero-shot image-text retrieval: settings, metrics, evaluation, what people look at."""

@@ -1,0 +1,100 @@
+"""Image-text retrieval as a task of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from math import comb
+from typing import TYPE_CHECKING, ClassVar
+
+from tclx.errors import Problem
+from tclx.section import BatchSize, Count
+from tclx.tasks.metric import Metric
+from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.task import Evaluation, EvaluationTask, Split
+
+if TYPE_CHECKING:
+    import torch
+
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.model.tcl import TCL
+    from tclx.spec.experiment import ExperimentSpec
+
+CUTOFFS = (1, 5, 10)
+"""K of R@K."""
+_DIRECTIONS = {"text_to_image": "T2I", "image_to_text": "I2T"}
+
+
+def _recall_by_chance(direction: str, k: int, counts: Mapping[str, float]) -> float:
+    """In percent, of a random order, if every image has as many captions."""
+    num_images, num_captions = round(counts["num_images"]), round(counts["num_captions"])
+    num_keys, num_right = (num_images, 1) if direction == "text_to_image" else (num_captions, num_captions // num_images)
+    if k >= num_keys:
+        return 100.0
+    return 100.0 * (1 - comb(num_keys - num_right, k) / comb(num_keys, k))
+
+
+def _mean_recall_by_chance(counts: Mapping[str, float]) -> float:
+    recalls = [_recall_by_chance(direction, k, counts) for direction in _DIRECTIONS for k in CUTOFFS]
+    return sum(recalls) / len(recalls)
+
+
+def _ranking(pathway: str, words: str) -> tuple[Metric, ...]:
+    """The metrics of one order of the keys; `pathway` and a slash stand before their names, `words` before their titles."""
+    directions = [
+        metric
+        for name, short in _DIRECTIONS.items()
+        for metric in (
+            *(
+                Metric(f"{name}/r{k}", f"{words}{short} R@{k}", "%", "higher", partial(_recall_by_chance, name, k))
+                for k in CUTOFFS
+            ),
+            Metric(f"{name}/median_rank", f"{words}{short} median", "", "lower"),
+        )
+    ]
+    every = (*directions, Metric("r_mean", f"{words}r_mean", "%", "higher", _mean_recall_by_chance))
+    return tuple(metric.under(pathway) if pathway else metric for metric in every)
+
+
+class RetrievalSpec(EvaluationTask):
+    """Zero-shot image-text retrieval: dual-encoder similarity, then ITM re-ranking of the best `top_k`."""
+
+    metrics: ClassVar = (
+        *_ranking("", ""),
+        *_ranking("dual", "dual "),
+        Metric("num_images", "images"),
+        Metric("num_captions", "captions"),
+    )
+    main: ClassVar = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
+
+    top_k: Count = 128
+    """Candidates per query that the fusion encoder re-ranks (all of them where there are fewer)."""
+    batch_size: BatchSize = 64
+    """Images or texts per forward pass."""
+
+    def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
+        from tclx.spec.objectives import TERMS
+
+        for key in ("during_training", "at_end"):
+            split = getattr(spec.evaluation, key)
+            if split and getattr(spec.data, split) is None:
+                message = f"`{split}`, but there is no `data.{split}`"
+                yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))
+        objectives, others = spec.objectives, tuple(f"objectives.{term}" for term in TERMS)
+        if objectives.need(Needs.HARD_NEGATIVES) and not objectives.need(Needs.PROJECTIONS):
+            message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
+            yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=others)
+        elif not any(term.aligns for term in objectives.terms.values()):
+            aligning = [name for name, term in TERMS.items() if term.aligns]
+            off = f"{', '.join(aligning[:-1])} and {aligning[-1]} are {'both' if len(aligning) == 2 else 'all'} off"
+            message = f"{off}, so nothing brings pictures and texts together"
+            yield Problem("evaluation.retrieval", message, "switch one of them on, or set null", others=others)
+
+    def evaluate(
+        self, model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
+    ) -> Evaluation:
+        from tclx.tasks.retrieval.evaluation import evaluate_retrieval
+        from tclx.tasks.retrieval.examples import examples_of
+
+        found = evaluate_retrieval(model, spec, split, settings=self, tokenizer=tokenizer, device=device)
+        return Evaluation(found.metrics, partial(examples_of, found, model, spec, tokenizer=tokenizer))
