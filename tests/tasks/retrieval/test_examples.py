@@ -16,7 +16,7 @@ from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.retrieval import examples
-from tclx.tasks.retrieval.evaluation import Evaluation, evaluate_retrieval, reranked_scores
+from tclx.tasks.retrieval.evaluation import RetrievalEvaluation, evaluate_retrieval, reranked_scores
 from tclx.tasks.retrieval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
 from tests.train.toy import toy_spec
 
@@ -25,7 +25,7 @@ class Evaluated(NamedTuple):
     model: TCL
     spec: ExperimentSpec
     tokenizer: CaptionTokenizer
-    evaluation: Evaluation
+    evaluation: RetrievalEvaluation
 
     def examples(self) -> dict[str, Any]:
         return examples_of(self.evaluation, self.model, self.spec, tokenizer=self.tokenizer)
@@ -42,7 +42,9 @@ def evaluated(**changes: Any) -> Evaluated:
     with torch.no_grad():  # spread the scores
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    found = evaluate_retrieval(model, spec, "test", tokenizer=tokenizer, device=torch.device("cpu"))
+    settings = spec.evaluation.retrieval
+    assert settings is not None
+    found = evaluate_retrieval(model, spec, "test", settings=settings, tokenizer=tokenizer, device=torch.device("cpu"))
     return Evaluated(model, spec, tokenizer, found)
 
 
@@ -52,11 +54,11 @@ def whole() -> Evaluated:
 
 
 @pytest.fixture(scope="module")
-def reranked(whole: Evaluated) -> Evaluation:
+def reranked(whole: Evaluated) -> RetrievalEvaluation:
     return whole.evaluation
 
 
-def expected(found: Evaluation, direction: str, row: int, right: list[int]) -> tuple[int, list[int]]:
+def expected(found: RetrievalEvaluation, direction: str, row: int, right: list[int]) -> tuple[int, list[int]]:
     """The rank of the best right key and the best keys, from one row of the whole matrix, slowly."""
     num_keys = found.source.num_images if direction == "text_to_image" else found.source.num_captions
     scores = reranked_scores(found.found, direction=direction, queries=slice(row, row + 1), num_keys=num_keys)[0].tolist()
@@ -66,7 +68,7 @@ def expected(found: Evaluation, direction: str, row: int, right: list[int]) -> t
 
 @pytest.mark.parametrize("direction", list(KEYS))
 def test_order_and_rank_are_those_that_the_figures_count(
-    reranked: Evaluation, direction: str, monkeypatch: pytest.MonkeyPatch
+    reranked: RetrievalEvaluation, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examples, "NUM_CAPTION_QUERIES", 30)
     monkeypatch.setattr(examples, "NUM_PICTURE_QUERIES", 6)
@@ -83,7 +85,7 @@ def test_order_and_rank_are_those_that_the_figures_count(
         assert [result[KEYS[direction]] for result in query["results"]] == best
         assert [result["right"] for result in query["results"]] == [key in right for key in best]
     within_five = 100 * sum(query["rank"] <= 5 for query in queries) / len(queries)
-    assert within_five == pytest.approx(reranked.figures[f"retrieval/test/{direction}/r5"])
+    assert within_five == pytest.approx(reranked.metrics[f"{direction}/r5"])
 
 
 def test_without_a_matching_head_the_similarity_decides() -> None:
@@ -97,7 +99,7 @@ def test_without_a_matching_head_the_similarity_decides() -> None:
             assert query["rank"] == min(ranks, default=query["rank"])
 
 
-def test_pictures_are_the_sets_own_and_small(reranked: Evaluation) -> None:
+def test_pictures_are_the_sets_own_and_small(reranked: RetrievalEvaluation) -> None:
     kept = choose_examples(reranked)
     named = {result["image"] for query in kept["text_to_image"] for result in query["results"]}
     named |= {query["right_image"] for query in kept["text_to_image"]} | {query["image"] for query in kept["image_to_text"]}
