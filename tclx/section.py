@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticKnownError, core_schema
@@ -15,6 +15,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+
+_Member = TypeVar("_Member", bound=Section)
+
+
+def members(section: type[Section], kind: type[_Member]) -> dict[str, type[_Member]]:
+    """The fields of a section that may hold a section of this kind, and which."""
+    return {
+        name: each
+        for name, field in section.model_fields.items()
+        for each in get_args(field.annotation)
+        if isinstance(each, type) and issubclass(each, kind)
+    }
 
 
 class Conflict(ValueError):

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from tclx.section import Conflict, Count, Section
+from tclx.section import Conflict, Count, Section, members
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import EvaluationTask, Split
 
@@ -64,7 +64,5 @@ class EvaluationSpec(Section):
         return f"{task}/{self.during_training}/{rest}"
 
 
-EVALUATION_TASKS: dict[str, type[EvaluationTask]] = {
-    "retrieval": RetrievalSpec,
-}
+EVALUATION_TASKS: dict[str, type[EvaluationTask]] = members(EvaluationSpec, EvaluationTask)
 """Every task of the evaluation, by its key above."""

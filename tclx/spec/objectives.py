@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.section import Conflict, Fraction, Section, Sensible
+from tclx.section import Conflict, Fraction, Section, Sensible, members
 from tclx.tasks.pretrain.terms.cma import CmaSpec
 from tclx.tasks.pretrain.terms.imc import ImcSpec
 from tclx.tasks.pretrain.terms.itm import ItmSpec
@@ -69,11 +69,5 @@ class ObjectivesSpec(Section):
         return term.needs & ~Needs.SOFT_LABELS if self.soft_labels is None else term.needs | Needs.MOMENTUM
 
 
-TERMS: dict[str, type[Term]] = {
-    "cma": CmaSpec,
-    "imc": ImcSpec,
-    "lmi": LmiSpec,
-    "itm": ItmSpec,
-    "mlm": MlmSpec,
-}
+TERMS: dict[str, type[Term]] = members(ObjectivesSpec, Term)
 """Every term, by its key above."""
