@@ -395,7 +395,7 @@ class RunFolder:
         """
         after = "" if step is None else f"-{step:08d}"
         path = self.evaluation / "examples" / f"{task}-{split}{after}.json"
-        # Up to version 0.1 there was retrieval alone, and names without it.
+        # At first there was retrieval alone, and names without it.
         earlier = path.with_name(f"{split}{after}.json")
         return earlier if task == "retrieval" and earlier.exists() and not path.exists() else path
 
@@ -572,7 +572,7 @@ class RunFolder:
             evaluated, split = read_as(path, Evaluated), path.stem.rpartition("-")[2]
             if not all(map(math.isfinite, evaluated.metrics.values())):
                 raise Unreadable(path, "a figure is not finite")
-            # Files without a task in their name are of version 0.1 and come first: a newer evaluation takes their place.
+            # Files without a task in their name are of earlier versions and come first: a newer evaluation takes their place.
             before = found[split].metrics if split in found else {}
             found[split] = replace(evaluated, metrics={**before, **evaluated.metrics})
         return found
