@@ -16,7 +16,8 @@ from tclx.runs import read_as
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT, Place, key_paths
 from tclx.spec.load import load_experiments
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.spec.objectives import TERMS
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
 from tests.spec.documents import GOOD, load_one, write
 
 FACTS = DataFacts(num_train_rows=25_000, num_train_images=5_000, num_val_images=64, num_val_captions=320)
@@ -231,9 +232,8 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
         (
             ["objectives={cma: null, itm: null, imc: {}}"],
             "objectives.cma: at odds with evaluation.retrieval (toy.yaml:28:14): "
-            "cma and itm are both off, so nothing brings pictures and texts together "
-            "(switch one of them on, or "
-            "set null)",
+            "no term that is on brings pictures and texts together "
+            f"(switch on one of {', '.join(name for name, term in TERMS.items() if term.aligns)}, or set null)",
         ),
         (
             ["objectives={cma: null, itm: {}, imc: null}"],
@@ -463,7 +463,10 @@ def test_the_global_batch_is_part_of_the_run(tmp_path: Path) -> None:
 FREE = ("launch.", "tracking.", "data.num_workers")
 """Keys that do not change a run."""
 FULL = [
-    "objectives={imc: {temperature: {}}, lmi: {temperature: {}}, cma: {temperature: {}}, mlm: {}}",
+    *(
+        f"objectives.{name}={{{'temperature: {}' if issubclass(term, ContrastiveTerm) else ''}}}"
+        for name, term in TERMS.items()
+    ),
     "data.test={source: scenes, split: test, num_images: 3}",
     "data.tokenizer={source: captions}",
     "init={checkpoint: /x, experiment: null}",

@@ -85,10 +85,9 @@ class RetrievalSpec(EvaluationTask):
             message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"
             yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=others)
         elif not any(term.aligns for term in objectives.terms.values()):
-            aligning = [name for name, term in TERMS.items() if term.aligns]
-            off = f"{', '.join(aligning[:-1])} and {aligning[-1]} are {'both' if len(aligning) == 2 else 'all'} off"
-            message = f"{off}, so nothing brings pictures and texts together"
-            yield Problem("evaluation.retrieval", message, "switch one of them on, or set null", others=others)
+            aligning = ", ".join(name for name, term in TERMS.items() if term.aligns)
+            message = "no term that is on brings pictures and texts together"
+            yield Problem("evaluation.retrieval", message, f"switch on one of {aligning}, or set null", others=others)
 
     def evaluate(
         self, model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
