@@ -12,6 +12,7 @@ from tclx.tasks.pretrain.terms.imc import ImcSpec
 from tclx.tasks.pretrain.terms.itm import ItmSpec
 from tclx.tasks.pretrain.terms.lmi import LmiSpec
 from tclx.tasks.pretrain.terms.mlm import MlmSpec
+from tclx.tasks.pretrain.terms.sigmoid import SigmoidSpec
 from tclx.tasks.pretrain.terms.term import Needs, TemperatureSpec, Term
 
 
@@ -41,6 +42,8 @@ class ObjectivesSpec(Section):
     """Image-text matching."""
     mlm: MlmSpec | None = None
     """Masked language modelling."""
+    sigmoid: SigmoidSpec | None = None
+    """SigLIP's pairwise sigmoid loss."""
     in_batch_negatives: Literal["global", "local"] = "global"
     """Whether several processes compare across the whole global batch, or each within its own (the official code)."""
 

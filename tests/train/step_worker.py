@@ -1,4 +1,7 @@
-"""One process's share of a global batch: python -m tests.train.step_worker OUTPUT; alone, all of it."""
+"""One process's share of a global batch: python -m tests.train.step_worker OUTPUT [TERM]; alone, all of it.
+
+With all terms of TCL on, or the one that is named.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from tclx import distributed
 from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
+from tclx.spec.objectives import TERMS
 from tclx.tasks.pretrain.step import TrainingStep
 
 from .toy import toy_spec
@@ -45,10 +49,11 @@ def global_batch(rows: slice = slice(None)) -> Batch:
     )
 
 
-def main(output: Path) -> None:
+def main(output: Path, only: str | None) -> None:
     torch.set_num_threads(1)
+    terms = {f"objectives.{name}": {} if name == only else None for name in TERMS} if only else {}
     with distributed.start(torch.device("cpu")):
-        spec = toy_spec(**WITHOUT_DROPOUT)
+        spec = toy_spec(**WITHOUT_DROPOUT, **terms)
         model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
         share = GLOBAL_BATCH // distributed.world_size()
         first = distributed.rank() * share
@@ -57,11 +62,11 @@ def main(output: Path) -> None:
         result = step(batch, soft_label_weight=0.4, draw=5)
         result.loss.backward()
         content = {name: distributed.mean(value).clone() for name, value in result.measures.items()}
-        content |= {f"keys/{number}": value.clone() for number, value in enumerate(result.keys)}
+        content |= {f"keys/{number}": value.clone() for number, value in enumerate(result.keys or ())}
         content |= {f"grad/{name}": each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
         if distributed.is_main():
             save_file({name: value.contiguous() for name, value in content.items()}, output)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
