@@ -548,7 +548,11 @@ def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: 
                 found[".".join(path)] = run_id(other, 128) != run_id(spec, 128)
     wrong = [key for key, changes in found.items() if changes == key.startswith(FREE)]
     assert wrong == []
-    tags = {f"data.{key}.source" for key in ("train", "val", "test", "tokenizer")} | {"optim.schedule.name", "launch.backend"}
+    tags = {f"data.{key}.source" for key in ("train", "val", "test", "tokenizer")} | {
+        "optim.schedule.name",
+        "launch.backend",
+        "task.name",
+    }
     sections = {path.rpartition(".")[0] for path in key_paths()}
     assert set(key_paths()) - sections - tags - set(found) == set()
 

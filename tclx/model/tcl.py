@@ -15,6 +15,7 @@ from torch.nn import functional
 from tclx.errors import InputError, Problem
 from tclx.model.adapted import AdaptedTextEncoder
 from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
+from tclx.model.momentum import update_momentum
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
 from tclx.model.vision import ImageEncoder
@@ -205,6 +206,12 @@ class TCL(nn.Module):
     def temperature(self, term: str) -> Tensor:
         """0-D temperature of a term, its own or the shared one; after `clamp_temperatures` inside its bounds."""
         return self.temperatures.of(term)
+
+    def follow(self, momentum: float) -> None:
+        """Temperatures back into their bounds, momentum encoders towards the online ones, of which they keep `momentum`."""
+        self.clamp_temperatures()
+        if self.momentum is not None:
+            update_momentum(self.online, self.momentum, keep=momentum)
 
     def clamp_temperatures(self) -> None:
         """Move the temperatures into their bounds, in place, as the official code does before every forward pass."""

@@ -15,6 +15,7 @@ from tclx.spec.objectives import ObjectivesSpec
 from tclx.spec.optim import OptimSpec
 from tclx.spec.tracking import TrackingSpec
 from tclx.spec.training import TrainingSpec
+from tclx.tasks.pretrain.task import PretrainSpec
 
 SafeName = Annotated[
     str,
@@ -53,6 +54,8 @@ class ExperimentSpec(Section):
     """Decides initial weights, order, augmentation, masking, dropout and negatives."""
     compat: Literal["official"] | None = None
     """`official` reproduces the quirks of the published code; docs/official-differences.md lists them."""
+    task: PretrainSpec = PretrainSpec()
+    """What it is trained to do; left out, it is pre-trained on images and captions."""
     model: ModelSpec
     """What is trained."""
     objectives: ObjectivesSpec

@@ -1,8 +1,8 @@
-"""What every task that a model is evaluated on declares, and what its evaluation gives."""
+"""What every task declares: one that a model is trained on, one that it is evaluated on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tclx.errors import Problem
@@ -11,12 +11,68 @@ from tclx.tasks.metric import Metric
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
+    from tclx.data.batch import Batch
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
+    from tclx.plan import Plan
     from tclx.spec.experiment import ExperimentSpec
 
 Split = Literal["val", "test"]
+
+
+class StepOutput(NamedTuple):
+    """The loss of a forward pass and everything worth writing down about it."""
+
+    loss: Tensor
+    """Scalar: the weighted sum of the terms."""
+    terms: dict[str, Tensor]
+    """The unweighted terms that are on, with their graphs."""
+    measures: dict[str, Tensor]
+    """Detached scalars by metric name."""
+    keys: Any = None
+    """What `after_update` gets of this pass; None for nothing."""
+
+
+class TrainingTask(Section):
+    """A task of the training: its settings are the fields, the rest is the same whatever they are."""
+
+    def build_model(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> TCL:
+        """What is trained, on the CPU, from the spec's seed; nothing is allocated under `torch.device("meta")`."""
+        raise NotImplementedError
+
+    def build_step(self, model: TCL, spec: ExperimentSpec) -> nn.Module:
+        """The loss as one module, so that DDP sees a single forward call.
+
+        It is called with a batch, `draw` (the number of this forward pass, the same on all processes), `measure` (also compute
+        what tells whether training is healthy) and `inputs`; returns a StepOutput; and changes no parameter and no buffer.
+        """
+        raise NotImplementedError
+
+    def batches(
+        self, spec: ExperimentSpec, *, tokenizer: CaptionTokenizer, rank: int, world_size: int, start_micro_step: int
+    ) -> Iterator[Batch]:
+        """This process's batches from one forward pass on; the same ones at every start."""
+        raise NotImplementedError
+
+    def inputs(self, step: int, spec: ExperimentSpec, plan: Plan) -> dict[str, Any]:
+        """What the step's forward pass needs that changes with the number of updates done, by keyword."""
+        return {}
+
+    def before_update(self, model: TCL, spec: ExperimentSpec) -> None:
+        """Called before the forward passes of an optimizer step."""
+
+    def after_update(self, model: TCL, spec: ExperimentSpec, keys: Sequence[Any]) -> None:
+        """Called after an optimizer step; `keys` are those of its forward passes that had any."""
+
+    def row(self, model: TCL, inputs: dict[str, Any]) -> dict[str, float]:
+        """What the row of a step has beside the step's own measures."""
+        return {}
+
+    def act_out(self, model: TCL, spec: ExperimentSpec) -> Tensor:
+        """The loss of one micro-batch on the meta device, where it costs what it would cost and computes nothing."""
+        raise NotImplementedError
 
 
 class Evaluation(NamedTuple):

@@ -18,13 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.pretrain.features import HardNegatives
-from tclx.tasks.pretrain.step import TrainingStep
-from tclx.tasks.pretrain.terms.term import Needs
 
 GIB = 1024**3
 MAX_ACTED_OUT = 12
@@ -70,11 +66,11 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
 
 def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
     with torch.device("meta"):
-        model = TCL(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
+        model = spec.task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
             with kept.recording(), _GpuKernels(HALF.get(spec.training.precision)):
-                loss = _forward(model, spec)
+                loss = spec.task.act_out(model, spec)
             forward_flops = counter.get_total_flops()
             torch.autograd.backward(loss)
     flops = counter.get_total_flops()
@@ -236,30 +232,3 @@ def _attention(
     result = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, dropout_p)
     output: Tensor = result[0]
     return output
-
-
-def _forward(model: TCL, spec: ExperimentSpec) -> Tensor:
-    """The loss of one micro-batch, every caption as long as the spec allows."""
-    objectives, size, num_tokens = spec.objectives, spec.training.batch_size_per_gpu, spec.data.max_caption_tokens
-    pixels = (size, 3, spec.model.image_encoder.image_size, spec.model.image_encoder.image_size)
-    rows, ids = torch.zeros(size, dtype=torch.int64), torch.zeros(size, num_tokens, dtype=torch.int64)
-    masked = objectives.need(Needs.MASKED_WORDS)
-    share = objectives.mlm.mask_probability if objectives.mlm is not None else 0.0
-    words = torch.zeros(max(1, round(share * size * (num_tokens - 1))), dtype=torch.int64)
-    batch = Batch(
-        images=torch.empty(pixels, dtype=torch.uint8),
-        images_second=torch.empty(pixels, dtype=torch.uint8) if objectives.need(Needs.SECOND_VIEW) else None,
-        input_ids=ids,
-        attention_mask=torch.ones(size, num_tokens, dtype=torch.bool),
-        masked_input_ids=ids if masked else None,
-        mlm_positions=words if masked else None,
-        mlm_labels=words if masked else None,
-        image_index=rows,
-        row=rows,
-        num_bad_images=0,
-    )
-    weight = objectives.soft_labels.weight if objectives.soft_labels is not None else 0.0
-    # Which negatives are drawn depends on values, which the meta device does not have.
-    negatives = HardNegatives(rows, rows)
-    loss: Tensor = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives).loss
-    return loss

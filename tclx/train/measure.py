@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from tclx import distributed
 from tclx.data.batch import Batch
-from tclx.model.tcl import TCL
 from tclx.system import peak_memory_bytes
-from tclx.tasks.pretrain.step import StepOutput
+from tclx.tasks.task import StepOutput
 from tclx.track.jsonl import Row
 
 _MOST_ROWS = 20
@@ -82,11 +81,6 @@ def average(outputs: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     names = sorted(outputs[0])
     values = torch.stack([torch.stack([output[name].float() for name in names]) for output in outputs])
     return dict(zip(names, distributed.mean(values.mean(dim=0)).tolist(), strict=True))
-
-
-def temperatures(model: TCL) -> dict[str, float]:
-    """The temperatures in use, under their metric names."""
-    return {f"temperature/{name}": getattr(model.temperatures, name).item() for name in model.temperatures.bounds}
 
 
 def term_gradient_norms(output: StepOutput, parameters: Sequence[nn.Parameter], *, scale: float) -> dict[str, float]:

@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from tclx.spec.objectives import SoftLabelSpec
 from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
 
 # Last parts of the names under which timm and transformers keep learned tokens and positions.
@@ -94,12 +93,3 @@ def _official_cosine(epoch: int, iteration: int, *, num_epochs: int, peak: float
     if stair >= num_stairs:
         return peak
     return schedule.warmup_learning_rate + stair * (peak - schedule.warmup_learning_rate) / num_stairs
-
-
-def soft_label_weight(step: int, *, soft_labels: SoftLabelSpec | None, ramp_steps: float) -> float:
-    """The share of the momentum model's prediction in the targets at this step: a linear ramp from 0, then constant."""
-    if soft_labels is None:
-        return 0.0
-    if ramp_steps <= 0:
-        return soft_labels.weight
-    return soft_labels.weight * min(1.0, step / ramp_steps)

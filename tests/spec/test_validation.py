@@ -46,7 +46,7 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
         (
             "seed: 3",
             "zzz: 3",
-            "2:1: zzz: unknown key (known here: name, seed, compat, model, objectives, data, optim, training, ",
+            "2:1: zzz: unknown key (known here: name, seed, compat, task, model, objectives, data, optim, training, ",
         ),
         ("steps: 300", "steps: 1e3", "25:3: training.steps: must be a whole number, not 1000.0"),
         ("steps: 300", "compile: yes\n  steps: 300", "25:3: training.compile: must be true or false, not the text `yes`"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tclx.runs import RunFolder
 from tclx.track.jsonl import read
-from tclx.train import checkpoint, loop
+from tclx.train import checkpoint, loop, session
 from tests.train.toy import NUM_SCENES, REFUSED, kill, outcome, prepare, run, start, start_with, toy_spec, wait, wait_until
 
 CONSTANT = {"optim.schedule": {"name": "constant"}}
@@ -205,7 +205,7 @@ def test_too_many_bad_pictures_end_the_run(tmp_path: Path) -> None:
 
 def in_fp16(device: str, *, first_scale: float = 2.0**6) -> None:
     """torch computes fp16 on a CPU, too, only so slowly that a spec may not ask for it: let the process that trains do it."""
-    loop.gradient_scaler = lambda _, device: torch.amp.GradScaler(device.type, init_scale=first_scale)
+    session.gradient_scaler = lambda _, device: torch.amp.GradScaler(device.type, init_scale=first_scale)
     if device == "cpu":
         loop.autocast = lambda _, device: torch.autocast(device.type, dtype=torch.float16)
 

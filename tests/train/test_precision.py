@@ -5,7 +5,7 @@ import torch
 
 from tclx.errors import MachineError, RunFailed
 from tclx.spec.training import TrainingSpec
-from tclx.train.loop import _known_failure
+from tclx.train.failures import known_failure
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -49,11 +49,11 @@ def test_what_torch_cannot_do_on_a_macs_gpu_ends_in_words() -> None:
     mps = torch.device("mps")
     missing = NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.\nIf you want")
     for error in (missing, RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB)")):
-        known = _known_failure(error, mps)
+        known = known_failure(error, mps)
         assert isinstance(known, RunFailed)
         assert str(known).startswith("training.device: mps: ")
         assert "device: cpu" in str(known)
-    assert _known_failure(missing, CPU) is None
+    assert known_failure(missing, CPU) is None
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
@@ -167,8 +167,8 @@ def test_only_a_cpu_pays_for_the_same_bits_every_time(device: str) -> None:
 )
 def test_memory_that_runs_out_is_named_with_the_keys_to_change(text: str) -> None:
     for error in (RuntimeError(text), MemoryError()):
-        known = _known_failure(error, CPU)
+        known = known_failure(error, CPU)
         assert isinstance(known, RunFailed)
         for key in ("training.batch_size_per_gpu", "activation_checkpointing", "evaluation.retrieval.batch_size"):
             assert key in str(known)
-    assert _known_failure(RuntimeError("shape '[2]' is invalid for input of size 3"), CPU) is None
+    assert known_failure(RuntimeError("shape '[2]' is invalid for input of size 3"), CPU) is None

@@ -5,8 +5,6 @@ Source: Yang et al. 2022, arXiv:2202.10401, and the order of operations of the p
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -14,21 +12,9 @@ from tclx.data.batch import Batch
 from tclx.losses.contrastive import alignment, modality_gap, mutual_information_bound, uniformity
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.pretrain.features import Features, HardNegatives, QueueKeys
+from tclx.tasks.pretrain.features import Features, HardNegatives
 from tclx.tasks.pretrain.terms.term import Needs, Term
-
-
-class StepOutput(NamedTuple):
-    """The loss and everything worth writing down about it."""
-
-    loss: Tensor
-    """Scalar: the weighted sum of the terms."""
-    terms: dict[str, Tensor]
-    """The unweighted terms that are on, with their graphs."""
-    measures: dict[str, Tensor]
-    """Detached scalars by metric name."""
-    keys: QueueKeys | None
-    """For the queue; None without one."""
+from tclx.tasks.task import StepOutput
 
 
 class TrainingStep(nn.Module):
@@ -105,3 +91,30 @@ def _bounds(name: str, term: Term, features: Features, losses: dict[str, Tensor]
     num_keys = keys.valid.sum() if keys.valid is not None else torch.tensor(len(keys.image), device=keys.image.device)
     true = term.bounded(features, losses)
     return {f"mi_bound/{name}_{part}": mutual_information_bound(value, num_keys.float()) for part, value in true.items()}
+
+
+def act_out(model: TCL, spec: ExperimentSpec) -> Tensor:
+    """The loss of one micro-batch on the meta device, every caption as long as the spec allows."""
+    objectives, size, num_tokens = spec.objectives, spec.training.batch_size_per_gpu, spec.data.max_caption_tokens
+    pixels = (size, 3, spec.model.image_encoder.image_size, spec.model.image_encoder.image_size)
+    rows, ids = torch.zeros(size, dtype=torch.int64), torch.zeros(size, num_tokens, dtype=torch.int64)
+    masked = objectives.need(Needs.MASKED_WORDS)
+    share = objectives.mlm.mask_probability if objectives.mlm is not None else 0.0
+    words = torch.zeros(max(1, round(share * size * (num_tokens - 1))), dtype=torch.int64)
+    batch = Batch(
+        images=torch.empty(pixels, dtype=torch.uint8),
+        images_second=torch.empty(pixels, dtype=torch.uint8) if objectives.need(Needs.SECOND_VIEW) else None,
+        input_ids=ids,
+        attention_mask=torch.ones(size, num_tokens, dtype=torch.bool),
+        masked_input_ids=ids if masked else None,
+        mlm_positions=words if masked else None,
+        mlm_labels=words if masked else None,
+        image_index=rows,
+        row=rows,
+        num_bad_images=0,
+    )
+    weight = objectives.soft_labels.weight if objectives.soft_labels is not None else 0.0
+    # Which negatives are drawn depends on values, which the meta device does not have.
+    negatives = HardNegatives(rows, rows)
+    loss: Tensor = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives).loss
+    return loss

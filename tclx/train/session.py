@@ -1,0 +1,317 @@
+"""One process's part in a run: what trains, and how it begins, saves, evaluates and finishes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import dropwhile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.optim import AdamW
+
+from tclx import distributed
+from tclx.data.dataset import training_captions
+from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
+from tclx.errors import InputError, Interrupted, Problem, RunFailed
+from tclx.model.tcl import TCL
+from tclx.model.weights import load_initial_weights
+from tclx.plan import Plan
+from tclx.runs import Best, RunFolder, RunState, Status
+from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
+from tclx.tasks.task import Evaluation, Split
+from tclx.terminal import printable
+from tclx.track.console import Watcher
+from tclx.track.jsonl import MetricsFile, Row
+from tclx.track.tensorboard import TensorBoard
+from tclx.train import checkpoint, environment
+from tclx.train.checkpoint import Progress
+from tclx.train.measure import Tally
+from tclx.train.optim import build_optimizer
+from tclx.train.precision import gradient_scaler
+from tclx.train.stopping import StopRequest
+from tclx.train.watchdog import EVALUATING, SAVING, STARTING, Watchdog
+
+
+@dataclass
+class Trained:
+    """What a checkpoint holds, and the step that it stands at."""
+
+    tokenizer: CaptionTokenizer
+    model: TCL
+    step: nn.Module
+    """The task's step, averaging its gradients over processes where there are several."""
+    optimizer: AdamW
+    scaler: torch.amp.GradScaler
+    progress: Progress
+
+
+def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.device, consoles: Sequence[Console]) -> Trained:
+    """Everything that trains, from the newest sound checkpoint or from the spec's initial weights.
+
+    Raises:
+        InputError: the checkpoint or the initial weights do not fit the spec.
+        MachineError: a file cannot be read or written.
+    """
+
+    def say(text: str) -> None:
+        for console in consoles:
+            console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    distributed.on_main(folder.sweep_leftovers)
+    if changed := distributed.on_main(lambda: environment.record(folder, device)):
+        say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
+    tokenizer = _tokenizer(folder, spec)
+    model = spec.task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
+    model.train()
+    if spec.training.compile:
+        for encoders in (model.online, model.momentum):
+            for part in encoders.children() if encoders is not None else ():
+                part.compile()  # in place: names in the state dict stay what they are
+    step = distributed.wrap(spec.task.build_step(model, spec))
+    optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
+    scaler = gradient_scaler(spec.training, device)
+    progress = _resume(folder, plan, model, optimizer, scaler, say) or _start(folder, spec, model, say)
+    return Trained(tokenizer, model, step, optimizer, scaler, progress)
+
+
+def _tokenizer(folder: RunFolder, spec: ExperimentSpec) -> CaptionTokenizer:
+    """The run's tokenizer: made once, by rank 0, then read from the run folder by everyone."""
+
+    def make() -> None:
+        if folder.tokenizer.exists():
+            return
+        building = folder.path / f".tokenizer.{os.getpid()}.tmp"
+        checkpoint.save_tokenizer(build_tokenizer(spec.data.tokenizer, training_captions(spec.data)), building)
+        building.rename(folder.tokenizer)  # complete or not there, as a killed process may be started again
+
+    distributed.on_main(make)
+    return checkpoint.load_tokenizer(folder.tokenizer)
+
+
+def _resume(
+    folder: RunFolder, plan: Plan, model: TCL, optimizer: AdamW, scaler: torch.amp.GradScaler, say: Callable[[str], None]
+) -> Progress | None:
+    """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
+
+    def find() -> Progress | None:
+        checkpoint.sweep_leftovers(folder.checkpoints)
+
+        def report(text: str) -> None:
+            say(text)
+            folder.add_event("checkpoint_damaged", message=text)
+
+        return checkpoint.resume(folder.checkpoints, model=model, optimizer=optimizer, run_id=plan.run_id, report=report)
+
+    progress = distributed.on_main(find)
+    if progress is None:
+        return None
+    if not distributed.is_main():
+        checkpoint.load(
+            checkpoint.place(folder.checkpoints, progress.step), model=model, optimizer=optimizer, run_id=plan.run_id
+        )
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
+    distributed.on_main(lambda: folder.add_event("resumed", step=progress.step))
+    say(f"going on at step {progress.step} of {plan.total_steps}")
+    return progress
+
+
+def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, say: Callable[[str], None]) -> Progress:
+    """Step 0, from the spec's initial weights where it names some."""
+    if spec.init is not None:
+        if spec.init.checkpoint is None:
+            raise InputError(
+                Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
+            )
+        weights = checkpoint.weights_of(Path(spec.init.checkpoint))
+        report = load_initial_weights(model, weights.tensors, source=weights.path)
+        say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over")
+    distributed.on_main(lambda: folder.add_event("started"))
+    return Progress(step=0)
+
+
+@dataclass
+class Session:
+    """What was asked, what trains, where it is written down."""
+
+    folder: RunFolder
+    spec: ExperimentSpec
+    plan: Plan
+    device: torch.device
+    trained: Trained
+    metrics: MetricsFile
+    board: TensorBoard | None
+    """Of rank 0, when the spec asks for it."""
+    watcher: Watcher
+    stop: StopRequest
+    watchdog: Watchdog
+    tally: Tally
+    evaluated: list[Best] = field(default_factory=list)
+    """During training, the best first; rank 0's."""
+
+    # -- writing down --------------------------------------------------------------------------------------------------------
+
+    def write_row(self, row: Row) -> None:
+        """Append a row of metrics and show it."""
+
+        def append() -> None:
+            self.folder.check_attempt()
+            self.metrics.append(row)
+            if self.board is not None:
+                self.board.append(row)
+
+        distributed.on_main(append)
+        self.watcher.row(row)
+
+    def write_state(self, status: Status, step: int) -> None:
+        state = RunState(status, step=step, total_steps=self.plan.total_steps)
+        distributed.on_main(lambda: self.folder.write_state(state))
+
+    def catch_up(self) -> None:
+        """Bring the files in line with the step the run stands at, and evaluate if it was stopped just before it would have."""
+        step = self.trained.progress.step
+        rows = distributed.on_main(lambda: self.metrics.truncate_after(step))
+        if self.board is not None:
+            self.board.begin(rows)
+        metric = self.spec.evaluation.best_row_metric
+        self.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
+        is_evaluated = any(found.step == step for found in self.evaluated)
+        distributed.on_main(self._settle_best)
+        self.write_state("running", step)
+        if self.evaluation_is_due(step) and not is_evaluated:
+            self.evaluate(step)
+
+    # -- saving --------------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """A checkpoint of this step, the best and the newest kept; all processes wait for it."""
+        num_bad_images, num_bad_in_epoch = self.tally.bad_images(self.device)
+        trained, folder = self.trained, self.folder
+
+        def save() -> None:
+            folder.check_attempt()
+            self.metrics.sync()
+            progress = Progress(step, num_bad_images, num_bad_in_epoch, trained.scaler.state_dict())
+            path = checkpoint.save(
+                folder.checkpoints, progress, model=trained.model, optimizer=trained.optimizer, run_id=self.plan.run_id
+            )
+            folder.check_attempt()  # a large checkpoint takes a while to write; never prune another attempt's
+            folder.add_event("saved", step=step, checkpoint=path.name)
+            self._prune()
+
+        with self.watchdog.during(SAVING):
+            distributed.on_main(save)
+
+    def _prune(self) -> None:
+        best_step = self.evaluated[0].step if self.evaluated else None
+        keep_last = self.spec.training.checkpoints.keep_last
+        checkpoint.prune(self.folder.checkpoints, keep_last=keep_last, keep_step=best_step)
+
+    # -- evaluating ----------------------------------------------------------------------------------------------------------
+
+    def evaluation_is_due(self, step: int) -> bool:
+        every = self.plan.evaluate_every_steps
+        return every is not None and step > 0 and (step % every == 0 or step == self.plan.total_steps)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate during training: a row of metrics, and the best checkpoint so far."""
+        split, metric = self.spec.evaluation.during_training, self.spec.evaluation.best_row_metric
+        if split is None:
+            raise RuntimeError("an evaluation is due and no split is named")
+        with self.watchdog.during(EVALUATING):
+            found = self._evaluated(split)
+            self._write_examples(found, split, step=step)  # before the row that leads to them
+            self.write_row({"step": step, "epoch": step / self.plan.steps_per_epoch, **row_of(found, split)})
+
+            def keep() -> None:
+                self.folder.check_attempt()
+                self.evaluated.append(Best(step, metric, row_of(found, split)[metric]))
+                self._settle_best()
+                self._prune()
+
+            distributed.on_main(keep)
+
+    def _evaluated(self, split: Split) -> dict[str, Evaluation]:
+        # Batch-norm statistics are each process's own; the evaluated ones are those that checkpoints hold, rank 0's.
+        distributed.copy_from_main(self.trained.model.online.buffers())
+        model, tokenizer = self.trained.model, self.trained.tokenizer
+        return evaluate_tasks(model, self.spec, split, tokenizer=tokenizer, device=self.device, say=self.watcher.say)
+
+    def _write_examples(self, found: dict[str, Evaluation], split: Split, *, step: int | None = None) -> None:
+        def write() -> None:
+            self.folder.check_attempt()
+            for task, evaluation in found.items():
+                self.folder.write_json(self.folder.examples(task, split, step=step), evaluation.examples())
+
+        distributed.on_main(write)
+
+    def _settle_best(self) -> None:
+        """best.json names the best evaluation whose checkpoint is all there; one whose checkpoint is not is told of."""
+        there = {checkpoint.step_of(folder) for folder in checkpoint.complete(self.folder.checkpoints)}
+        ranked = sorted(self.evaluated, key=lambda found: -found.value)  # the earlier of equal ones first
+        self.evaluated = list(dropwhile(lambda found: found.step not in there, ranked))
+        best = self.evaluated[0] if self.evaluated else None
+        if ranked and best is not ranked[0]:
+            reached = f"which reached {ranked[0].metric} {ranked[0].value:.2f}"
+            lost = f"checkpoint {self._place(ranked[0]).name}, {reached}, is missing or incomplete"
+            instead = f"{self._place(best).name}, which reached {best.metric} {best.value:.2f}," if best else "none"
+            self._report_damage(f"{lost}; of those that are there {instead} is the best")
+        if best is not None:
+            self.folder.write_json(self.folder.best, asdict(best))
+        else:
+            self.folder.best.unlink(missing_ok=True)
+
+    def _place(self, found: Best) -> Path:
+        return checkpoint.place(self.folder.checkpoints, found.step)
+
+    def _report_damage(self, text: str) -> None:
+        self.watcher.say(text)
+        self.folder.add_event("checkpoint_damaged", message=text)
+
+    # -- finishing -----------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Evaluate the weights that the run stands for, and say that it is finished."""
+        folder, total_steps, model = self.folder, self.plan.total_steps, self.trained.model
+        distributed.on_main(folder.check_attempt)
+        if distributed.any_rank(bool(self.stop)):
+            raise Interrupted(f"stopped by {self.stop.signal_name or 'another process'}, trained but not evaluated")
+        self.watchdog.enter(STARTING)  # a checkpoint is read
+        if (split := self.spec.evaluation.at_end) is not None:
+            chosen = distributed.on_main(self._restore_best)
+            if chosen is not None and not distributed.is_main():
+                checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), model)
+            self.watchdog.enter(EVALUATING)
+            found = self._evaluated(split)
+            step = checkpoint.step_of(chosen) if chosen is not None else 0
+            origin = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None}
+            self._write_examples(found, split)
+            distributed.on_main(lambda: write_evaluations(folder, found, split, origin=origin))
+            self.watcher.row({"step": total_steps, **row_of(found, split)})
+        distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
+        self.write_state("finished", total_steps)
+
+    def _restore_best(self) -> Path | None:
+        """Put the best weights, or the newest where nothing was evaluated, into rank 0's model; None for a run of no steps.
+
+        Raises:
+            RunFailed: no checkpoint is sound any more.
+        """
+        ranked = [self._place(found) for found in self.evaluated]
+        others = checkpoint.named(self.folder.checkpoints)
+        folders = [folder for folder in dict.fromkeys([*ranked, *others]) if folder.exists()]
+        chosen = checkpoint.restore(folders, model=self.trained.model, report=self._report_damage)
+        if chosen is None:
+            if self.plan.total_steps:
+                raise RunFailed("no checkpoint of this run is sound any more; the same command trains it again")
+            return None
+        if ranked and chosen != ranked[0]:
+            self.evaluated = [found for found in self.evaluated if self._place(found).exists()]
+            self._settle_best()
+            self._report_damage(f"checkpoint {chosen.name} is evaluated instead of {ranked[0].name}")
+        return chosen
