@@ -49,3 +49,45 @@ def find_metric(name: str) -> Metric | None:
         split, _, inner = rest.partition("/")
         return next((one.under(f"{task}/{split}") for one in EVALUATION_TASKS[task].metrics if one.name == inner), None)
     return next((metric for metric in (*OF_EVERY_RUN, *of_terms()) if metric.name == name), None)
+
+
+def is_evaluated(name: str) -> bool:
+    """Whether it is a metric of a task, by its whole name."""
+    return name.partition("/")[0] in EVALUATION_TASKS
+
+
+# Where one split is shown, names are shorter: retrieval, which was there first, goes without its name.
+
+
+def without_split(name: str) -> str:
+    """`retrieval/test/r_mean` -> `r_mean`, `classification/test/accuracy` -> `classification/accuracy`; others stay."""
+    task, _, rest = name.partition("/")
+    if not is_evaluated(name) or "/" not in rest:
+        return name
+    inner = rest.partition("/")[2]
+    return inner if task == "retrieval" else f"{task}/{inner}"
+
+
+def task_of(name: str) -> str:
+    """Which task a metric is of, by its name `without_split`."""
+    task = name.partition("/")[0]
+    return task if task in EVALUATION_TASKS else "retrieval"
+
+
+def of_one_split() -> dict[str, Metric]:
+    """What evaluations give, by names `without_split`."""
+    return {
+        without_split(f"{task}/split/{metric.name}"): metric
+        for task, kind in EVALUATION_TASKS.items()
+        for metric in kind.metrics
+    }
+
+
+def columns() -> list[str]:
+    """The metrics of a table of runs, by names `without_split`."""
+    return [without_split(f"{task}/split/{name}") for task, kind in EVALUATION_TASKS.items() for name in kind.columns]
+
+
+def main_metrics(most: int | None = None) -> list[str]:
+    """The metrics that stand out, at most so many of each task, by names `without_split`."""
+    return [without_split(f"{task}/split/{name}") for task, kind in EVALUATION_TASKS.items() for name in kind.main[:most]]

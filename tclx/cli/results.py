@@ -65,7 +65,7 @@ def print_table(summary: Results) -> None:
     """Aligned text, however wide; on a terminal rich tables, one below the other where it is too narrow for all metrics."""
     head, *rows = _cells(summary)
     if not sys.stdout.isatty():
-        show(f"retrieval on {summary.split} (mean ± deviation over seeds; * best)")
+        show(f"{summary.tasks} on {summary.split} (mean ± deviation over seeds; * best)")
         marked = [[row[0].text, row[1].text, *(f"{cell.text}{'*' if cell.best else ' '}" for cell in row[2:])] for row in rows]
         show(aligned([[cell.text for cell in head], *marked]))
         return
@@ -74,7 +74,7 @@ def print_table(summary: Results) -> None:
     from rich.text import Text
 
     console = Console(no_color=not wants_colour(sys.stdout))
-    console.print(Text(one_line(f"retrieval on {summary.split} (mean ± deviation over seeds)")))
+    console.print(Text(one_line(f"{summary.tasks} on {summary.split} (mean ± deviation over seeds)")))
     columns = list(zip(*[head, *rows], strict=True))
     for shown in _fitting(columns, console.width):
         table = Table()

@@ -19,21 +19,10 @@ from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
 from tclx.launch.watch import RunStatus, watch_runs
+from tclx.metrics import columns, of_one_split, task_of, without_split
 from tclx.runs import RunFolder, RunState, TrialOf, Unreadable, read_as, write_atomically
 from tclx.spec.difference import told_apart
 
-DEFAULT_METRICS = (
-    "text_to_image/r1",
-    "text_to_image/r5",
-    "text_to_image/r10",
-    "image_to_text/r1",
-    "image_to_text/r5",
-    "image_to_text/r10",
-    "r_mean",
-    "dual/text_to_image/r1",
-    "dual/image_to_text/r1",
-    "dual/r_mean",
-)
 SPLITS = ("test", "val")
 """In order of preference."""
 SET_ASIDE = re.compile(r"\.old-\d+$")
@@ -65,7 +54,7 @@ class RunResult(NamedTuple):
     identity: str
     """Equal for runs that differ by their seed alone."""
     evaluations: dict[str, dict[str, float]]
-    """Metrics without the `retrieval/<split>/` before them, by split."""
+    """Metrics by names without their split (`tclx.metrics.without_split`), by split."""
     status: RunStatus
     """Where it stands, as every command says it."""
     trial: TrialOf | None = None
@@ -102,6 +91,12 @@ class Row(NamedTuple):
 class Results(NamedTuple):
     """What was found."""
 
+    @property
+    def tasks(self) -> str:
+        """What the metrics are of, in words."""
+        found = {task_of(metric): None for metric in self.metrics} or {"retrieval": None}
+        return " and ".join(found)
+
     split: str
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -127,7 +122,7 @@ def _read(folder: Path, trial: TrialOf | None) -> RunResult:
     state, evaluations = run.read_state() or RunState("created"), dict[str, dict[str, float]]()
     try:
         for split, evaluated in run.read_evaluations().items():
-            evaluations[split] = {_short(name): value for name, value in evaluated.metrics.items()}
+            evaluations[split] = {without_split(name): value for name, value in evaluated.metrics.items()}
     except Unreadable as error:
         state = RunState("unknown", reason=str(error))
     status = RunStatus(run, state.status, state.step, state.total_steps, state.reason)
@@ -158,7 +153,7 @@ def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: 
 
     Args:
         runs: in the order in which rows should stand.
-        metrics: names as in evaluation files, with or without `retrieval/<split>/`; empty for the usual ones.
+        metrics: names as in evaluation files, with or without their split; empty for the usual ones.
         split: `test` or `val`; None takes `test` where any run has it.
 
     Raises:
@@ -227,17 +222,17 @@ def format_spread(spread: Spread | None) -> str:
 
 def column_title(metric: str) -> str:
     """`dual/text_to_image/r1` -> `dual T2I R@1`."""
-    short = {"text_to_image": "T2I", "image_to_text": "I2T", "median_rank": "median"}
-    return " ".join(re.sub(r"^r(\d+)$", r"R@\1", short.get(word, word)) for word in metric.split("/"))
+    known = of_one_split().get(metric)
+    return known.title if known is not None else metric
 
 
 def best_rows(results: Results) -> dict[str, int]:
     """Which row is best, by metric; where there is something to compare."""
-    best = {}
+    best, known = {}, of_one_split()
     for metric in results.metrics:
         values = {index: row.metrics[metric].mean for index, row in enumerate(results.rows) if metric in row.metrics}
         if len(values) > 1:
-            choose = min if metric.endswith("median_rank") else max
+            choose = min if metric in known and known[metric].better == "lower" else max
             best[metric] = choose(values, key=values.__getitem__)
     return best
 
@@ -301,10 +296,6 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _short(name: str) -> str:
-    return re.sub(r"^retrieval/[^/]+/", "", name)
-
-
 def identity(spec: dict[str, Any]) -> str:
     """What runs of several seeds have in common: all but the seed, also that of the run they start from, and where they ran."""
     shared = {key: value for key, value in spec.items() if key not in ("seed", "launch", "tracking")}
@@ -337,8 +328,8 @@ def _choose_split(runs: Sequence[RunResult], split: str | None) -> str:
 def _choose_metrics(runs: Sequence[RunResult], wanted: Sequence[str], split: str) -> list[str]:
     present = sorted({name for run in runs for name in run.evaluations.get(split, {})})
     if not wanted:
-        return [name for name in DEFAULT_METRICS if name in present]
-    chosen = [_short(name) for name in wanted]
+        return [name for name in columns() if name in present]
+    chosen = [without_split(name) for name in wanted]
     if unknown := [name for name in chosen if name not in present]:
         raise InputError(*(_unknown_metric(name, present) for name in unknown))
     return chosen

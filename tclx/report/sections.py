@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tclx.launch.watch import describe
+from tclx.metrics import find_metric, is_evaluated, main_metrics, without_split
 from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
@@ -16,34 +17,10 @@ from tclx.report.page import Html, Markup, bold, code, details, download, durati
 from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
+from tclx.spec.objectives import TERMS
 
-LOSS_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
-MAIN_RETRIEVAL = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
 HEALTH = ("temperature/", "gradient_norm", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
 SPEED = ("speed/", "memory/")
-COUNTS = ("num_images", "num_captions")
-
-TITLES = {
-    "loss/total": "Total loss",
-    "loss/cma": "CMA: image and text of a pair",
-    "loss/imc": "IMC: two views of one modality",
-    "loss/lmi": "LMI: whole and parts",
-    "loss/itm": "ITM: does the pair match?",
-    "loss/mlm": "MLM: masked words",
-    "gradient_norm": "Gradient norm",
-    "learning_rate": "Learning rate",
-    "health/alignment": "Alignment: distance within pairs",
-    "health/modality_gap": "Modality gap",
-    "health/uniformity_image": "Uniformity of images",
-    "health/uniformity_text": "Uniformity of texts",
-    "health/queue_fill": "Queue filled",
-    "temperature/shared": "Temperature",
-    "soft_labels/weight": "Soft-label weight",
-    "data/bad_images": "Bad images so far",
-    "speed/images_per_second": "Images a second",
-    "memory/peak_gib": "Peak memory of the main process (GiB)",
-    "speed/share_waiting_for_data": "Share of the time waiting for data",
-}
 
 
 def summary(material: Material) -> list[Html]:
@@ -76,7 +53,8 @@ def comparison(material: Material) -> list[Html]:
             for row in results.rows
         ]
         said = (
-            f"Retrieval on {results.split}, in percent: mean ± sample deviation over seeds; bold is the best mean of a column."
+            f"{results.tasks.capitalize()} on {results.split}, in percent: mean ± sample deviation over seeds; "
+            "bold is the best mean of a column."
         )
         blocks.append(text(said))
         blocks.append(table(["", "seeds", *map(column_title, results.metrics)], rows))
@@ -114,7 +92,7 @@ def what_was_run(material: Material) -> list[Html]:
 def losses(material: Material) -> list[Html]:
     """Every term of the loss, the directions of each folded away."""
     names = [name for name in material.metrics() if name.startswith("loss/")]
-    main = [f"loss/{term}" for term in LOSS_TERMS if f"loss/{term}" in names]
+    main = [f"loss/{term}" for term in ("total", *TERMS) if f"loss/{term}" in names]
     if not names:
         return [text("No run has logged anything yet.", kind="note")]
     band = "A line is the mean over seeds, its band reaches from the smallest to the largest. "
@@ -124,11 +102,12 @@ def losses(material: Material) -> list[Html]:
     return [used, *_curve_blocks(material, main, [name for name in names if name not in main], "Each direction by itself")]
 
 
-def retrieval(material: Material) -> list[Html]:
-    """Retrieval while training."""
-    names = [name for name in material.metrics() if name.startswith("retrieval/") and not name.endswith(COUNTS)]
-    main = [name for tail in MAIN_RETRIEVAL for name in names if name.split("/", 2)[-1] == tail]
-    return _curve_blocks(material, main, [name for name in names if name not in main], "All other retrieval figures")
+def evaluations(material: Material) -> list[Html]:
+    """What was evaluated while training."""
+    evaluated = [name for name in material.metrics() if is_evaluated(name)]
+    names = [name for name in evaluated if (metric := find_metric(name)) is None or metric.better is not None]
+    main = [name for short in main_metrics() for name in names if without_split(name) == short]
+    return _curve_blocks(material, main, [name for name in names if name not in main], "All other figures")
 
 
 def health(material: Material) -> list[Html]:
@@ -141,8 +120,9 @@ def health(material: Material) -> list[Html]:
 
 def other_measures(material: Material) -> list[Html]:
     """Whatever else was logged."""
-    known = ("loss/", "retrieval/", *HEALTH, *SPEED)
-    return _curve_blocks(material, [name for name in material.metrics() if not name.startswith(known)], [], "")
+    known = ("loss/", *HEALTH, *SPEED)
+    others = [name for name in material.metrics() if not name.startswith(known) and not is_evaluated(name)]
+    return _curve_blocks(material, others, [], "")
 
 
 def cost(material: Material) -> list[Html]:
@@ -182,7 +162,7 @@ def reproduction(material: Material) -> list[Html]:
 
 def _best(material: Material) -> tuple[str, str] | None:
     results = material.results
-    metric = "r_mean" if "r_mean" in results.metrics else next(iter(results.metrics), None)
+    metric = next((name for name in main_metrics(1) if name in results.metrics), next(iter(results.metrics), None))
     if metric is None or not results.rows:
         return None
     row = results.rows[best_rows(results).get(metric, 0)]
@@ -198,7 +178,7 @@ def _doubts(material: Material) -> Iterator[str]:
         yield "No run is finished, so there are no final figures yet."
         return
     if not results.metrics:
-        yield f"No finished run has retrieval figures on {results.split}; evaluation.at_end or `tclx eval RUN` gives them."
+        yield f"No finished run was evaluated on {results.split}; evaluation.at_end or `tclx eval RUN` gives them."
         return
     without = [material.label_of(row.runs[0]) for row in results.rows if not row.metrics]
     if without:
@@ -221,7 +201,7 @@ def _cell(spread: Spread | None, best: float | None) -> str | Markup:
 
 def _dots(material: Material) -> Iterator[Html]:
     results = material.results
-    for metric in [name for name in MAIN_RETRIEVAL if name in results.metrics][:3]:
+    for metric in [name for name in main_metrics() if name in results.metrics][:3]:
         rows = {material.label_of(row.runs[0]): row for row in results.rows if metric in row.metrics}
         values = {
             label: [
@@ -269,13 +249,11 @@ def _curve_figure(material: Material, name: str, curves: Mapping[str, Curve]) ->
 
 
 def _title(name: str) -> str:
-    if name.startswith("retrieval/"):
-        _, split, rest = name.split("/", 2)
-        return f"{column_title(rest)} on {split}" + ("" if rest.endswith("median_rank") else ", %")
-    if name.startswith("mi_bound/"):
-        term, _, direction = name.removeprefix("mi_bound/").partition("_")
-        return f"MI bound of {term.upper()}, {direction.replace('_', ' ')}, nats"
-    return TITLES.get(name, name)
+    if (metric := find_metric(name)) is None:
+        return name
+    if not is_evaluated(name):
+        return metric.title
+    return f"{metric.title} on {name.split('/')[1]}" + (f", {metric.unit}" if metric.unit else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- cost

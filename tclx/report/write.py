@@ -43,7 +43,7 @@ def build(material: Material) -> Page:
     page.section("Results", *sections.comparison(material))
     page.section("What was run", *sections.what_was_run(material))
     page.section("Losses", *sections.losses(material))
-    page.section("Retrieval during training", *sections.retrieval(material))
+    page.section("Evaluation during training", *sections.evaluations(material))
     page.section("Health", *sections.health(material), *similarities(material))
     page.section("Other measures", *sections.other_measures(material))
     page.section("Retrieval examples", *examples(material))

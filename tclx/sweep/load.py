@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
+from tclx.metrics import is_evaluated
 from tclx.plan import CHANGES_NO_RESULT, DataFacts, make_plan, run_id
 from tclx.section import WRITTEN
 from tclx.spec.experiment import ExperimentSpec, InitSpec
@@ -32,7 +33,7 @@ from tclx.spec.tracking import WandbSpec
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node, read_yaml
 from tclx.sweep import space
-from tclx.sweep.metrics import is_evaluated, metric_names
+from tclx.sweep.metrics import metric_names
 
 SWEEP = Place(sections=(SweepSpec,))
 
@@ -278,7 +279,7 @@ def _metric_problems(sweep: Sweep) -> Iterator[Problem]:
 
 def _metric_hint(sweep: Sweep, metric: str, known: Sequence[str]) -> str:
     at_end, during = sweep.base.evaluation.at_end, sweep.base.evaluation.during_training
-    if at_end is not None and at_end != during and metric.startswith(f"retrieval/{at_end}/"):
+    if at_end is not None and at_end != during and is_evaluated(metric) and metric.split("/")[1:2] == [at_end]:
         return f"`{at_end}` is looked at once, at the end; choose by a split of evaluation.during_training"
     match = nearest(metric, known)
     return f"did you mean `{match}`?" if match else "known: " + ", ".join(known)

@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tclx.metrics import OF_EVERY_RUN, TOTAL_LOSS, of_evaluation
+from tclx.metrics import OF_EVERY_RUN, TOTAL_LOSS, is_evaluated, of_evaluation
 from tclx.plan import Plan
 from tclx.report.cost import process_hours
 from tclx.report.history import history_of
 from tclx.runs import RunFolder, read_as
-from tclx.spec.evaluation import EVALUATION_TASKS
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.sweep import ObjectiveSpec, SweepSpec
 from tclx.track.jsonl import read
@@ -37,11 +36,6 @@ def curve(folder: RunFolder, metric: str) -> dict[int, float]:
     if not folder.metrics.exists():
         return {}
     return {row["step"]: row[metric] for row in read(folder.metrics) if isinstance(row.get(metric), int | float)}
-
-
-def is_evaluated(metric: str) -> bool:
-    """Whether it is measured at evaluations, and so may be pruned by."""
-    return metric.partition("/")[0] in EVALUATION_TASKS
 
 
 def is_reported(sweep: SweepSpec) -> bool:

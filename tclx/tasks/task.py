@@ -91,6 +91,8 @@ class EvaluationTask(Section):
     """All that an evaluation gives; the rows of a run have them under `<task>/<split>/`."""
     main: ClassVar[tuple[str, ...]]
     """Names of those that are shown where there is room for a few, the first ones first."""
+    columns: ClassVar[tuple[str, ...]]
+    """Names of those that a table of runs has unless others are asked for."""
 
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
         """Why this task cannot be evaluated with such a spec, without looking at any file."""

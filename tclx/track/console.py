@@ -17,9 +17,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tclx.metrics import find_metric, main_metrics, without_split
+from tclx.spec.objectives import TERMS
 from tclx.terminal import printable
 
-_TERMS = ("total", "cma", "imc", "lmi", "itm", "mlm")
+NUM_MAIN = 3
+"""Metrics of each task that a line has room for."""
 
 Row = Mapping[str, Any]
 
@@ -147,7 +150,7 @@ class _Bar:
         self._clock.note(row["step"])
         if terms := _losses(row):
             self._terms, self._speed = terms, _speed(row)
-        if retrieval := _retrieval(row):
+        if retrieval := _evaluated(row):
             self.say(f"step {row['step']}: {retrieval}")
 
     def say(self, text: str) -> None:
@@ -222,7 +225,7 @@ class _Lines:
 
     def row(self, row: Row) -> None:
         self._clock.note(row["step"])
-        parts = [part for part in ("  ".join(filter(None, [*_losses(row), _speed(row)])), _retrieval(row)) if part]
+        parts = [part for part in ("  ".join(filter(None, [*_losses(row), _speed(row)])), _evaluated(row)) if part]
         self.say(f"step {row['step']}/{self._clock.total_steps}  {'  '.join(parts)}  ETA {self._clock.remaining()}")
 
     def say(self, text: str) -> None:
@@ -231,7 +234,7 @@ class _Lines:
 
 def _losses(row: Row) -> list[str]:
     """The losses of a row, `total` first."""
-    return [f"{term} {_short(row[f'loss/{term}'])}" for term in _TERMS if f"loss/{term}" in row]
+    return [f"{term} {_short(row[f'loss/{term}'])}" for term in ("total", *TERMS) if f"loss/{term}" in row]
 
 
 def _speed(row: Row) -> str:
@@ -239,15 +242,14 @@ def _speed(row: Row) -> str:
     return f"{speed:.0f} images/s" if speed else ""
 
 
-def _retrieval(row: Row) -> str:
-    """The re-ranked recalls of an evaluation's row."""
-    wanted = ("text_to_image/r1", "image_to_text/r1", "r_mean")
-    found = [
-        (name.removeprefix("retrieval/").replace("text_to_image", "T2I").replace("image_to_text", "I2T"), value)
-        for name, value in row.items()
-        if name.startswith("retrieval/") and name.endswith(wanted) and "/dual/" not in name
-    ]
-    return "  ".join(f"{name} {_short(value)}" for name, value in found)
+def _evaluated(row: Row) -> str:
+    """The main metrics of an evaluation's row: `val: T2I R@1 38.200`."""
+    shown = set(main_metrics(NUM_MAIN))
+    found = [(name, metric) for name in row if without_split(name) in shown and (metric := find_metric(name)) is not None]
+    by_split: dict[str, list[str]] = {}
+    for name, metric in found:
+        by_split.setdefault(name.split("/")[1], []).append(f"{metric.title} {_short(row[name])}")
+    return "  ".join(f"{split}: {'  '.join(parts)}" for split, parts in by_split.items())
 
 
 def _short(value: float | None) -> str:

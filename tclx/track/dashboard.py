@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import MachineError
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.objectives import TERMS
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm
+from tclx.tasks.retrieval.task import CUTOFFS
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
 STEP = "trainer/step"
 TRIALS = "trials"
 """The table of the study's own run."""
-_PARTS = {"cma": ("image_to_text", "text_to_image"), "imc": ("image", "text"), "lmi": ("image", "text")}
-_TERMS = (*_PARTS, "itm", "mlm")
 _PAIRS = ("matched", "unmatched")
 _TIME = "RelativeTime(Process)"
 """The axis of what W&B's own monitor records: it knows no training step."""
@@ -67,16 +68,20 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
     """Losses side by side, information bounds, health, retrieval, speed; for a sweep its parameters first."""
     from wandb_workspaces.workspaces import Section
 
-    terms = [term for term in _TERMS if any(_is_on(term, spec, study) for spec in specs)]
-    contrastive = [term for term in terms if term in _PARTS]
+    terms = {name: term for name, term in TERMS.items() if any(_is_on(name, spec, study) for spec in specs)}
+    with_parts = {name: term.parts for name, term in terms.items() if term.parts}
+    bounded = {name: term.parts for name, term in terms.items() if term.has_bound}
+    contrastive = [name for name, term in terms.items() if issubclass(term, ContrastiveTerm)]
     during = {spec.evaluation.during_training: None for spec in specs if spec.evaluation.during_training is not None}
     shown = during | {spec.evaluation.at_end: None for spec in specs if spec.evaluation.at_end is not None}
     panels: dict[str, list[Any]] = {
         "Sweep": _sweep(specs[0], study) if study is not None else [],
-        "Contrastive terms": [_line(term.upper(), [f"loss/{term}_{part}" for part in _PARTS[term]]) for term in contrastive],
+        "Contrastive terms": [
+            _line(name.upper(), [f"loss/{name}_{part}" for part in parts]) for name, parts in with_parts.items()
+        ],
         "All terms": [_line("total", ["loss/total"]), *(_line(term.upper(), [f"loss/{term}"]) for term in terms)],
         "Mutual information bounds (nats)": [
-            _line(term.upper(), [f"mi_bound/{term}_{part}" for part in _PARTS[term]]) for term in contrastive if term != "lmi"
+            _line(name.upper(), [f"mi_bound/{name}_{part}" for part in parts]) for name, parts in bounded.items()
         ],
         "Representation health": [
             _line("alignment", ["health/alignment"]),
@@ -86,7 +91,9 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             *([_line("queue filled", ["health/queue_fill"])] if any(spec.model.queue_size for spec in specs) else []),
             *(_media(f"similarity, {split}", [f"similarity/{split}/{kind}" for kind in _PAIRS]) for split in shown),
         ],
-        "Retrieval": [panel for split in during for panel in _retrieval(split, specs[0].evaluation.best_metric)],
+        "Retrieval": [panel for split in during for panel in _retrieval(split)],
+        "Other tasks": [panel for split in during for panel in _other_tasks(specs, split)],
+        "Best": [_bar(f"best {specs[0].evaluation.best_metric}", specs[0].evaluation.best_row_metric)] if during else [],
         "Retrieval examples": [
             _table(f"examples/{split}/{way}") for split in shown for way in ("text_to_image", "image_to_text")
         ],
@@ -94,7 +101,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
         "Optimisation": [
             _line("learning rate", ["learning_rate"]),
             _line("gradient norm", ["gradient_norm"]),
-            *_gradient_norms(specs, terms),
+            *_gradient_norms(specs, list(terms)),
             _line("soft-label weight", ["soft_labels/weight"]),
         ],
         "Systems": [
@@ -170,16 +177,26 @@ def _table(key: str) -> Any:
     return WeavePanelSummaryTable(table_name=key, layout=Layout(w=24, h=12))
 
 
-def _retrieval(split: str, best_metric: str) -> list[Any]:
+def _bar(title: str, metric: str) -> Any:
     from wandb_workspaces.reports.v2 import BarPlot
 
-    name = f"retrieval/{split}"
-    ways = ("text_to_image", "image_to_text")
-    curves = [_line(f"{way.replace('_', ' ')}, recall", [f"{name}/{way}/r{k}" for k in (1, 5, 10)]) for way in ways]
+    return BarPlot(title=title, metrics=[f"best/{metric}"])
+
+
+def _retrieval(split: str) -> list[Any]:
+    name, ways = f"retrieval/{split}", ("text_to_image", "image_to_text")
+    curves = [_line(f"{way.replace('_', ' ')}, recall", [f"{name}/{way}/r{k}" for k in CUTOFFS]) for way in ways]
+    return [*curves, _line("mean recall", [f"{name}/r_mean"])]
+
+
+def _other_tasks(specs: Sequence[ExperimentSpec], split: str) -> list[Any]:
+    """A panel for each main metric of the tasks that have no section of their own."""
+    tasks = {name: task for spec in specs for name, task in spec.evaluation.tasks.items() if name != "retrieval"}
     return [
-        *curves,
-        _line("mean recall", [f"{name}/r_mean"]),
-        BarPlot(title=f"best {best_metric}", metrics=[f"best/{name}/{best_metric}"]),
+        _line(metric.title, [f"{name}/{split}/{metric.name}"])
+        for name, task in tasks.items()
+        for metric in task.metrics
+        if metric.name in task.main
     ]
 
 
@@ -192,8 +209,7 @@ def _sweep(spec: ExperimentSpec, study: Study) -> list[Any]:
         SummaryMetric,
     )
 
-    evaluation = spec.evaluation
-    followed = f"retrieval/{evaluation.during_training}/{evaluation.best_metric}"
+    followed = spec.evaluation.best_row_metric
     # A summary has the last value of a metric, and the best one of what picks the best checkpoint.
     goals = [f"best/{goal}" if goal == followed else goal for goal in study.goals]
     columns = [*(Config(name) for name in study.parameters), *(SummaryMetric(goal) for goal in goals)]

@@ -479,8 +479,7 @@ def best_or_newest(run: RunFolder) -> Path | None:
 
 def _best_step(run: RunFolder) -> int | None:
     """The step that best.json names, which must be a row of metrics, too; without it the best row; None where there is none."""
-    evaluation = load_spec_json(run.spec).evaluation
-    metric = f"retrieval/{evaluation.during_training}/{evaluation.best_metric}"
+    metric = load_spec_json(run.spec).evaluation.best_row_metric
     rows = read(run.metrics) if run.metrics.exists() else []
     values = {row["step"]: row[metric] for row in rows if isinstance(row.get(metric), int | float)}
     noted = run.read_best()

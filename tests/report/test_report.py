@@ -99,7 +99,7 @@ def test_only_the_keys_that_differ_are_listed_as_differing(page: Path) -> None:
 
 def test_examples_show_the_queries_ranks_and_pictures_that_were_kept(page: Path, trained: Trained) -> None:
     reader = Reader.of(page)
-    kept = trained.both[0].read_json(trained.both[0].examples("test"))
+    kept = trained.both[0].read_json(trained.both[0].examples("retrieval", "test"))
     for query in kept["text_to_image"]:
         assert query["text"] in reader.text
         assert f"right one at rank {query['rank']}" in reader.text

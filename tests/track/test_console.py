@@ -28,14 +28,14 @@ def test_piped_output_is_one_plain_line_a_row() -> None:
     lines = shown(terminal=False).splitlines()
     assert lines[0] == "a [message] with brackets"
     assert lines[1].startswith("step 5/10  total 4.250  cma 2.500  123 images/s  ETA ")
-    assert lines[2].startswith("step 5/10  val/r_mean 31.250  ETA ")
+    assert lines[2].startswith("step 5/10  val: r_mean 31.250  ETA ")
     assert len(lines) == 3
     assert "\x1b" not in "".join(lines)
 
 
 def test_a_terminal_gets_a_bar_with_progress_losses_and_speed() -> None:
     text = shown(terminal=True)
-    for part in ("toy", "5/10", "ETA", "total 4.250", "123 images/s", "a [message] with brackets", "val/r_mean 31.250"):
+    for part in ("toy", "5/10", "ETA", "total 4.250", "123 images/s", "a [message] with brackets", "val: r_mean 31.250"):
         assert part in text
 
 
@@ -125,5 +125,5 @@ def test_an_evaluations_line_fits_into_80_columns() -> None:
     row = {"step": 12345} | {f"retrieval/test/{name}": 100.0 for name in ("text_to_image/r1", "image_to_text/r1", "r_mean")}
     with watch(Console(file=file), title="toy", first_step=0, total_steps=20000) as watcher:
         watcher.row(row)
-    assert "test/T2I/r1 100.000  test/I2T/r1 100.000  test/r_mean 100.000" in file.getvalue()
+    assert "test: T2I R@1 100.000  I2T R@1 100.000  r_mean 100.000" in file.getvalue()
     assert len(file.getvalue().split("  ETA")[0]) <= 80

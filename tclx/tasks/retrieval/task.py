@@ -66,6 +66,10 @@ class RetrievalSpec(EvaluationTask):
         Metric("num_captions", "captions"),
     )
     main: ClassVar = ("r_mean", "text_to_image/r1", "image_to_text/r1", "text_to_image/r10", "image_to_text/r10", "dual/r_mean")
+    columns: ClassVar = (
+        *(f"{direction}/r{k}" for direction in _DIRECTIONS for k in CUTOFFS),
+        *("r_mean", "dual/text_to_image/r1", "dual/image_to_text/r1", "dual/r_mean"),
+    )
 
     top_k: Count = 128
     """Candidates per query that the fusion encoder re-ranks (all of them where there are fewer)."""

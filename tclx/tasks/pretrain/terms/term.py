@@ -81,8 +81,8 @@ class Term(Section):
         found += [Metric(f"loss/{part}", word, "nats") for part, word in zip(parts, words, strict=True)]
         if cls.has_bound:
             found += [
-                Metric(f"mi_bound/{part}", f"Mutual information bound, {word}", "nats")
-                for part, word in zip(parts, words, strict=True)
+                Metric(f"mi_bound/{name}_{part}", f"MI bound of {name.upper()}, {part.replace('_', ' ')}, nats", "nats")
+                for part in cls.parts
             ]
         found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
         if "temperature" in cls.model_fields:
