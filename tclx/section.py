@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticKnownError, core_schema
@@ -15,6 +15,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+
+class NamedPath(NamedTuple):
+    """A file or folder that a section names."""
+
+    key: str
+    """Within the section."""
+    path: str
+    kind: Literal["file", "folder"]
 
 
 _Member = TypeVar("_Member", bound=Section)

@@ -52,9 +52,10 @@ def check(
     from tclx.spec.load import load_experiments
 
     num_bad, trees = 0, list[dict[str, Any]]()
-    for data in dict.fromkeys(experiment.spec.data for experiment in load_experiments(spec, overrides or [])):
+    specs = [experiment.spec for experiment in load_experiments(spec, overrides or [])]
+    for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in specs):
         examined = examine(data, some_may_be_missing=True)
-        report = check_images(data)
+        report = check_images(data, others=evaluation.images())
         warnings = [*examined.warnings, *report.warnings]
         num_bad += len(report.bad)
         for warning in warnings:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, partial
-from itertools import chain, count
+from functools import partial
+from itertools import count
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -32,18 +32,18 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data._utils import signal_handling
 
-from tclx.data.annotations import Annotations, picture_path, read_annotations
 from tclx.data.augment import apply_view, draw_view, resize_for_evaluation
 from tclx.data.batch import Batch
 from tclx.data.captions import clean_caption
-from tclx.data.images import BadImage, Picture, read_image
+from tclx.data.images import BadImage, Picture
 from tclx.data.masking import MaskedTokens, mask_tokens
-from tclx.data.scenes import Scenes
 from tclx.data.shared_memory import PREFETCHED_BATCHES, check_shared_memory, shared_memory_error
+from tclx.data.sources.opening import open_source
+from tclx.data.sources.source import Rows
 from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
 from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.processes import look_at
-from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
+from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec
 from tclx.system import START_METHOD
 from tclx.tasks.pretrain.terms.term import Needs
@@ -70,105 +70,10 @@ IDLE_CPU_SECONDS = 0.02
 more, so that a slow file system is told from one that does not answer."""
 
 
-class Source(Protocol):
-    """Rows of captions, each with a picture. Cheap to fork: flat arrays, no file handles."""
-
-    @property
-    def num_rows(self) -> int: ...
-
-    @property
-    def image_index(self) -> NDArray[np.int64]:
-        """[num_rows] equal for rows of one picture, dense from 0."""
-        ...
-
-    def captions(self, row: int) -> Sequence[str]:
-        """The row's captions as written, at least one."""
-        ...
-
-    def picture(self, row: int) -> Picture:
-        """[H, W, 3] uint8 RGB; raises BadImage."""
-        ...
-
-
-class FileRows:
-    """Rows of annotation files; pictures are decoded when asked for."""
-
-    def __init__(self, source: FilesSource, annotations: Annotations, data: DataSpec, *, as_stored: bool) -> None:
-        self._as_stored = as_stored
-        self._source = source
-        self._annotations = annotations
-        self._decoder = data.decoder
-        self._max_pixels = data.bad_images.max_pixels
-
-    @property
-    def num_rows(self) -> int:
-        return self._annotations.num_rows
-
-    @property
-    def image_index(self) -> NDArray[np.int64]:
-        return self._annotations.image_index
-
-    def captions(self, row: int) -> Sequence[str]:
-        return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
-
-    def picture(self, row: int) -> Picture:
-        name = self._annotations.pictures[self._annotations.picture_of_row[row]]
-        path = picture_path(self._source, name)
-        return read_image(path, decoder=self._decoder, max_pixels=self._max_pixels, as_stored=self._as_stored)
-
-
-class SceneRows:
-    """One row per generated scene; the pictures are drawn when the source is opened, so that forked loaders share them."""
-
-    def __init__(self, scenes: Scenes) -> None:
-        self._captions = scenes.captions
-        self._pictures = scenes.pictures
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._captions)
-
-    @cached_property
-    def image_index(self) -> NDArray[np.int64]:
-        return np.arange(self.num_rows)
-
-    def captions(self, row: int) -> Sequence[str]:
-        return self._captions[row]
-
-    def picture(self, row: int) -> Picture:
-        picture: Picture = self._pictures[row]
-        return picture
-
-
-def open_source(source: DataSource, spec: ExperimentSpec, *, key: str, training: bool) -> Source:
-    """The rows of a source.
-
-    Args:
-        source: one of `data.train`, `data.val`, `data.test`.
-        spec: its experiment, for how pictures are decoded.
-        key: the source's key path, for messages.
-        training: whether the rows are to be trained on.
-
-    Raises:
-        InputError: the annotation files are wrong, or more scenes are asked for than there are.
-    """
-    if isinstance(source, ScenesSource):
-        return SceneRows(Scenes(source))
-    # The published code knows neither EXIF nor colour profiles.
-    as_stored = spec.compat == "official"
-    return FileRows(source, read_annotations(source, key=key, training=training), spec.data, as_stored=as_stored)
-
-
 def training_captions(data: DataSpec) -> Iterator[str]:
     """Every caption of the training data, cleaned; what a tokenizer is trained on."""
-    for caption in _captions_of(data.train):
+    for caption in open_source(data.train, key="data.train").captions():
         yield clean_caption(caption, max_words=data.max_caption_words)
-
-
-def _captions_of(source: DataSource) -> Iterable[str]:
-    if isinstance(source, ScenesSource):
-        return chain.from_iterable(Scenes(source).captions)
-    return read_annotations(source, key="data.train", training=True).captions
 
 
 # Training
@@ -250,9 +155,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
         fixed_length: pad every caption to `data.max_caption_tokens`, not to the longest of its batch.
     """
 
-    def __init__(
-        self, source: Source, spec: ExperimentSpec, tokenizer: CaptionTokenizer, *, fixed_length: bool = False
-    ) -> None:
+    def __init__(self, source: Rows, spec: ExperimentSpec, tokenizer: CaptionTokenizer, *, fixed_length: bool = False) -> None:
         self._fixed_length = fixed_length
         self._source = source
         self._spec = spec
@@ -375,7 +278,7 @@ def train_batches(
         MachineError: shared memory is too small; (while iterating) a worker process died, or there is no room for its batch.
         StandStill: (while iterating) the worker processes live and do nothing.
     """
-    source = open_source(spec.data.train, spec, key="data.train", training=True)
+    source = open_source(spec.data.train, key="data.train").rows(spec)
     order = KeyedOrder(
         num_rows=source.num_rows,
         batch_size=spec.training.batch_size_per_gpu,
@@ -407,7 +310,7 @@ class EvaluationSet:
         image_of_caption: [T] int64, the number of the picture that each describes, 0 to num_images - 1.
     """
 
-    def __init__(self, source: Source, data: DataSpec, *, image_size: int) -> None:
+    def __init__(self, source: Rows, data: DataSpec, *, image_size: int) -> None:
         self._source = source
         self._data = data
         self._image_size = image_size
@@ -466,7 +369,7 @@ def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
     source = spec.data.val if split == "val" else spec.data.test
     if source is None:
         raise InputError(Problem(f"data.{split}", "is not set, and the evaluation asks for it"))
-    rows = open_source(source, spec, key=f"data.{split}", training=False)
+    rows = open_source(source, key=f"data.{split}").rows(spec)
     return EvaluationSet(rows, spec.data, image_size=spec.model.image_encoder.image_size)
 
 

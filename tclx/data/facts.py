@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tclx.data.annotations import Annotations, PackedStrings, picture_path, read_annotations
 from tclx.data.overlap import content_overlaps, overlaps
-from tclx.data.presence import missing_pictures
-from tclx.data.scenes import NUM_CAPTIONS, Split
+from tclx.data.scenes import Split
+from tclx.data.sources.opening import sources_of
+from tclx.data.sources.source import SourceSize
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
-from tclx.spec.data import BadImagesSpec, DataSource, DataSpec, FilesSource, ScenesSource
+from tclx.spec.data import BadImagesSpec, DataSpec
 from tclx.system import START_METHOD, num_cpus
 
 MAX_BAD_SHOWN = 20
 PICTURES_PER_TASK = 64
 """About half a second of decoding: long against handing a task over, short against the whole."""
-
-
-class SourceSize(NamedTuple):
-    """How much a source holds; None where that is not known without its files."""
-
-    num_rows: int | None
-    num_images: int | None
-    num_captions: int | None
 
 
 class Examination(NamedTuple):
@@ -60,20 +53,18 @@ def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: 
             `approximate_rows` is needed and missing.
     """
     problems: list[Problem] = []
-    sources = dict(_sources(data))
-    read: dict[str, Annotations] = {}
-    for key, source in sources.items() if not without_data else ():
+    sources = dict(sources_of(data))
+    sizes: dict[str, SourceSize] = {}
+    for key, source in sources.items():
         try:
-            if isinstance(source, FilesSource):
-                read[key] = read_annotations(source, key=key, training=key == "data.train")
+            sizes[key] = source.size_without_data if without_data else source.size
+            if not without_data:
                 skipped = key == "data.train" and data.bad_images.policy == "skip"
-                all_needed = not (skipped or some_may_be_missing)
-                problems += missing_pictures(source, read[key], key=key, all_needed=all_needed)
+                problems += source.missing(all_needed=not (skipped or some_may_be_missing))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(*problems)
-    sizes = {key: _size(source, read.get(key)) for key, source in sources.items()}
     train, val, test = (sizes.get(f"data.{split}", SourceSize(None, None, None)) for split in ("train", "val", "test"))
     if train.num_rows is None or train.num_images is None:
         hint = "say roughly how many rows the training files hold"
@@ -86,16 +77,7 @@ def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: 
         num_test_images=test.num_images,
         num_test_captions=test.num_captions,
     )
-    return Examination(facts, tuple(overlaps(sources, read)))
-
-
-def _size(source: DataSource, annotations: Annotations | None) -> SourceSize:
-    """Rows, different pictures and captions of one source."""
-    if isinstance(source, ScenesSource):
-        return SourceSize(source.num_images, source.num_images, NUM_CAPTIONS * source.num_images)
-    if annotations is None:
-        return SourceSize(source.approximate_rows, source.approximate_rows, None)
-    return SourceSize(annotations.num_rows, int(annotations.image_index.max()) + 1, len(annotations.captions))
+    return Examination(facts, () if without_data else tuple(overlaps(sources)))
 
 
 class BadPicture(NamedTuple):
@@ -128,6 +110,7 @@ def check_images(
     data: DataSpec,
     *,
     splits: tuple[Split, ...] = ("train", "val", "test"),
+    others: Mapping[str, Sequence[Path]] | None = None,
     num_processes: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> ImageCheck:
@@ -136,6 +119,7 @@ def check_images(
     Args:
         data: the data section.
         splits: which of its sources.
+        others: more image files to open, by key path.
         num_processes: defaults to the CPUs that this process may use.
         report: called with the number of pictures done and their total, for a progress display.
 
@@ -144,30 +128,44 @@ def check_images(
         MachineError: a checking process died.
     """
     started = time.monotonic()
-    tasks = [task for key, source in _sources(data) if key.removeprefix("data.") in splits for task in _tasks(key, source)]
-    total, done = sum(len(task.images) for task in tasks), 0
+    paths: dict[str, Sequence[Path]] = {
+        key: [source.path_of(name) for name in source.image_names]
+        for key, source in sources_of(data)
+        if key.removeprefix("data.") in splits
+    }
+    tasks = [task for key, each in {**paths, **(others or {})}.items() for task in _tasks(key, each)]
+    total, done = sum(len(task.paths) for task in tasks), 0
     bad: list[BadPicture] = []
     digests: dict[str, dict[str, bytes]] = {}
     for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
         bad += found.bad
         digests.setdefault(task.key, {}).update(found.digests)
-        done += len(task.images)
+        done += len(task.paths)
         if report is not None:
             report(done, total)
     return ImageCheck(total, bad, time.monotonic() - started, tuple(content_overlaps(digests)))
 
 
-def refuse_bad_images(data: DataSpec, *, report: Callable[[int, int], None] | None = None) -> ImageCheck:
+def refuse_bad_images(
+    data: DataSpec,
+    *,
+    others: Mapping[str, Sequence[Path]] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> ImageCheck:
     """Check what the policy wants checked before training.
 
     Under `skip` that is only what is evaluated on: a test set with holes gives figures that compare with nothing.
+
+    Args:
+        data, others, report: as `check_images`.
 
     Raises:
         InputError: with the first 20 bad pictures and their number.
         MachineError: a checking process died.
     """
     skips = data.bad_images.policy == "skip"
-    check = check_images(data, splits=("val", "test") if skips else ("train", "val", "test"), report=report)
+    splits: tuple[Split, ...] = ("val", "test") if skips else ("train", "val", "test")
+    check = check_images(data, splits=splits, others=others, report=report)
     if check.bad:
         shown = [Problem(bad.key, f"{bad.path}: {bad.reason}") for bad in check.bad[:MAX_BAD_SHOWN]]
         hint = "mend or remove them" if skips else "mend or remove them, or train past them with data.bad_images.policy: skip"
@@ -179,22 +177,12 @@ def refuse_bad_images(data: DataSpec, *, report: Callable[[int, int], None] | No
 
 class _Task(NamedTuple):
     key: str
-    source: FilesSource
-    images: list[str]
+    paths: list[Path]
 
 
-def _sources(data: DataSpec) -> Iterator[tuple[str, DataSource]]:
-    for key, source in (("data.train", data.train), ("data.val", data.val), ("data.test", data.test)):
-        if source is not None:
-            yield key, source
-
-
-def _tasks(key: str, source: DataSource) -> Iterator[_Task]:
-    if isinstance(source, ScenesSource):
-        return
-    pictures: PackedStrings = read_annotations(source, key=key, training=key == "data.train").pictures
-    for start in range(0, len(pictures), PICTURES_PER_TASK):
-        yield _Task(key, source, pictures[start : start + PICTURES_PER_TASK])
+def _tasks(key: str, paths: Sequence[Path]) -> Iterator[_Task]:
+    for start in range(0, len(paths), PICTURES_PER_TASK):
+        yield _Task(key, list(paths[start : start + PICTURES_PER_TASK]))
 
 
 class _Found(NamedTuple):
@@ -226,8 +214,7 @@ def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImag
     from tclx.data.images import BadImage, decode_image, read_bytes
 
     bad, digests = [], {}
-    for image in task.images:
-        path = picture_path(task.source, image)
+    for path in task.paths:
         try:
             content = read_bytes(path, max_pixels=limits.max_pixels)
             digests[str(path)] = hashlib.blake2b(content, digest_size=16).digest()

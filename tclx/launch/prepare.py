@@ -67,8 +67,8 @@ def check_beginnings(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool,
     ]
     for warning in check_downloads(beginning, with_image=True):
         say(f"warning: {warning}")
-    for data in dict.fromkeys(spec.data for spec in beginning):
-        found = refuse_bad_images(data)
+    for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in beginning):
+        found = refuse_bad_images(data, others=evaluation.images())
         if found.num_pictures:
             say(found.summary())
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, Section, Sensible
+from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, NamedPath, Section, Sensible
 
 
-class ScenesSource(Section):
+class SourceSection(Section):
+    """What every source of data answers without opening anything."""
+
+    def paths(self) -> Iterator[NamedPath]:
+        """Files and folders that must be there."""
+        return iter(())
+
+
+class ScenesSource(SourceSection):
     """Generated pictures of coloured shapes with five varied captions each; the same seed and split give the same scenes."""
 
     source: Literal["scenes"]
@@ -24,7 +33,7 @@ class ScenesSource(Section):
     """Another seed, another world of scenes."""
 
 
-class FilesSource(Section):
+class FilesSource(SourceSection):
     """ALBEF/TCL JSON annotation files and a folder of pictures."""
 
     source: Literal["files"]
@@ -38,6 +47,11 @@ class FilesSource(Section):
     """The folder that the files' image paths start from."""
     approximate_rows: Count | None = None
     """Roughly how many rows the files hold, so that `tclx plan --without-data` can count steps where the files are not."""
+
+    def paths(self) -> Iterator[NamedPath]:
+        for index, file in enumerate(self.files):
+            yield NamedPath(f"files[{index}]", file, "file")
+        yield NamedPath("image_root", self.image_root, "folder")
 
 
 DataSource = Annotated[ScenesSource | FilesSource, Field(discriminator="source")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
@@ -44,6 +45,16 @@ class EvaluationSpec(Section):
     def tasks(self) -> dict[str, EvaluationTask]:
         """What is evaluated, by name, in the order of the table."""
         return {name: task for name in EVALUATION_TASKS if (task := getattr(self, name)) is not None}
+
+    def images(self) -> dict[str, list[Path]]:
+        """Image files of the tasks' own data on the splits that are evaluated, by key path.
+
+        Raises:
+            InputError: the data of a task are not what they should be.
+        """
+        splits = dict.fromkeys(split for split in (self.during_training, self.at_end) if split is not None)
+        found = {f"evaluation.{name}.{split}": task.images(split) for name, task in self.tasks.items() for split in splits}
+        return {key: paths for key, paths in found.items() if paths}
 
     @property
     def best_metrics(self) -> list[str]:

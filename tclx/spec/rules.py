@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tclx.errors import Problem
-from tclx.spec.data import FilesSource, HubTokenizer
+from tclx.spec.data import HubTokenizer
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
@@ -262,11 +262,12 @@ def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
 
 def _missing_data(spec: ExperimentSpec) -> Iterator[Problem]:
     for split in ("train", "val", "test"):
-        source = getattr(spec.data, split)
-        if isinstance(source, FilesSource):
-            for index, file in enumerate(source.files):
-                yield from _missing(f"data.{split}.files[{index}]", file, "file")
-            yield from _missing(f"data.{split}.image_root", source.image_root, "folder")
+        if (source := getattr(spec.data, split)) is not None:
+            for key, path, kind in source.paths():
+                yield from _missing(f"data.{split}.{key}", path, kind)
+    for name, task in spec.evaluation.tasks.items():
+        for key, path, kind in task.paths():
+            yield from _missing(f"evaluation.{name}.{key}", path, kind)
 
 
 def _missing(key: str, value: str | None, kind: str) -> Iterator[Problem]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tclx.errors import Problem
-from tclx.section import Section
+from tclx.section import NamedPath, Section
 from tclx.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -102,9 +103,17 @@ class EvaluationTask(Section):
         """Whether there is anything to evaluate on this split."""
         return True
 
-    def missing(self) -> Iterator[Problem]:
-        """Files and folders that it needs and this machine does not have."""
+    def paths(self) -> Iterator[NamedPath]:
+        """Files and folders of its own data that must be there."""
         return iter(())
+
+    def images(self, split: Split) -> list[Path]:
+        """Image files of its own data, which are opened before training like those of `data`.
+
+        Raises:
+            InputError: the data are not what they should be.
+        """
+        return []
 
     def evaluate(
         self, model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device

@@ -1,0 +1,133 @@
+"""Annotation files and a folder of images as a source."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tclx.data.annotations import Annotations, picture_path, read_annotations
+from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
+from tclx.data.presence import missing_pictures
+from tclx.data.sources.source import SourceSize
+from tclx.errors import Problem
+from tclx.spec.data import FilesSource
+from tclx.spec.experiment import ExperimentSpec
+
+if TYPE_CHECKING:
+    from tclx.data.images import Picture
+
+
+class Files:
+    """One row an entry of the files."""
+
+    def __init__(self, source: FilesSource, *, key: str, training: bool) -> None:
+        self._source, self._key, self._training = source, key, training
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """
+        Raises:
+            InputError: the files are wrong.
+        """
+        return read_annotations(self._source, key=self._key, training=self._training)
+
+    @property
+    def size_without_data(self) -> SourceSize:
+        return SourceSize(self._source.approximate_rows, self._source.approximate_rows, None)
+
+    @property
+    def size(self) -> SourceSize:
+        rows = self.annotations
+        return SourceSize(rows.num_rows, int(rows.image_index.max()) + 1, len(rows.captions))
+
+    def captions(self) -> Iterable[str]:
+        return self.annotations.captions
+
+    def rows(self, spec: ExperimentSpec) -> FileRows:
+        return FileRows(self._source, self.annotations, spec)
+
+    @property
+    def image_names(self) -> Sequence[str]:
+        return self.annotations.pictures
+
+    def path_of(self, name: str) -> Path:
+        return picture_path(self._source, name)
+
+    def missing(self, *, all_needed: bool) -> Iterator[Problem]:
+        return missing_pictures(self._source, self.annotations, key=self._key, all_needed=all_needed)
+
+    def repeats(self) -> Iterator[str]:
+        rows, key = self.annotations, self._key
+        num_images = len(rows.pictures)
+        ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.picture_of_row), num_images)
+        of_several = np.isin(ids, _repeated(ids))
+        if of_several.any():
+            names, num_ids = self._named(images[of_several]), len(np.unique(ids[of_several]))
+            yield f"{key}: {num_ids:,} image ids stand for different pictures, which are taken for one: {names}"
+        with_several = _repeated(images)
+        if len(with_several):
+            names = self._named(with_several)
+            yield f"{key}: {len(with_several):,} pictures have different image ids, and are taken for different ones: {names}"
+        _, first, counts = np.unique(rows.row_digests, return_index=True, return_counts=True)
+        num_again = int((counts - 1).sum())
+        if num_again > DUPLICATES_TOLERATED * rows.num_rows:
+            names = self._named(rows.picture_of_row[first[counts > 1]])
+            yield f"{key}: {num_again:,} of {rows.num_rows:,} rows repeat another's picture and caption: {names}"
+
+    def _named(self, numbers: NDArray[np.int64]) -> str:
+        return examples([self.annotations.pictures[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
+
+    def shares_with(self, other: Files, *, names: tuple[str, str]) -> str | None:
+        files = {os.path.realpath(path) for path in self._source.files}
+        if same_files := [path for path in other._source.files if os.path.realpath(path) in files]:
+            return f"{names[1]} reads files that {names[0]} reads: {examples(same_files)}"
+        # By path; only those with a common last name are compared in full.
+        paths = {other._normal(image): image for image in other.image_names}
+        last_names = {path.rpartition("/")[2] for path in paths}
+        also = {self._normal(image) for image in self.image_names if image.rpartition("/")[2] in last_names}
+        if shared := [image for path, image in paths.items() if path in also]:
+            counted = f"{len(shared):,} of {len(other.image_names):,} pictures of {names[1]}"
+            return f"{counted} are in {names[0]} as well: {examples(shared)}"
+        return None
+
+    def _normal(self, image: str) -> str:
+        root = os.path.abspath(self._source.image_root)  # noqa: PTH100 4 million of them
+        return os.path.normpath(os.path.join(root, image))  # noqa: PTH118
+
+
+def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    values, counts = np.unique(numbers, return_counts=True)
+    return values[counts > 1]
+
+
+class FileRows:
+    """Images are decoded when asked for."""
+
+    def __init__(self, source: FilesSource, annotations: Annotations, spec: ExperimentSpec) -> None:
+        from tclx.data.images import read_image  # planning needs none of it
+
+        self._source, self._annotations = source, annotations
+        as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
+        decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
+        self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+
+    @property
+    def num_rows(self) -> int:
+        return self._annotations.num_rows
+
+    @property
+    def image_index(self) -> NDArray[np.int64]:
+        return self._annotations.image_index
+
+    def captions(self, row: int) -> Sequence[str]:
+        return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
+
+    def picture(self, row: int) -> Picture:
+        name = self._annotations.pictures[self._annotations.picture_of_row[row]]
+        return self._read(picture_path(self._source, name))

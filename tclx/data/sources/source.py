@@ -1,0 +1,103 @@
+"""What every kind of data answers: before an image is opened, and row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tclx.errors import Problem
+from tclx.spec.experiment import ExperimentSpec
+
+if TYPE_CHECKING:
+    from tclx.data.images import Picture
+
+
+class SourceSize(NamedTuple):
+    """How much a source holds; None where that is not known without its files."""
+
+    num_rows: int | None
+    num_images: int | None
+    num_captions: int | None
+
+
+class Rows(Protocol):
+    """Rows of captions, each with an image. Cheap to fork: flat arrays, no file handles."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def image_index(self) -> NDArray[np.int64]:
+        """[num_rows] equal for rows of one image, dense from 0."""
+        ...
+
+    def captions(self, row: int) -> Sequence[str]:
+        """The row's captions as written, at least one."""
+        ...
+
+    def picture(self, row: int) -> Picture:
+        """[H, W, 3] uint8 RGB.
+
+        Raises:
+            BadImage: it cannot be used.
+        """
+        ...
+
+
+class Source(Protocol):
+    """One source of a spec. Made at once; what it holds is read when it is first asked for."""
+
+    @property
+    def size_without_data(self) -> SourceSize:
+        """What the spec alone says."""
+        ...
+
+    @property
+    def size(self) -> SourceSize:
+        """
+        Raises:
+            InputError: its files are wrong, up to 20 problems and their number.
+        """
+        ...
+
+    def captions(self) -> Iterable[str]:
+        """Every caption as written; raises as `size`."""
+        ...
+
+    def rows(self, spec: ExperimentSpec) -> Rows:
+        """What is trained or evaluated on; the experiment says how images are decoded. Raises as `size`."""
+        ...
+
+    @property
+    def image_names(self) -> Sequence[str]:
+        """The image files that can be opened to check them, each once; none where images are generated."""
+        ...
+
+    def path_of(self, name: str) -> Path:
+        """Where an image of `image_names` lies."""
+        ...
+
+    def missing(self, *, all_needed: bool) -> Iterator[Problem]:
+        """At most one problem: images that were looked for are not there.
+
+        Args:
+            all_needed: whether one missing image is too many; else only all of them are.
+        """
+        ...
+
+    def repeats(self) -> Iterator[str]:
+        """Rows and ids that are the same where they should differ, one line each."""
+        ...
+
+    def shares_with(self, other: Self, *, names: tuple[str, str]) -> str | None:
+        """What this source has that another of the same kind has, too, in words that end without a full stop.
+
+        Args:
+            other: the later one of train, val and test.
+            names: key paths of both.
+        """
+        ...
