@@ -6,12 +6,10 @@ Pictures are kept as small JPEG files inside the JSON: a report, or an upload, t
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
@@ -23,15 +21,13 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.retrieval.attention import AttentionMaps, attention_maps
 from tclx.tasks.retrieval.evaluation import Retrieval, RetrievalEvaluation, Shortlist, reranked_scores
 from tclx.tasks.retrieval.ranks import rank_of_best_relevant
+from tclx.tasks.thumbnails import jpeg, small, spaced
 
 NUM_CAPTION_QUERIES, NUM_PICTURE_QUERIES = 8, 4
 NUM_RESULTS = 5
 NUM_EXPLAINED = 3
 """Captions whose words are followed into the picture: the first of those that ask."""
 MOST_WORDS = 12
-LARGEST_SIDE = 112
-"""Pixels of a kept picture: legible on a phone, about 4 kB each."""
-JPEG_QUALITY = 85
 
 
 def examples_of(
@@ -79,20 +75,15 @@ def choose_examples(evaluation: RetrievalEvaluation) -> dict[str, Any]:
         RunFailed: a picture cannot be read.
     """
     found, source = evaluation.found, evaluation.source
-    captions = [_caption_query(found, source, query) for query in _spaced(source.num_captions, NUM_CAPTION_QUERIES)]
-    pictures = [_picture_query(found, source, row) for row in _spaced(len(found.image_queries), NUM_PICTURE_QUERIES)]
+    captions = [_caption_query(found, source, query) for query in spaced(source.num_captions, NUM_CAPTION_QUERIES)]
+    pictures = [_picture_query(found, source, row) for row in spaced(len(found.image_queries), NUM_PICTURE_QUERIES)]
     shown = {result["image"] for query in captions for result in query["results"]}
     shown |= {query["right_image"] for query in captions} | {query["image"] for query in pictures}
     return {
         "text_to_image": captions,
         "image_to_text": pictures,
-        "pictures": {str(number): _jpeg(_small(source.image(number))) for number in sorted(shown)},
+        "pictures": {str(number): jpeg(small(source.image(number))) for number in sorted(shown)},
     }
-
-
-def _spaced(length: int, count: int) -> list[int]:
-    """At most `count` different numbers below `length`, at equal distances."""
-    return sorted({(2 * index + 1) * length // (2 * count) for index in range(count)}) if length else []
 
 
 def _caption_query(found: Retrieval, source: EvaluationSet, caption: int) -> dict[str, Any]:
@@ -138,9 +129,9 @@ def _answers(found: Retrieval, direction: str, row: int, right: Tensor) -> tuple
 
 def _explained(source: EvaluationSet, found: AttentionMaps) -> dict[str, Any]:
     image = int(source.image_of_caption[found.caption])
-    picture = _small(source.image(image))
+    picture = small(source.image(image))
     said = [word for word in found.words if any(letter.isalnum() for letter in word.text)]
-    words = [{"word": word.text, "picture": _jpeg(_warmed(picture, word.map))} for word in said[:MOST_WORDS]]
+    words = [{"word": word.text, "picture": jpeg(_warmed(picture, word.map))} for word in said[:MOST_WORDS]]
     text = source.captions[found.caption]
     return {"caption": found.caption, "text": text, "image": image, "score": found.score, "words": words}
 
@@ -153,15 +144,3 @@ def _warmed(picture: Picture, attention: Tensor) -> Picture:
     share = 0.7 * warmth[..., None]
     mixed: Picture = ((1 - share) * picture + share * colours).astype(np.uint8)
     return mixed
-
-
-def _small(picture: Picture) -> Picture:
-    """[S, S, 3] uint8 RGB, at most `LARGEST_SIDE` wide."""
-    side = min(LARGEST_SIDE, picture.shape[0])
-    small: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-    return small
-
-
-def _jpeg(small: Picture) -> str:
-    """Base64 of a JPEG of [S, S, 3] uint8 RGB."""
-    return base64.b64encode(simplejpeg.encode_jpeg(small, quality=JPEG_QUALITY, colorsubsampling="444")).decode()

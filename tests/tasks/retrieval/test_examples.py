@@ -18,6 +18,7 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.retrieval import examples
 from tclx.tasks.retrieval.evaluation import RetrievalEvaluation, evaluate_retrieval, reranked_scores
 from tclx.tasks.retrieval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
+from tclx.tasks.thumbnails import spaced
 from tests.train.toy import toy_spec
 
 
@@ -112,9 +113,9 @@ def test_pictures_are_the_sets_own_and_small(reranked: RetrievalEvaluation) -> N
 
 
 def test_queries_stand_at_equal_distances_and_never_twice() -> None:
-    assert examples._spaced(100, 4) == [12, 37, 62, 87]
-    assert examples._spaced(3, 8) == [0, 1, 2]
-    assert examples._spaced(0, 8) == []
+    assert spaced(100, 4) == [12, 37, 62, 87]
+    assert spaced(3, 8) == [0, 1, 2]
+    assert spaced(0, 8) == []
 
 
 def test_every_pair_is_counted_once_by_its_similarity(whole: Evaluated) -> None:

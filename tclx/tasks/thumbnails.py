@@ -1,0 +1,31 @@
+"""Small images for people to look at, inside the JSON of an evaluation's examples."""
+
+from __future__ import annotations
+
+import base64
+
+import cv2
+import simplejpeg
+
+from tclx.data.images import Picture
+
+LARGEST_SIDE = 112
+"""Pixels of a kept image: legible on a phone, about 4 kB each."""
+JPEG_QUALITY = 85
+
+
+def spaced(length: int, count: int) -> list[int]:
+    """At most `count` different numbers below `length`, at equal distances: nobody picked them, and every run has the same."""
+    return sorted({(2 * index + 1) * length // (2 * count) for index in range(count)}) if length else []
+
+
+def small(picture: Picture) -> Picture:
+    """[S, S, 3] uint8 RGB, at most `LARGEST_SIDE` wide."""
+    side = min(LARGEST_SIDE, picture.shape[0])
+    shrunk: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def jpeg(picture: Picture) -> str:
+    """Base64 of a JPEG of [S, S, 3] uint8 RGB."""
+    return base64.b64encode(simplejpeg.encode_jpeg(picture, quality=JPEG_QUALITY, colorsubsampling="444")).decode()
