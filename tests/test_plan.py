@@ -19,6 +19,7 @@ from tclx.spec.load import load_experiments
 from tclx.spec.objectives import TERMS
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
 from tests.spec.documents import GOOD, load_one, write
+from tests.spec.test_validation import walk
 
 FACTS = DataFacts(num_train_rows=25_000, num_train_images=5_000, num_val_images=64, num_val_captions=320)
 
@@ -462,6 +463,7 @@ def test_the_global_batch_is_part_of_the_run(tmp_path: Path) -> None:
 
 FREE = ("launch.", "tracking.", "data.num_workers")
 """Keys that do not change a run."""
+LABELLED, CLASSES = "{source: scenes, attribute: shape}", "{source: folder, folder: /x, class_names: /y}"
 FULL = [
     *(
         f"objectives.{name}={{{'temperature: {}' if issubclass(term, ContrastiveTerm) else ''}}}"
@@ -473,6 +475,7 @@ FULL = [
     "optim.clip_gradient_norm=1",
     "compat=official",
     "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",
+    f"evaluation.classification={{val: {LABELLED}, test: {LABELLED}}}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"
@@ -485,6 +488,7 @@ OTHER = [
     "training={steps: null, epochs: 3, checkpoints: {every_steps: 3}}",
     "init={checkpoint: null, experiment: /x, variant: x}",
     "evaluation={every_steps: 3, at_end: test}",
+    f"evaluation.classification={{val: {CLASSES}, test: {CLASSES}}}",
     "launch={backend: slurm, gpus_per_node: 0}",
 ]
 
@@ -520,6 +524,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
         [0.5, 0.75],
         [1, 2, 3],
         ["/z"],
+        ["{} of a kind"],
         {"exclude": "bad-node"},
     ]
     for candidate in candidates:
@@ -548,11 +553,7 @@ def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: 
                 found[".".join(path)] = run_id(other, 128) != run_id(spec, 128)
     wrong = [key for key, changes in found.items() if changes == key.startswith(FREE)]
     assert wrong == []
-    tags = {f"data.{key}.source" for key in ("train", "val", "test", "tokenizer")} | {
-        "optim.schedule.name",
-        "launch.backend",
-        "task.name",
-    }
+    tags = {f"{key}.{place.tag}" for key, place in walk(ROOT) if place.tag} | {"task.name"}
     sections = {path.rpartition(".")[0] for path in key_paths()}
     assert set(key_paths()) - sections - tags - set(found) == set()
 

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import model_validator
 
 from tclx.section import Conflict, Count, Section, members
+from tclx.tasks.classification import ClassificationSpec
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import EvaluationTask, Split
 
@@ -17,6 +18,8 @@ class EvaluationSpec(Section):
 
     retrieval: RetrievalSpec | None = None
     """Image-text retrieval; null measures nothing."""
+    classification: ClassificationSpec | None = None
+    """Zero-shot classification by prompts."""
     during_training: Split | None = None
     """The split evaluated on a schedule, which also picks the best checkpoint; null evaluates at the end only."""
     every_epochs: Count | None = None
