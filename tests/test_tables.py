@@ -1,0 +1,80 @@
+"""Whatever stands in a table has all that belongs to it: metrics, title, docs, schema, and a place in a real run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tclx.metrics import OF_EVERY_RUN, find_metric, is_evaluated, of_terms
+from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
+from tclx.spec.objectives import TERMS, ObjectivesSpec
+from tclx.spec.schema import experiment_schema
+from tclx.tasks.pretrain.terms.term import Needs, Term
+from tclx.tasks.task import EvaluationTask
+from tclx.track.jsonl import read
+
+from .train.toy import prepare, run, toy_spec
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_has_what_belongs_to_it(name: str) -> None:
+    term = TERMS[name]
+    assert re.match(rf"{name}: .", term.title, re.IGNORECASE)
+    assert Needs(0) != term.needs
+    assert term.loss is not Term.loss
+    assert f"| `{name}` |" in (DOCS / "objectives.md").read_text(encoding="utf-8")
+    assert experiment_schema()["$defs"][term.__name__]["description"]
+    assert ObjectivesSpec.model_fields[name].description
+    assert f"loss/{name}" in {metric.name for metric in term.metrics(name)}
+
+
+@pytest.mark.parametrize("name", EVALUATION_TASKS)
+def test_a_task_has_what_belongs_to_it(name: str) -> None:
+    task = EVALUATION_TASKS[name]
+    names = [metric.name for metric in task.metrics]
+    assert len(set(names)) == len(names)
+    assert all(metric.title for metric in task.metrics)
+    assert {*task.main, *task.columns} <= set(names)
+    assert any(metric.better == "higher" and metric.chance is not None for metric in task.metrics)
+    assert task.evaluate is not EvaluationTask.evaluate
+    assert f"| `{name}` |" in (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    assert experiment_schema()["$defs"][task.__name__]["description"]
+    assert EvaluationSpec.model_fields[name].description
+
+
+def test_no_metric_comes_twice() -> None:
+    names = [metric.name for metric in (*OF_EVERY_RUN, *of_terms())]
+    assert len(set(names)) == len(names)
+
+
+def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_path: Path) -> None:
+    terms = {f"objectives.{name}": {"pooled_grid": 2} if name == "lmi" else {} for name in TERMS}
+    own = {"temperature": {"initial": 0.1}}
+    scenes = {"source": "scenes", "attribute": "shape", "num_images": 4}
+    folder = run(
+        prepare(
+            tmp_path / "run",
+            toy_spec(
+                **{
+                    **terms,
+                    "objectives.imc": own,
+                    "training.steps": 3,
+                    "evaluation.every_steps": 1,
+                    "evaluation.classification": {"val": scenes, "test": scenes},
+                    "tracking": {"log_every_steps": 1, "term_gradient_norms_every_steps": 1},
+                },
+            ),
+        )
+    )
+    logged = {name for row in read(folder.metrics) for name in row} - {"step", "epoch"}
+    evaluated = {f"{task}/val/{metric.name}" for task, kind in EVALUATION_TASKS.items() for metric in kind.metrics}
+    without_own = {f"temperature/{name}" for name in ("cma", "lmi")}
+    assert logged == {metric.name for metric in (*OF_EVERY_RUN, *of_terms())} - without_own | evaluated
+    assert all(find_metric(name) is not None for name in logged)
+    assert {name for name in logged if is_evaluated(name)} == evaluated
+    test = folder.read_evaluations()["test"].metrics
+    assert test.keys() == {name.replace("/val/", "/test/") for name in evaluated}
