@@ -17,16 +17,15 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import InputError, Problem
-from tclx.plan import CHANGES_NO_RESULT
-from tclx.report.results import SEED_AND_HASH, SET_ASIDE, Selection, identity
-from tclx.runs import SWEEPS, RunFolder, TrialOf, Unreadable, read_object
-from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.layers import is_sweep
-from tclx.spec.load import load_experiments, load_spec_json
-from tclx.spec.yaml import read_yaml
+from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf, Unreadable, read_object
+from tclx.spec.difference import CHANGES_NO_RESULT, SEED_AND_HASH, identity
+
+if TYPE_CHECKING:  # loaded where a file is named: `tclx status` needs none of it
+    from tclx.report.results import Selection
+    from tclx.spec.experiment import ExperimentSpec
 
 SPEC_SUFFIXES = (".yaml", ".yml")
 
@@ -48,6 +47,8 @@ class Found(NamedTuple):
     @property
     def selection(self) -> Selection:
         """For tables and pages."""
+        from tclx.report.results import Selection
+
         return Selection(self.folders, self.experiments, self.notes, self.trials)
 
 
@@ -116,6 +117,9 @@ def is_sweep_file(path: Path) -> bool:
     Raises:
         InputError: it cannot be read.
     """
+    from tclx.spec.layers import is_sweep
+    from tclx.spec.yaml import read_yaml
+
     content = read_yaml(path).value
     return isinstance(content, dict) and is_sweep(content)
 
@@ -247,6 +251,8 @@ def _of_experiment_file(path: Path, runs_dir: Path) -> Found:
 
     Compared by content and not by run id, which takes the training data to be at hand.
     """
+    from tclx.spec.load import load_experiments, load_spec_json
+
     known = _runs_in(runs_dir)
     found: list[Path] = []
     missing: list[str] = []

@@ -9,16 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, placed
+from tclx.spec.difference import CHANGES_NO_RESULT
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
-
-
-CHANGES_NO_RESULT: dict[str, Any] = {"launch": True, "tracking": True, "data": {"num_workers"}}
-"""Of a spec, as pydantic's `exclude` takes it: two specs that differ in these alone train the same."""
 
 
 class DataFacts(NamedTuple):

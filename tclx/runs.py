@@ -45,6 +45,9 @@ MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
 RESERVE_BYTES = 65_536
 """More than a state takes on any file system."""
 
+SET_ASIDE = re.compile(r"\.old-\d+$")
+"""Ends the name of a run folder or study that `--again` has set aside."""
+
 SWEEPS = "sweeps"
 """Beside the runs: a folder a study."""
 
@@ -652,3 +655,18 @@ def read_submitted(submission: Path) -> list[RunFolder]:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise Unreadable(submission / _SUBMITTED, "it is no list of run folders")
     return [RunFolder(Path(path)) for path in paths]
+
+
+def is_held(folder: RunFolder) -> bool:
+    """Whether a process on this machine trains the run.
+
+    Raises:
+        MachineError: the folder cannot be read.
+    """
+    try:
+        with folder.lock_file().open("rb") as file:
+            return not lock_is_free(file.fileno())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise machine_error(error, f"could not look at the lock of {folder.path}") from error

@@ -37,7 +37,6 @@ from tclx.launch.prepare import (
     check_beginnings,
     describe,
     hand_over,
-    is_held,
     job_of,
     make_folder,
     new_submission,
@@ -48,7 +47,17 @@ from tclx.launch.prepare import (
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.printing import survive_unprintable
-from tclx.runs import BEAT_SECONDS, RunFolder, RunState, Unreadable, beating, machine_error, read_submitted, write_submitted
+from tclx.runs import (
+    BEAT_SECONDS,
+    RunFolder,
+    RunState,
+    Unreadable,
+    beating,
+    is_held,
+    machine_error,
+    read_submitted,
+    write_submitted,
+)
 from tclx.system import num_cpus
 from tclx.terminal import printable
 from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG

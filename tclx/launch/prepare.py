@@ -16,7 +16,7 @@ from tclx.data.facts import refuse_bad_images
 from tclx.launch.downloads import check_downloads
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
-from tclx.runs import Job, RunFolder, RunState, Unreadable, lock_is_free, machine_error, read_as
+from tclx.runs import Job, RunFolder, RunState, Unreadable, machine_error, read_as
 from tclx.spec.difference import differences
 from tclx.spec.load import load_spec_json
 
@@ -158,21 +158,6 @@ def hand_over(folder: RunFolder, job: Job) -> None:
 def job_of(submission: Path, backend: Literal["local", "slurm"], job_id: str | None = None) -> Job:
     """The record of a run in this submission."""
     return Job(submission.name, backend, time.time(), os.uname().nodename, str(submission), job_id)
-
-
-def is_held(folder: RunFolder) -> bool:
-    """Whether a process on this machine trains the run.
-
-    Raises:
-        MachineError: the folder cannot be read.
-    """
-    try:
-        with folder.lock_file().open("rb") as file:
-            return not lock_is_free(file.fileno())
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise machine_error(error, f"could not look at the lock of {folder.path}") from error
 
 
 def set_aside(folder: RunFolder) -> Path:

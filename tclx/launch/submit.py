@@ -23,7 +23,6 @@ from tclx.launch.prepare import (
     check_beginnings,
     describe,
     hand_over,
-    is_held,
     job_of,
     new_submission,
     prepare,
@@ -32,7 +31,7 @@ from tclx.launch.prepare import (
 from tclx.launch.script import batch_script, job_name, refuse_unwritable
 from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
-from tclx.runs import Job, RunFolder, machine_error, read_submitted, write_submitted
+from tclx.runs import Job, RunFolder, is_held, machine_error, read_submitted, write_submitted
 from tclx.spec.launch import SlurmLaunch
 
 _KEYS = (

@@ -18,8 +18,7 @@ from typing import Any, Literal, NamedTuple
 from tclx.errors import MachineError
 from tclx.launch import slurm
 from tclx.launch.ending import last_lines
-from tclx.launch.prepare import is_held
-from tclx.runs import Attempt, Job, RunFolder, RunState, Unreadable, parse_json, read_as
+from tclx.runs import Attempt, Job, RunFolder, RunState, Unreadable, is_held, parse_json, read_as
 
 Standing = Literal[
     "created",

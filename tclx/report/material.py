@@ -10,6 +10,7 @@ from tclx.report.history import Curve, History, curve, read_history
 from tclx.report.page import Style, styles
 from tclx.report.results import Group, Results, RunResult, Selection, group_runs, read_runs, summarise
 from tclx.runs import RunFolder
+from tclx.spec.difference import with_defaults
 
 
 class Material(NamedTuple):
@@ -61,9 +62,8 @@ def gather(selection: Selection, *, split: str | None) -> Material:
 
 
 def read_spec(run: RunResult) -> dict[str, Any]:
-    """The resolved spec, as it was written."""
-    spec: dict[str, Any] = RunFolder(run.folder).read_json(RunFolder(run.folder).spec)
-    return spec
+    """The resolved spec, with keys that its version of tclx did not have."""
+    return with_defaults(RunFolder(run.folder).read_json(RunFolder(run.folder).spec))
 
 
 def _short_labels(groups: Sequence[Group]) -> Iterator[tuple[str, Group]]:

@@ -9,7 +9,6 @@ import csv
 import difflib
 import io
 import json
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +20,10 @@ from tclx.errors import InputError, Problem
 from tclx.launch.watch import RunStatus, watch_runs
 from tclx.metrics import columns, of_one_split, task_of, without_split
 from tclx.runs import RunFolder, RunState, TrialOf, Unreadable, read_as, write_atomically
-from tclx.spec.difference import told_apart
+from tclx.spec.difference import identity, told_apart
 
 SPLITS = ("test", "val")
 """In order of preference."""
-SET_ASIDE = re.compile(r"\.old-\d+$")
-SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
 
 
 class Selection(NamedTuple):
@@ -294,16 +291,6 @@ def as_json(results: Results) -> dict[str, Any]:
             for run in results.unfinished
         ],
     }
-
-
-def identity(spec: dict[str, Any]) -> str:
-    """What runs of several seeds have in common: all but the seed, also that of the run they start from, and where they ran."""
-    shared = {key: value for key, value in spec.items() if key not in ("seed", "launch", "tracking")}
-    shared["data"] = {key: value for key, value in spec["data"].items() if key != "num_workers"}
-    if spec.get("init"):
-        checkpoint = spec["init"].get("checkpoint")
-        shared["init"] = {**spec["init"], "checkpoint": checkpoint and SEED_AND_HASH.sub("", checkpoint)}
-    return json.dumps(shared, sort_keys=True)
 
 
 def _spreads(runs: Sequence[RunResult], metrics: Sequence[str], split: str) -> dict[str, Spread]:

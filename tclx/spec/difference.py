@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from inspect import isclass
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from tclx.section import Section
 
 _NAMES = ("name", "variant", "seed")
 """What the runs are called is not what they differ in."""
+
+
+CHANGES_NO_RESULT: dict[str, Any] = {"launch": True, "tracking": True, "data": {"num_workers"}}
+"""Of a spec, as pydantic's `exclude` takes it: two specs that differ in these alone train the same."""
+
+SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
+"""Of a run id, which may stand in a path: what follows the experiment's name and variant."""
 
 
 class Difference(NamedTuple):
@@ -28,6 +40,48 @@ def differences(specs: Sequence[Mapping[str, Any]]) -> list[Difference]:
     """
     plain = [{key: value for key, value in spec.items() if key not in _NAMES} for spec in specs]
     return list(_differing("", plain))
+
+
+def identity(spec: Mapping[str, Any]) -> str:
+    """What runs of several seeds have in common: all that changes a result but the seed, also that of the run they start from.
+
+    Args:
+        spec: as spec.json has it, of this version or an earlier one.
+    """
+    shared = with_defaults(_without(spec, {**CHANGES_NO_RESULT, "seed": True}))
+    if shared.get("init"):
+        checkpoint = shared["init"].get("checkpoint")
+        shared["init"] = {**shared["init"], "checkpoint": checkpoint and SEED_AND_HASH.sub("", checkpoint)}
+    return json.dumps(shared, sort_keys=True)
+
+
+def _without(spec: Mapping[str, Any], keys: Any) -> dict[str, Any]:
+    """The spec without keys, given as pydantic's `exclude` is."""
+    if isinstance(keys, set):
+        keys = dict.fromkeys(keys, True)
+    kept = {key: value for key, value in spec.items() if keys.get(key) is not True}
+    return {key: _without(value, keys[key]) if key in keys and value else value for key, value in kept.items()}
+
+
+def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of a run folder, with keys that its version of tclx did not have at the values that mean the same."""
+    from tclx.spec.experiment import ExperimentSpec
+
+    return _filled(spec, ExperimentSpec)
+
+
+def _filled(tree: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    from tclx.section import Section
+
+    filled = dict(tree)
+    for name, field in section.model_fields.items():
+        inner = [one for one in (field.annotation, *get_args(field.annotation)) if isclass(one) and issubclass(one, Section)]
+        if name not in filled and not field.is_required():
+            default = field.get_default()
+            filled[name] = default.model_dump(mode="json") if isinstance(default, Section) else default
+        elif len(inner) == 1 and isinstance(filled.get(name), dict):
+            filled[name] = _filled(filled[name], inner[0])
+    return filled
 
 
 def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -22,9 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tclx.errors import InputError, Problem
 from tclx.launch.prepare import Say
-from tclx.plan import CHANGES_NO_RESULT
 from tclx.runs import RunFolder, machine_error
-from tclx.spec.difference import differences
+from tclx.spec.difference import CHANGES_NO_RESULT, differences
 from tclx.sweep import metrics, space
 from tclx.sweep.cluster import is_going_on
 from tclx.sweep.load import Sweep, point_values

@@ -21,8 +21,9 @@ from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.metrics import is_evaluated
-from tclx.plan import CHANGES_NO_RESULT, DataFacts, make_plan, run_id
+from tclx.plan import DataFacts, make_plan, run_id
 from tclx.section import WRITTEN
+from tclx.spec.difference import CHANGES_NO_RESULT
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.fields import Place, nearest
 from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import InputError, Problem
 from tclx.plan import DataFacts
-from tclx.runs import SWEEPS, RunFolder, TrialOf, machine_error, write_atomically
+from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf, machine_error, write_atomically
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
 from tclx.spec.sweep import (
@@ -277,7 +276,4 @@ def trials_of(folder: StudyFolder) -> dict[Path, TrialOf]:
 def all_studies(runs_dir: Path) -> list[StudyFolder]:
     """Every study beside the runs, but those set aside."""
     paths = sorted(found.parent for found in StudyFolder.of("*", runs_dir).path.parent.glob("*/sweep.json"))
-    return [StudyFolder(path) for path in paths if not _SET_ASIDE.search(path.name)]
-
-
-_SET_ASIDE = re.compile(r"\.old-\d+$")
+    return [StudyFolder(path) for path in paths if not SET_ASIDE.search(path.name)]
