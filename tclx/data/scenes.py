@@ -16,14 +16,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tclx.errors import InputError, Problem
 from tclx.runs import machine_error
 from tclx.spec.data import ScenesSource
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.ImageDraw import ImageDraw
 
 Split = Literal["train", "val", "test"]
@@ -127,6 +126,8 @@ class Scenes:
     @cached_property
     def pictures(self) -> NDArray[np.uint8]:
         """[N, S, S, 3] uint8 RGB, drawn once when first asked for."""
+        import numpy as np
+
         return np.stack([draw_picture(scene) for scene in self.facts])
 
     def _random(self, purpose: str, number: int) -> Random:
@@ -178,6 +179,7 @@ def _place(random: Random, others: list[SceneObject], picture_size: int) -> Scen
 
 def draw_picture(scene: Scene) -> NDArray[np.uint8]:
     """[S, S, 3] uint8 RGB: the shapes on their background, with the same grey noise in every channel."""
+    import numpy as np
     from PIL import Image, ImageDraw
 
     side = scene.picture_size

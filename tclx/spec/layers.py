@@ -13,7 +13,6 @@ from pathlib import Path
 from tclx.errors import InputError, Location, Problem
 from tclx.spec.fields import FILE_ONLY_KEYS, ROOT, Place, file_keys, key_paths, nearest, nearest_key
 from tclx.spec.resolve import absolute_path
-from tclx.spec.sweep import SweepSpec
 from tclx.spec.yaml import Node, parse_yaml, read_yaml
 
 
@@ -139,7 +138,12 @@ def _read_layer(path: Path, asked_at: Location | None) -> Node:
 
 def is_sweep(layer: Mapping[str, Node]) -> bool:
     """Whether a file's keys are a sweep's rather than an experiment's."""
-    sweeps, experiments = set(SweepSpec.model_fields), {*file_keys(), "variant"}
+    experiments = {*file_keys(), "variant"}
+    if experiments >= layer.keys():
+        return False
+    from tclx.spec.sweep import SweepSpec  # an experiment's commands need nothing of it
+
+    sweeps = set(SweepSpec.model_fields)
     return sum(key in sweeps - experiments for key in layer) > sum(key in experiments - sweeps for key in layer)
 
 

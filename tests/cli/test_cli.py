@@ -86,16 +86,33 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stderr.strip() == "[]"
 
 
-def test_results_and_quick_plan_never_import_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        (["status"], ["torch", "numpy", "tclx.spec.experiment", "ruamel.yaml", "tclx.plan"]),
+        (["results"], ["torch", "numpy", "ruamel.yaml"]),
+        (["plan", "toy.yaml", "--quick"], ["torch", "numpy", "tclx.spec.sweep", "optuna", "submitit"]),
+    ],
+)
+def test_a_command_loads_no_more_than_it_needs(tmp_path: Path, command: list[str], heavy: list[str]) -> None:
+    write_spec(tmp_path)
+    where = [] if command[0] == "plan" else ["--runs-dir", str(tmp_path)]
     code = (
-        "import sys; from typer.testing import CliRunner; from tclx.cli.app import app\n"
-        f"for command in (['results', '--runs-dir', {str(tmp_path)!r}], ['plan', {str(write_spec(tmp_path))!r}, '--quick']):\n"
-        "    assert CliRunner().invoke(app, command).exit_code == 0\n"
-        "print('torch' in sys.modules)"
+        "import sys, tclx.cli\n"
+        "try: tclx.cli.main()\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "False"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *command, *where],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.splitlines()[-1] == "[]", ended.stderr
 
 
 def test_version() -> None:

@@ -1,31 +1,32 @@
-"""The table of sources."""
+"""What opens a source of a spec."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import assert_never
 
-from tclx.data.sources.files import Files
-from tclx.data.sources.scenes import GeneratedScenes
 from tclx.data.sources.source import Source
-from tclx.spec.data import DataSource, DataSpec
-
-SOURCES: dict[str, Any] = {
-    "files": Files,
-    "scenes": GeneratedScenes,
-}
-"""What opens a source, by its `source`; each is called with the section and `key`, `training`."""
+from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
 
 
 def open_source(source: DataSource, *, key: str) -> Source:
-    """One source of a spec.
+    """One source of a spec; each kind's module is loaded when it is named.
 
     Args:
         source: one of `data.train`, `data.val`, `data.test`.
         key: which, as a key path; it decides whether the rows are to be trained on.
     """
-    opened: Source = SOURCES[source.source](source, key=key, training=key == "data.train")
-    return opened
+    match source:
+        case FilesSource():
+            from tclx.data.sources.files import Files
+
+            return Files(source, key=key, training=key == "data.train")
+        case ScenesSource():
+            from tclx.data.sources.scenes import GeneratedScenes
+
+            return GeneratedScenes(source)
+        case _:
+            assert_never(source)
 
 
 def sources_of(data: DataSpec) -> Iterator[tuple[str, Source]]:

@@ -8,9 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tclx.data.scenes import NUM_CAPTIONS, Scenes
 from tclx.data.sources.source import SourceSize
 from tclx.errors import Problem
@@ -18,13 +15,16 @@ from tclx.spec.data import ScenesSource
 from tclx.spec.experiment import ExperimentSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tclx.data.images import Picture
 
 
 class GeneratedScenes:
     """One row a scene."""
 
-    def __init__(self, source: ScenesSource, *, key: str, training: bool) -> None:
+    def __init__(self, source: ScenesSource) -> None:
         self._source = source
 
     @property
@@ -73,6 +73,8 @@ class SceneRows:
 
     @cached_property
     def image_index(self) -> NDArray[np.int64]:
+        import numpy as np
+
         return np.arange(self.num_rows)
 
     def captions(self, row: int) -> Sequence[str]:
