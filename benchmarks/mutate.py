@@ -104,9 +104,9 @@ ELSEWHERE = {
     "sweep/process.py": ("sweep/test_storm.py", "sweep/test_sweeps.py"),
     "sweep/tracking.py": ("sweep/test_wandb.py",),
     "sweep/trial.py": ("sweep/test_storm.py", "sweep/test_sweeps.py"),
-    "track/media.py": ("track/test_wandb.py",),
-    "track/study.py": ("sweep/test_wandb.py",),
-    "track/wandb_study.py": ("sweep/test_wandb.py",),
+    "track/wandb/media.py": ("track/wandb/test_upload.py",),
+    "track/wandb/study.py": ("sweep/test_wandb.py",),
+    "track/wandb/study_upload.py": ("sweep/test_wandb.py",),
     "train/heartbeat.py": ("test_runs.py",),
 }
 """Modules of tclx/ without a test file of their own name, and the files of tests/ that are theirs: what they do shows there."""

@@ -15,7 +15,7 @@ from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec
-    from tclx.track.dashboard import Study
+    from tclx.track.wandb.workspace import Study
 
 EXAMPLE = "Example:  tclx dashboard my-group --out workspace.json"
 
@@ -43,7 +43,7 @@ def dashboard(
     The group is an experiment's, or a sweep's, whose parameters come first; a group's name or a run is looked for among the
     run folders. The same command replaces the workspace.
     """
-    from tclx.track.dashboard import build_workspace, save, serialised
+    from tclx.track.wandb.workspace import build_workspace, save, serialised
 
     shown = _of_file(Path(target), overrides or [], runs_dir) if _is_file(target) else _of_runs(target, overrides, runs_dir)
     workspace = build_workspace(shown.specs, entity=_entity(shown.specs[0]), study=shown.study)
@@ -79,7 +79,7 @@ def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
     from tclx.sweep.load import load_sweep
     from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
     from tclx.sweep.space import parameters
-    from tclx.track.dashboard import Study
+    from tclx.track.wandb.workspace import Study
 
     sweep = load_sweep(path, overrides, runs_dir=runs_dir)
     varied = parameters(sweep.spec)

@@ -69,7 +69,7 @@ def _spec(folder: RunFolder) -> WandbSpec | None:
 
 
 def _sync(folder: RunFolder, spec: WandbSpec, *, again: bool, timeout: int) -> dict[str, Any]:
-    from tclx.track.sending import due, missing, num_due, read_sent, send_now
+    from tclx.track.wandb.process import due, missing, num_due, read_sent, send_now
 
     code = 0
     if _uploads_itself(folder, spec):
@@ -102,7 +102,7 @@ def _is_tracked(study: StudyFolder) -> bool:
 
 def _sync_study(study: StudyFolder, *, again: bool, timeout: int) -> dict[str, Any]:
     from tclx.sweep.tracking import sync_study
-    from tclx.track.study import forget_study_sent, read_study_sent
+    from tclx.track.wandb.study import forget_study_sent, read_study_sent
 
     if again:
         forget_study_sent(study.path)

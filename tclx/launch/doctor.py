@@ -32,7 +32,7 @@ from tclx.launch.downloads import hub_files, why_not
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
 from tclx.system import Mount
-from tclx.track.sending import wandb_mode
+from tclx.track.wandb.process import wandb_mode
 
 Verdict = Literal["ok", "info", "warning", "problem"]
 

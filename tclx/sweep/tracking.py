@@ -28,8 +28,8 @@ from tclx.sweep.summary import (
     summarise,
     values_of_trial,
 )
-from tclx.track.sending import read_sent, wandb_mode
-from tclx.track.study import StudyDue, is_up_to_date, note_problem, read_study_sent, send_study
+from tclx.track.wandb.process import read_sent, wandb_mode
+from tclx.track.wandb.study import StudyDue, is_up_to_date, note_problem, read_study_sent, send_study
 
 # ------------------------------------------------------------------------------------------------------------- what is there
 

@@ -13,44 +13,37 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from tclx.errors import MachineError
 from tclx.runs import RunFolder, machine_error
 from tclx.track.jsonl import Row, append_whole, numbers, read
+from tclx.track.sink import Sink, TrackedRun
 
 _FILES = "events.out.tfevents.*"
 """TensorBoard reads what has `tfevents` in its name, the others of its files are none of ours."""
 _UNFINISHED = "unfinished"
 
 
-class TensorBoard:
-    """The copy beside a run that trains. Whatever happens to it, training goes on.
+def tensorboard_sink(run: TrackedRun) -> AbstractContextManager[Sink] | None:
+    """The copy beside a run that trains, written afresh."""
+    return nullcontext(TensorBoard(run)) if run.spec.tracking.tensorboard else None
 
-    Args:
-        folder: of the run.
-        say: receives what a user wants to know.
-    """
 
-    def __init__(self, folder: RunFolder, *, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
+class TensorBoard(Sink):
+    """The copy beside a run that trains. Whatever happens to it, training goes on."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self._folder, self._say = run.folder, run.say
         self._file: Path | None = None
-        """Where rows are appended; None before the first, and after a failure: a row left out is never followed by another."""
-
-    def begin(self, rows: Sequence[Row]) -> None:
-        """Write the copy afresh.
-
-        Args:
-            rows: all that metrics.jsonl has.
-        """
+        """Where rows are appended; None after a failure: a row left out is never followed by another."""
         with self._not_stopping():
-            self._file = _write_afresh(self._folder.tensorboard, rows)
+            self._file = _write_afresh(self._folder.tensorboard, run.rows)
 
-    def append(self, row: Row) -> None:
-        """Add a row that was added to metrics.jsonl."""
+    def row(self, row: Row) -> None:
         if self._file is None:
             return
         with self._not_stopping():

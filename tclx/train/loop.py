@@ -30,8 +30,8 @@ from tclx.spec.rules import missing_packages
 from tclx.tasks.task import StepOutput
 from tclx.track.console import watch_each
 from tclx.track.jsonl import MetricsFile, Row
-from tclx.track.sending import sending
-from tclx.track.tensorboard import TensorBoard
+from tclx.track.sink import Sink, TrackedRun
+from tclx.track.sinks import open_sinks
 from tclx.train.failures import known_failure, record_end
 from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms
@@ -107,17 +107,15 @@ def _train(
         raise InputError(*problems)
     prepare_numerics(spec.training, device)
     trained = begin(folder, spec, plan, device=device, consoles=consoles)
-    progress, is_main = trained.progress, distributed.is_main()
+    progress, is_main, metrics = trained.progress, distributed.is_main(), MetricsFile(folder.metrics)
+    rows = distributed.on_main(lambda: metrics.truncate_after(progress.step))
+    # Counts are summed over processes, so what was counted before goes to one of them.
+    tally = Tally(progress.num_bad_images, progress.num_bad_in_epoch) if is_main else Tally(0, 0)
     with watch_each(consoles, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
-        board = TensorBoard(folder, say=watcher.say) if spec.tracking.tensorboard and is_main else None
-        # Counts are summed over processes, so what was counted before goes to one of them.
-        tally = Tally(progress.num_bad_images, progress.num_bad_in_epoch) if is_main else Tally(0, 0)
-        session = Session(
-            folder, spec, plan, device, trained, MetricsFile(folder.metrics), board, watcher, stop, watchdog, tally
-        )
-        session.catch_up()
-        uploads = sending(folder, spec.tracking.wandb if is_main else None, say=watcher.say, hurried=lambda: bool(stop))
-        with uploads:
+        tracked = TrackedRun(folder, spec, rows, say=watcher.say, in_a_hurry=lambda: bool(stop))
+        with open_sinks(tracked) if is_main else nullcontext(Sink()) as sinks:
+            session = Session(folder, spec, plan, device, trained, metrics, sinks, watcher, stop, watchdog, tally)
+            session.catch_up(rows)
             if progress.step < plan.total_steps:
                 _take_all_steps(session)
             session.finish()

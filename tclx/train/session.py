@@ -27,7 +27,7 @@ from tclx.tasks.task import Evaluation, Split
 from tclx.terminal import printable
 from tclx.track.console import Watcher
 from tclx.track.jsonl import MetricsFile, Row
-from tclx.track.tensorboard import TensorBoard
+from tclx.track.sink import Sink
 from tclx.train import checkpoint, environment
 from tclx.train.checkpoint import Progress
 from tclx.train.measure import Tally
@@ -145,8 +145,8 @@ class Session:
     device: torch.device
     trained: Trained
     metrics: MetricsFile
-    board: TensorBoard | None
-    """Of rank 0, when the spec asks for it."""
+    sinks: Sink
+    """Copies of the metrics; rank 0's."""
     watcher: Watcher
     stop: StopRequest
     watchdog: Watchdog
@@ -162,8 +162,7 @@ class Session:
         def append() -> None:
             self.folder.check_attempt()
             self.metrics.append(row)
-            if self.board is not None:
-                self.board.append(row)
+            self.sinks.row(row)
 
         distributed.on_main(append)
         self.watcher.row(row)
@@ -172,13 +171,13 @@ class Session:
         state = RunState(status, step=step, total_steps=self.plan.total_steps)
         distributed.on_main(lambda: self.folder.write_state(state))
 
-    def catch_up(self) -> None:
-        """Bring the files in line with the step the run stands at, and evaluate if it was stopped just before it would have."""
-        step = self.trained.progress.step
-        rows = distributed.on_main(lambda: self.metrics.truncate_after(step))
-        if self.board is not None:
-            self.board.begin(rows)
-        metric = self.spec.evaluation.best_row_metric
+    def catch_up(self, rows: Sequence[Row]) -> None:
+        """Bring the files in line with the step the run stands at, and evaluate if it was stopped just before it would have.
+
+        Args:
+            rows: of metrics.jsonl, up to that step.
+        """
+        step, metric = self.trained.progress.step, self.spec.evaluation.best_row_metric
         self.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
         is_evaluated = any(found.step == step for found in self.evaluated)
         distributed.on_main(self._settle_best)

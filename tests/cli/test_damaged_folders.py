@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tclx.cli.app import app
 from tclx.runs import Attempt, Job, RunFolder, RunState
-from tclx.track.sending import Sent
+from tclx.track.wandb.process import Sent
 from tests.train.toy import prepare, run, toy_spec
 
 FILES = (

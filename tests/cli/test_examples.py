@@ -40,7 +40,7 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx status loss-weights": ("needs a study: tests/test_found.py", "status"),
     "tclx sync": ("needs W&B: tests/cli/test_sync.py", "sync --help"),
     "tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl": ("needs W&B", "dashboard --help"),
-    "tclx dashboard my-": ("needs runs with W&B: tests/track/test_dashboard.py", "dashboard --help"),
+    "tclx dashboard my-": ("needs runs with W&B: tests/track/wandb/test_workspace.py", "dashboard --help"),
     "tclx data write experiments/quickstart.yaml": ("writes 5,768 pictures", "data write scenes scenes --num-images 2"),
     "tclx report experiments/ablation/scenes.yaml": ("needs twelve trained runs", "report quickstart -o ablation.html"),
     "tclx doctor --deep": ("seconds of torch: tests/launch/test_doctor.py", "doctor"),

@@ -9,7 +9,7 @@ import pytest
 
 from tclx.runs import RunFolder, RunState
 from tests.cli.test_cli import Ended
-from tests.track.test_wandb import events, expected, prepared, received, write_rows
+from tests.track.wandb.test_upload import events, expected, prepared, received, write_rows
 from tests.track.wandb_server import API_KEY, WandbServer
 from tests.train.toy import prepare, toy_spec
 

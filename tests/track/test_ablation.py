@@ -14,7 +14,7 @@ import pytest
 
 from tclx.runs import RunFolder
 from tests.conftest import PROJECT
-from tests.track.test_wandb import expected, plain, received
+from tests.track.wandb.test_upload import expected, plain, received
 from tests.track.wandb_file import read_history
 from tests.track.wandb_server import WandbServer
 

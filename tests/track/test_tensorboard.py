@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tclx.errors import InputError, MachineError
 from tclx.runs import RunFolder
 from tclx.spec.rules import missing_packages
-from tclx.track.jsonl import MetricsFile, numbers, read
+from tclx.track.jsonl import MetricsFile, Row, numbers, read
+from tclx.track.sink import TrackedRun
 from tclx.track.tensorboard import TensorBoard, write_copy
 from tests import disk
 from tests.cli.test_cli import Ended
@@ -70,9 +71,13 @@ def events_of(folder: RunFolder) -> list[Any]:
     return list(LegacyEventFileLoader(str(newest)).Load())
 
 
+def opened(folder: RunFolder, rows: Sequence[Row], *, say: Callable[[str], Any] = pytest.fail) -> TensorBoard:
+    return TensorBoard(TrackedRun(folder, toy_spec(), rows, say=say, in_a_hurry=lambda: False))
+
+
 def add(folder: RunFolder, board: TensorBoard, **values: Any) -> None:
     MetricsFile(folder.metrics).append(values)
-    board.append(values)
+    board.row(values)
 
 
 # ------------------------------------------------------------------------------------------------------------- what is copied
@@ -80,8 +85,7 @@ def add(folder: RunFolder, board: TensorBoard, **values: Any) -> None:
 
 def test_every_row_is_one_event_under_its_names(folder: RunFolder) -> None:
     MetricsFile(folder.metrics).append({"step": 1, "loss/total": 2.5})
-    board = TensorBoard(folder, say=pytest.fail)
-    board.begin(read(folder.metrics))
+    board = opened(folder, read(folder.metrics))
     add(folder, board, step=2, **{"loss/total": 1.25, "epoch": 1})
     add(folder, board, step=2, **{"retrieval/val/r_mean": 50.0})
     rows = [event for event in events_of(folder) if event.HasField("summary")]
@@ -90,8 +94,7 @@ def test_every_row_is_one_event_under_its_names(folder: RunFolder) -> None:
 
 
 def test_what_is_not_finite_is_nan_live_and_from_the_file(folder: RunFolder) -> None:
-    board = TensorBoard(folder, say=pytest.fail)
-    board.begin([])
+    board = opened(folder, [])
     add(folder, board, step=1, **{"loss/total": math.inf, "loss/cma": 1.0, "empty": None})
     live = curves(folder)
     assert write_copy(folder) == 1
@@ -103,13 +106,12 @@ def test_what_is_not_finite_is_nan_live_and_from_the_file(folder: RunFolder) -> 
 
 def test_a_row_keeps_the_time_at_which_it_was_first_written(folder: RunFolder) -> None:
     before = time.time()
-    board = TensorBoard(folder, say=pytest.fail)
-    board.begin([])
+    board = opened(folder, [])
     for step in (1, 2, 3):
         add(folder, board, step=step, **{"loss/total": 1.0})
     between = time.time()
     rows = MetricsFile(folder.metrics).truncate_after(2)
-    board.begin(rows)
+    board = opened(folder, rows)
     add(folder, board, step=3, **{"loss/total": 1.0})
     times = [event.wall_time for event in events_of(folder) if event.HasField("summary")]
     assert before < times[0] < times[1] < between < times[2]
@@ -117,13 +119,12 @@ def test_a_row_keeps_the_time_at_which_it_was_first_written(folder: RunFolder) -
 
 def test_a_tensorboard_that_looks_on_forgets_what_a_resume_takes_back(folder: RunFolder) -> None:
     accumulator = EventAccumulator(str(folder.tensorboard), size_guidance={"scalars": 0})
-    board = TensorBoard(folder, say=pytest.fail)
-    board.begin([])
+    board = opened(folder, [])
     for step in (1, 2, 3):
         add(folder, board, step=step, **{"loss/total": float(step)})
     assert len(curves_of(accumulator)["loss/total"]) == 3
     for again in (20.0, 30.0):
-        board.begin(MetricsFile(folder.metrics).truncate_after(1))
+        board = opened(folder, MetricsFile(folder.metrics).truncate_after(1))
         add(folder, board, step=2, **{"loss/total": again})
         assert curves_of(accumulator)["loss/total"] == [(1, 1.0), (2, again)]
 
@@ -185,8 +186,7 @@ def small_disk(folder: RunFolder) -> Iterator[Path]:
 
 def test_a_disk_that_fills_is_said_once_and_the_copy_ends_with_a_whole_row(folder: RunFolder, small_disk: Path) -> None:
     said: list[str] = []
-    board = TensorBoard(folder, say=said.append)
-    board.begin([])
+    board = opened(folder, [], say=said.append)
     for step in range(1, 500):
         add(folder, board, step=step, **{"loss/total": 1.0 / step, "loss/cma": 2.0 / step})
     (line,) = said
@@ -200,7 +200,7 @@ def test_a_disk_that_fills_is_said_once_and_the_copy_ends_with_a_whole_row(folde
         write_copy(folder)
     assert len(events_of(folder)) == len(written) + 2  # the copy that was there still is
     disk.resize(small_disk, "1m")
-    board.begin(read(folder.metrics))
+    opened(folder, read(folder.metrics))
     assert_same(curves(folder), expected(folder))
 
 

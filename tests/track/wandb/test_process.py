@@ -15,9 +15,9 @@ import pytest
 from tclx.errors import Interrupted
 from tclx.runs import RunFolder
 from tclx.spec.tracking import WandbSpec
-from tclx.track import sending as sending_module
 from tclx.track.jsonl import MetricsFile
-from tclx.track.sending import (
+from tclx.track.wandb import process as sending_module
+from tclx.track.wandb.process import (
     RowReader,
     begin_sent,
     child_environment,
@@ -28,7 +28,7 @@ from tclx.track.sending import (
     wandb_mode,
     write_sent,
 )
-from tclx.track.wandb import as_logged
+from tclx.track.wandb.upload import as_logged
 
 SAVED = WandbSpec(rows="saved")
 

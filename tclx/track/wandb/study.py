@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 from tclx.errors import MachineError, RunFailed
 from tclx.runs import machine_error, write_atomically
 from tclx.spec.tracking import WandbSpec
-from tclx.track.sending import digest, new_wandb_id, start_process
+from tclx.track.wandb.process import digest, new_wandb_id, start_process
 
 POLL_SECONDS = 0.1
 
@@ -133,7 +133,7 @@ def send_study(folder: Path, due: StudyDue, *, seconds: float, stopping: Callabl
         return Ended(0, None)
     due.write(folder)
     try:
-        process = start_process("tclx.track.wandb_study", folder, str(seconds))
+        process = start_process("tclx.track.wandb.study_upload", folder, str(seconds))
     except OSError as error:
         raise machine_error(error, f"could not start the upload of {folder}") from error
     ended = _waited_for(process, seconds, stopping)

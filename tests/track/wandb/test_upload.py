@@ -19,8 +19,8 @@ import pytest
 from tclx.errors import Interrupted
 from tclx.runs import RunFolder
 from tclx.track.jsonl import MetricsFile, read
-from tclx.track.sending import Say, read_sent, send_now, sending
-from tclx.track.wandb import as_logged
+from tclx.track.wandb.process import Say, read_sent, send_now, sending
+from tclx.track.wandb.upload import as_logged
 from tests.disk import small_disk
 from tests.track.wandb_file import read_history
 from tests.track.wandb_server import API_KEY, DROP, SILENCE, ReceivedRun, WandbServer, wait_for
@@ -88,7 +88,7 @@ def upload(folder: RunFolder, body: Callable[[], None], *, say: Say = lambda lin
 
 
 def children(name: str, *, parent: psutil.Process | None = None) -> list[psutil.Process]:
-    """The uploading process (`tclx.track.wandb`), or its service (`wandb-core`); other tests may have one in this process."""
+    """The uploading process (`tclx.track.wandb.upload`), or its service (`wandb-core`); other tests may have one, too."""
     alive = [child for child in (parent or psutil.Process()).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
     return [child for child in alive if name in " ".join(child.cmdline())]
 
@@ -117,7 +117,7 @@ def test_a_run_arrives_whole_with_its_spec_its_figures_and_its_best_checkpoint(t
     (complete,) = events(folder, "wandb_complete")
     assert complete["rows"] == len(there.rows)
     assert not events(folder, "wandb_degraded")
-    assert "system.proc.memory.rssMB" in there.event_names  # tclx/track/dashboard.py has a panel of it
+    assert "system.proc.memory.rssMB" in there.event_names  # tclx/track/wandb/workspace.py has a panel of it
     assert_no_secret(folder)
 
 
@@ -183,9 +183,10 @@ def test_killing_the_uploading_process_doubles_nothing(tmp_path: Path, server: W
     def body() -> None:
         write_rows(folder, 1, 50)
         wait_for(lambda: "file_stream" in server.requests)
-        (process,) = children("tclx.track.wandb")
+        (process,) = children("tclx.track.wandb.upload")
         process.kill()
-        wait_for(lambda: not children("tclx.track.wandb"))  # psutil's own wait() would take its exit code from its parent
+        # psutil's own wait() would take its exit code from its parent
+        wait_for(lambda: not children("tclx.track.wandb.upload"))
 
     upload(folder, body, say=said.append)
     (line,) = said
@@ -201,7 +202,7 @@ def test_killing_the_service_doubles_nothing_and_loses_nothing(tmp_path: Path, s
     def body() -> None:
         write_rows(folder, 1, 50)
         wait_for(lambda: "file_stream" in server.requests)
-        (process,) = children("tclx.track.wandb")
+        (process,) = children("tclx.track.wandb.upload")
         (service,) = children("wandb-core", parent=process)
         service.kill()
         write_rows(folder, 51, 60)
@@ -395,7 +396,7 @@ def test_signals_to_the_whole_job_do_not_end_the_upload(tmp_path: Path, server: 
     def body() -> None:
         write_rows(folder, 1, 10)
         wait_for(lambda: "file_stream" in server.requests)
-        (process,) = children("tclx.track.wandb")
+        (process,) = children("tclx.track.wandb.upload")
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             process.send_signal(number)
         write_rows(folder, 11, 20)

@@ -1,7 +1,7 @@
 """What does the process do that brings W&B in line with a run folder? Beside it only media.py and wandb_study.py import wandb.
 
-    python -m tclx.track.wandb RUN_FOLDER MODE SECONDS follow ATTEMPT    beside a run that trains
-    python -m tclx.track.wandb RUN_FOLDER MODE SECONDS once              `tclx sync`
+    python -m tclx.track.wandb.upload RUN_FOLDER MODE SECONDS follow ATTEMPT    beside a run that trains
+    python -m tclx.track.wandb.upload RUN_FOLDER MODE SECONDS once              `tclx sync`
 
 `follow` uploads rows as they are written (see `sending`), until a word on stdin says how training ended or stdin closes because
 the training process is gone; then it has SECONDS for the rest. What people should know goes to stdout, a line each; what wandb
@@ -45,7 +45,7 @@ from tclx.runs import RunFolder, Superseded, Unreadable, read_as
 from tclx.spec.load import load_spec_json
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
-from tclx.track.sending import Due, Ending, RowReader, Say, begin_sent, degraded, digest, due, write_sent
+from tclx.track.wandb.process import Due, Ending, RowReader, Say, begin_sent, degraded, digest, due, write_sent
 
 POLL_SECONDS = 2.0
 """Between two looks at the run folder."""
@@ -344,14 +344,14 @@ class Copy:
                     f"tracking.log_every_steps changed, or a checkpoint lost?); {_AGAIN}"
                 )
             self._last_step = None
-        from tclx.track.media import media_of_row
+        from tclx.track.wandb.media import media_of_row
 
         for row in self._reader.rows(up_to_step):
             logged = as_logged(row, global_batch_size=self._plan.global_batch_size)
             self._with_media(self._run.log, logged, partial(media_of_row, self._folder, row))
 
     def _summarise(self, wanted: Due) -> None:
-        from tclx.track.media import final_media
+        from tclx.track.wandb.media import final_media
 
         self._with_media(self._run.summary.update, wanted.summary, partial(final_media, self._folder))
 

@@ -1,8 +1,8 @@
 """How do a run's numbers get from its folder to W&B without training noticing? The side that trains, and `tclx sync`.
 
-metrics.jsonl is the truth and W&B a copy of it. A process of its own (`tclx.track.wandb`) reads the run folder and uploads, so
-training writes its row into the file and is done: it never imports wandb, holds no connection and cannot be hit by what becomes
-of one. At the end it waits for the last rows to arrive, for `finish_timeout_seconds` and no longer.
+metrics.jsonl is the truth and W&B a copy of it. A process of its own (`tclx.track.wandb.upload`) reads the run folder and
+uploads, so training writes its row into the file and is done: it never imports wandb, holds no connection and cannot be hit by
+what becomes of one. At the end it waits for the last rows to arrive, for `finish_timeout_seconds` and no longer.
 
 **Which rows, and how often.** Row n of metrics.jsonl is W&B's step n. So the number of rows that the server has is the whole
 state of the upload: whoever goes on, after a crash, a requeue or from another machine, asks for it and sends what follows, and
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,6 +35,7 @@ from tclx.errors import Interrupted, MachineError, RunFailed
 from tclx.runs import RunFolder, read_as
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
+from tclx.track.sink import Sink, TrackedRun
 
 Mode = Literal["online", "offline", "disabled"]
 Say = Callable[[str], None]
@@ -234,7 +235,7 @@ def child_environment(folder: Path) -> dict[str, str]:
 
 def _start(folder: RunFolder, mode: Mode, *, once: bool, seconds: float) -> subprocess.Popen[str]:
     how = ["once"] if once else ["follow", folder.attempt_name or ""]
-    return start_process("tclx.track.wandb", folder.path, mode, str(seconds), *how)
+    return start_process("tclx.track.wandb.upload", folder.path, mode, str(seconds), *how)
 
 
 def start_process(module: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -297,6 +298,17 @@ def sending(
     finally:
         seconds = float(spec.finish_timeout_seconds)
         upload.end(ending, seconds, hurried=hurried)
+
+
+def wandb_sink(run: TrackedRun) -> AbstractContextManager[Sink] | None:
+    """The uploading process beside a run that trains; it reads metrics.jsonl, so no row is told to it."""
+    return _uploading(run) if run.spec.tracking.wandb is not None else None
+
+
+@contextmanager
+def _uploading(run: TrackedRun) -> Iterator[Sink]:
+    with sending(run.folder, run.spec.tracking.wandb, say=run.say, hurried=run.in_a_hurry):
+        yield Sink()
 
 
 class _Upload:

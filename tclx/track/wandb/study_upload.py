@@ -1,6 +1,6 @@
-"""What does the process do that brings a study's W&B run in line with the study? As `tclx.track.wandb` for a run.
+"""What does the process do that brings a study's W&B run in line with the study? As `tclx.track.wandb.upload` for a run.
 
-    python -m tclx.track.wandb_study STUDY_FOLDER SECONDS
+    python -m tclx.track.wandb.study_upload STUDY_FOLDER SECONDS
 
 The run is of the job type `sweep`, in the group of the study's trials; later uploads go on with it. Exit codes as there; the
 one line on stdout says why something is missing.
@@ -21,8 +21,8 @@ from typing import Any
 
 from tclx.errors import TclxError
 from tclx.runs import holding
-from tclx.track.study import StudyDue, StudySent, begin_study_sent, write_study_sent
-from tclx.track.wandb import (
+from tclx.track.wandb.study import StudyDue, StudySent, begin_study_sent, write_study_sent
+from tclx.track.wandb.upload import (
     ARRIVAL_SECONDS,
     BUG,
     Missing,

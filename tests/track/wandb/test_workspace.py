@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tclx.track.dashboard import Study, build_workspace, save, serialised
 from tclx.track.jsonl import numbers, read
-from tclx.track.media import final_media, media_of_row
-from tclx.track.sending import summary_of
+from tclx.track.wandb.media import final_media, media_of_row
+from tclx.track.wandb.process import summary_of
+from tclx.track.wandb.workspace import Study, build_workspace, save, serialised
 from tests.cli.test_cli import Ended
 from tests.launch.toy import write_spec
 from tests.sweep.toy import write_sweep
