@@ -23,7 +23,8 @@ from torch._C._distributed_c10d import Store, TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from tclx.errors import MachineError, TclxError
-from tclx.runs import MEETING_FILE, MEETING_HOST, write_atomically
+from tclx.files import write_atomically
+from tclx.runs import MEETING_FILE, MEETING_HOST
 
 T = TypeVar("T")
 

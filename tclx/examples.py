@@ -8,7 +8,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
-from tclx.runs import Unreadable, read_as
+from tclx.files import Unreadable, read_as
 
 Examples = Mapping[str, Any]
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import InputError, Problem
-from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf, Unreadable, read_object
+from tclx.files import Unreadable, read_object
+from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf
 from tclx.spec.difference import CHANGES_NO_RESULT, SEED_AND_HASH, identity
 
 if TYPE_CHECKING:  # loaded where a file is named: `tclx status` needs none of it

@@ -72,7 +72,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The plan that `to_json` wrote; a file of it is read by `tclx.runs.read_as`."""
+        """The plan that `to_json` wrote; a file of it is read by `tclx.files.read_as`."""
         return cls(**value)
 
 

@@ -21,23 +21,31 @@ writes its name into attempt.json before anything else, and whoever is not named
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import re
 import shutil
-import stat
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self
 
-from tclx.errors import InputError, MachineError, Problem, RunFailed
+from tclx.errors import MachineError, RunFailed
+from tclx.files import (
+    Unreadable,
+    holding,
+    lock_is_free,
+    machine_error,
+    parse_json,
+    read_as,
+    read_json,
+    read_object,
+    replacing,
+    write_atomically,
+)
 
 MEETING_FILE, MEETING_HOST = "TCLX_MEETING_FILE", "TCLX_MEETING_HOST"
 """Environment variables of a process: where rank 0 writes its address, and under which name the other nodes reach it."""
@@ -54,192 +62,8 @@ SWEEPS = "sweeps"
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
-MAX_JSON_BYTES = 512 * 2**20
-"""Of one file; an evaluation's examples, with their pictures, are the largest and have a few MB."""
-
 Status = Literal["created", "running", "interrupted", "failed", "finished", "unknown"]
 """`unknown` is never written: it is what a state file says that cannot be read."""
-
-T = TypeVar("T")
-
-
-class Unreadable(InputError):
-    """A file of a run folder is damaged, missing, or of a newer version of tclx."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(Problem("", f"{path} cannot be read: {why}"))
-        self.path = path
-        self.why = why
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.why)
-
-
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says.
-
-    Raises:
-        ValueError: it is no JSON, whatever is wrong with it.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file says.
-
-    Raises:
-        Unreadable: it is missing, no regular file, too large, or no JSON.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise Unreadable(path, "it is not a regular file")
-        if status.st_size > MAX_JSON_BYTES:
-            raise Unreadable(path, f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
-        content = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(path, error.strerror or str(error)) from error
-    try:
-        return parse_json(content)
-    except ValueError as error:
-        raise Unreadable(path, f"it is damaged ({error})" if content.strip() else "it is empty") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file says that holds one object.
-
-    Raises:
-        Unreadable: as `read_json`, or it holds something else.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise Unreadable(path, f"it holds a {type(value).__name__}, not an object")
-    return value
-
-
-@cache
-def _adapter(kind: type[Any]) -> Any:
-    from pydantic import TypeAdapter  # only commands that read runs wait for it
-
-    return TypeAdapter(kind)
-
-
-def read_as(path: Path, kind: type[T]) -> T:
-    """A JSON file as a dataclass. Keys that it does not know are left out: a newer version of tclx may write more.
-
-    Raises:
-        Unreadable: as `read_object`, or a key is missing or of another type.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return cast(T, _adapter(cast(Any, kind)).validate_python(read_object(path)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file, as `replacing` does."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` at the end: written beside it, flushed to the disk, renamed over it.
-
-    Raises:
-        MachineError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise machine_error(error, f"could not write {path}") from error
-
-
-def machine_error(error: OSError, what: str) -> MachineError:
-    """The user's words for an operating-system error while writing."""
-    advice = {
-        errno.ENOSPC: "the disk is full: free some space and run the same command again, it continues",
-        errno.EDQUOT: "your disk quota is used up: free some space and run the same command again, it continues",
-        errno.EACCES: "permission denied: choose another place with --runs-dir, or change the folder's permissions",
-        errno.EROFS: "the file system is read-only: choose another place with --runs-dir",
-    }.get(error.errno or 0, str(error))
-    return MachineError(f"{what}: {advice}")
-
-
-@contextmanager
-def holding(path: Path) -> Iterator[bool]:
-    """Hold a file's lock for as long as the block runs; yields False when another process on this machine holds it."""
-    import fcntl
-
-    with path.open("a") as file:
-        for _ in range(_LOOKERS):  # somebody may be looking at this very moment (`lock_is_free`)
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
-        else:
-            yield False
-            return
-        yield True
-
-
-_LOOKERS = 5
-"""So many times a lock is tried for before it counts as held."""
-
-
-def lock_is_free(file: int) -> bool:
-    """Whether nobody holds the lock of an open file. The look itself is a shared lock, kept until the file is closed: two who
-    look at once do not take each other for the holder.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def beating(path: Path, *, every_seconds: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Touch a file for as long as the block runs, from a thread: its age tells whether this process lives.
-
-    Touching costs nothing, also where the disk is full.
-
-    Args:
-        path: the file.
-        every_seconds: between two beats.
-        also: done at every beat.
-    """
-    ended = threading.Event()
-
-    def beat() -> None:
-        while True:
-            with suppress(OSError):  # what is wrong with the folder stops the process where it writes what matters
-                path.touch()
-            also()
-            if ended.wait(every_seconds):
-                return
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from tclx.errors import InputError, Interrupted, LostPeer, MachineError, Problem, RunFailed, StandStill, TclxError
+from tclx.files import Unreadable, read_as
 from tclx.printing import print_into_log, screen
-from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded, Unreadable, read_as
+from tclx.runs import Attempt, RunFolder, RunState, Status, Superseded
 from tclx.terminal import error_lines, printable
 from tclx.train.stopping import REQUESTS, end_start_up_on_request
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from tclx.errors import InputError
+from tclx.files import read_as
 from tclx.plan import DataFacts, Plan, check_spec, make_plan, remarks, run_id
-from tclx.runs import read_as
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT, Place, key_paths
 from tclx.spec.load import load_experiments

@@ -16,21 +16,8 @@ import pytest
 
 from tclx import distributed, runs, worker
 from tclx.errors import MachineError
-from tclx.runs import (
-    MAX_JSON_BYTES,
-    MEETING_FILE,
-    MEETING_HOST,
-    RESERVE_BYTES,
-    Attempt,
-    Job,
-    RunFolder,
-    RunState,
-    Superseded,
-    Unreadable,
-    holding,
-    lock_is_free,
-    read_json,
-)
+from tclx.files import MAX_JSON_BYTES, Unreadable, holding, lock_is_free, read_json
+from tclx.runs import MEETING_FILE, MEETING_HOST, RESERVE_BYTES, Attempt, Job, RunFolder, RunState, Superseded
 from tclx.train.heartbeat import heartbeat
 from tests.disk import fill, small_disk
 from tests.launch.handed import prepared_run

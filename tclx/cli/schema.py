@@ -29,7 +29,7 @@ def schema(
     """Print the JSON Schema of a spec file, for editors and other tools."""
     import json
 
-    from tclx.runs import write_atomically
+    from tclx.files import write_atomically
     from tclx.spec.schema import experiment_schema, sweep_schema
 
     made = experiment_schema() if kind is Kind.EXPERIMENT else sweep_schema()

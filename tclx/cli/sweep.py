@@ -379,7 +379,7 @@ def best(
 
     It extends the sweep's experiment, at that one's full length: the sweep's own `changes` are named, and left out.
     """
-    from tclx.runs import write_atomically
+    from tclx.files import write_atomically
     from tclx.sweep.export import experiment_of
 
     _, checked, study = _opened(sweep, runs_dir)

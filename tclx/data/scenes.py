@@ -17,7 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from tclx.errors import InputError, Problem
-from tclx.runs import machine_error
+from tclx.files import machine_error
 from tclx.spec.data import ScenesSource
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from tclx import hub
 from tclx.errors import InputError, Problem
+from tclx.files import machine_error
 from tclx.foreign import reading
 from tclx.packaged import model_folder
-from tclx.runs import machine_error
 from tclx.spec.data import HubTokenizer, TokenizerSpec
 
 BERT_SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}

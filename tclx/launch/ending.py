@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tclx.runs import RunFolder, Unreadable, read_object
+from tclx.files import Unreadable, read_object
+from tclx.runs import RunFolder
 
 _OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded (job |step )?memory limit|memory limit \(\d+", re.IGNORECASE)
 _KILLED_TASK = re.compile(

@@ -28,6 +28,7 @@ import psutil
 
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
+from tclx.files import Unreadable, beating, machine_error
 from tclx.launch import slots
 from tclx.launch.ending import find_cause, tail
 from tclx.launch.order import PlannedRun
@@ -47,17 +48,7 @@ from tclx.launch.prepare import (
 from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.printing import survive_unprintable
-from tclx.runs import (
-    BEAT_SECONDS,
-    RunFolder,
-    RunState,
-    Unreadable,
-    beating,
-    is_held,
-    machine_error,
-    read_submitted,
-    write_submitted,
-)
+from tclx.runs import BEAT_SECONDS, RunFolder, RunState, is_held, read_submitted, write_submitted
 from tclx.system import num_cpus
 from tclx.terminal import printable
 from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tclx.data.facts import refuse_bad_images
+from tclx.files import Unreadable, machine_error, read_as
 from tclx.launch.downloads import check_downloads
 from tclx.launch.order import PlannedRun
 from tclx.plan import Plan
-from tclx.runs import Job, RunFolder, RunState, Unreadable, machine_error, read_as
+from tclx.runs import Job, RunFolder, RunState
 from tclx.spec.difference import differences
 from tclx.spec.load import load_spec_json
 

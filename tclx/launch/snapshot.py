@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tclx.errors import MachineError
+from tclx.files import machine_error
 from tclx.provenance import CODE_FILE, code_folder, describe_code, package_versions
-from tclx.runs import machine_error
 
 CODE_FOLDER = ".code"
 _TAKEN = (".py", ".css", ".js")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tclx.errors import InputError, MachineError, Problem
+from tclx.files import machine_error
 from tclx.launch import slurm
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import (
@@ -31,7 +32,7 @@ from tclx.launch.prepare import (
 from tclx.launch.script import batch_script, job_name, refuse_unwritable
 from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
-from tclx.runs import Job, RunFolder, is_held, machine_error, read_submitted, write_submitted
+from tclx.runs import Job, RunFolder, is_held, read_submitted, write_submitted
 from tclx.spec.launch import SlurmLaunch
 
 _KEYS = (

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tclx.errors import MachineError
+from tclx.files import Unreadable, parse_json, read_as
 from tclx.launch import slurm
 from tclx.launch.ending import last_lines
-from tclx.runs import Attempt, Job, RunFolder, RunState, Unreadable, is_held, parse_json, read_as
+from tclx.runs import Attempt, Job, RunFolder, RunState, is_held
 
 Standing = Literal[
     "created",

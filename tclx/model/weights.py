@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tclx.errors import InputError, Problem
+from tclx.files import replacing
 from tclx.model.queue import NO_IMAGE
-from tclx.runs import replacing
 
 KEY = "init.checkpoint"
 

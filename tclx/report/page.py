@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NewType, Self
 
-from tclx.runs import write_atomically
+from tclx.files import write_atomically
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

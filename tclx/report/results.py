@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
+from tclx.files import Unreadable, read_as, write_atomically
 from tclx.launch.watch import RunStatus, watch_runs
 from tclx.metrics import columns, of_one_split, task_of, without_split
-from tclx.runs import RunFolder, RunState, TrialOf, Unreadable, read_as, write_atomically
+from tclx.runs import RunFolder, RunState, TrialOf
 from tclx.spec.difference import identity, told_apart
 
 SPLITS = ("test", "val")

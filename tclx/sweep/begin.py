@@ -21,8 +21,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tclx.errors import InputError, Problem
+from tclx.files import machine_error
 from tclx.launch.prepare import Say
-from tclx.runs import RunFolder, machine_error
+from tclx.runs import RunFolder
 from tclx.spec.difference import CHANGES_NO_RESULT, differences
 from tclx.sweep import metrics, space
 from tclx.sweep.cluster import is_going_on

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
+from tclx.files import beating, lock_is_free, write_atomically
 from tclx.launch.watch import STALE_SECONDS
-from tclx.runs import BEAT_SECONDS, beating, lock_is_free, write_atomically
+from tclx.runs import BEAT_SECONDS
 from tclx.sweep.study import StudyFolder
 
 

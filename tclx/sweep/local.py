@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tclx.errors import Interrupted, RunFailed
+from tclx.files import holding
 from tclx.launch.ending import last_lines
 from tclx.launch.local import POLL_SECONDS, kill_all, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
 from tclx.printing import survive_unprintable
-from tclx.runs import holding
 from tclx.sweep.claims import living_workers
 from tclx.sweep.study import StudyFolder
 from tclx.train.stopping import is_echo

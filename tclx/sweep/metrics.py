@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tclx.files import read_as
 from tclx.metrics import OF_EVERY_RUN, TOTAL_LOSS, is_evaluated, of_evaluation
 from tclx.plan import Plan
 from tclx.report.cost import process_hours
 from tclx.report.history import history_of
-from tclx.runs import RunFolder, read_as
+from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.sweep import ObjectiveSpec, SweepSpec
 from tclx.track.jsonl import read

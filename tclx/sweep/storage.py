@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from tclx.errors import MachineError
-from tclx.runs import machine_error
+from tclx.files import machine_error
 
 PATIENCE_SECONDS = 180.0
 """A database is restarted, and a disk cleaned up, within minutes."""

@@ -30,8 +30,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import InputError, Problem
+from tclx.files import machine_error, write_atomically
 from tclx.plan import DataFacts
-from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf, machine_error, write_atomically
+from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
 from tclx.spec.sweep import (

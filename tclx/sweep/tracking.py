@@ -11,8 +11,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.errors import TclxError
+from tclx.files import holding
 from tclx.launch.prepare import Say
-from tclx.runs import RunFolder, holding
+from tclx.runs import RunFolder
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.sweep import metrics, space

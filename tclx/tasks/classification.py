@@ -227,7 +227,7 @@ def _read_folder(labelled: FolderOfClasses, *, key: str) -> _Labelled:
 
 
 def _class_names(labelled: FolderOfClasses, folders: Sequence[str], *, key: str) -> tuple[str, ...]:
-    from tclx.runs import Unreadable, read_object
+    from tclx.files import Unreadable, read_object
 
     names = {folder: folder.replace("_", " ") for folder in folders}
     if labelled.class_names is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tclx.errors import InputError, Problem
-from tclx.runs import Unreadable, machine_error, parse_json, write_atomically
+from tclx.files import Unreadable, machine_error, parse_json, write_atomically
 
 Row = dict[str, Any]
 

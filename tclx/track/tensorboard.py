@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tclx.errors import MachineError
-from tclx.runs import RunFolder, machine_error
+from tclx.files import machine_error
+from tclx.runs import RunFolder
 from tclx.track.jsonl import Row, append_whole, numbers, read
 from tclx.track.sink import Sink, TrackedRun
 

@@ -33,9 +33,10 @@ from torch.optim import AdamW
 
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
+from tclx.files import Unreadable, machine_error, parse_json, read_object, write_atomically
 from tclx.model.weights import KEY
 from tclx.model.weights import read_weights as read_file
-from tclx.runs import RunFolder, Unreadable, machine_error, parse_json, read_object, write_atomically
+from tclx.runs import RunFolder
 from tclx.spec.load import load_spec_json
 from tclx.track.jsonl import read
 

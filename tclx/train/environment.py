@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from tclx import distributed
+from tclx.files import Unreadable
 from tclx.provenance import code_folder, describe_code, package_versions, packages_at_submission
-from tclx.runs import RunFolder, Unreadable
+from tclx.runs import RunFolder
 
 # What a bit-exact continuation needs to be equal: another order of additions or another kernel gives other last bits.
 _DECIDES_BITS = ("python", "packages", "cpu", "cpu_capability", "gpu", "world_size", "num_threads", "commit", "diff_sha256")

@@ -11,7 +11,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tclx.runs import BEAT_SECONDS, RunFolder, beating
+from tclx.files import beating
+from tclx.runs import BEAT_SECONDS, RunFolder
 
 
 @contextmanager

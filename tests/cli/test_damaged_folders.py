@@ -24,7 +24,7 @@ from tests.train.toy import prepare, run, toy_spec
 
 FILES = (
     "spec.json", "plan.json", "environment.json", "state.json", "metrics.jsonl", "events.jsonl", "best.json", "job.json",
-    "attempt.json", "heartbeat", "cancel.json", "wandb.json", "evaluation/test.json", "evaluation/examples/test.json",
+    "attempt.json", "heartbeat", "cancel.json", "wandb.json", "evaluation/retrieval-test.json", "evaluation/examples/retrieval-test.json",
     "errors/rank0.json", "logs/rank0.log",
 )  # fmt: skip
 COMMANDS = ("status", "status RUN", "status --json", "results", "results --json", "logs", "report")
@@ -190,10 +190,10 @@ def endure(trial: Trial, whole: RunFolder, place: Path) -> None:
         Trial("state.json", "nested", going_on=True),
         Trial("attempt.json", "a string", going_on=True),
         Trial("metrics.jsonl", "a pipe", going_on=True),
-        Trial("evaluation/test.json", "an odd value"),
+        Trial("evaluation/retrieval-test.json", "an odd value"),
         Trial("events.jsonl", "nested"),
         Trial("environment.json", "a list"),
-        Trial("evaluation/examples/test.json", "no key"),
+        Trial("evaluation/examples/retrieval-test.json", "no key"),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tclx.errors import InputError, MachineError
-from tclx.runs import Unreadable
+from tclx.files import Unreadable
 from tclx.track.jsonl import MetricsFile, read
 
 

@@ -14,8 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tclx.files import read_as
 from tclx.plan import DataFacts, Plan, make_plan
-from tclx.runs import RunFolder, read_as
+from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
 
 NUM_SCENES = 64

@@ -32,7 +32,8 @@ from typing import Any, Literal, NamedTuple
 
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed
-from tclx.runs import RunFolder, read_as
+from tclx.files import read_as
+from tclx.runs import RunFolder
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
 from tclx.track.sink import Sink, TrackedRun

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tclx.errors import MachineError, RunFailed
-from tclx.runs import machine_error, write_atomically
+from tclx.files import machine_error, write_atomically
 from tclx.spec.tracking import WandbSpec
 from tclx.track.wandb.process import digest, new_wandb_id, start_process
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tclx.errors import TclxError
-from tclx.runs import holding
+from tclx.files import holding
 from tclx.track.wandb.study import StudyDue, StudySent, begin_study_sent, write_study_sent
 from tclx.track.wandb.upload import (
     ARRIVAL_SECONDS,

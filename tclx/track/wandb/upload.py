@@ -40,8 +40,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
+from tclx.files import Unreadable, read_as
 from tclx.plan import Plan
-from tclx.runs import RunFolder, Superseded, Unreadable, read_as
+from tclx.runs import RunFolder, Superseded
 from tclx.spec.load import load_spec_json
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
