@@ -17,9 +17,9 @@ import pytest
 
 from tclx import hub
 from tclx.data.tokenizer import build_tokenizer
+from tclx.doctor.machine import check_hub_for
 from tclx.errors import MachineError
 from tclx.hub import HubFiles, in_cache, require, text_files
-from tclx.launch.doctor import check_hub_for
 from tclx.launch.downloads import check_downloads
 from tclx.launch.downloads import hub_files as hub_files_of
 from tclx.launch.order import PlannedRun

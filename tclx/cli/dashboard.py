@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say, show
-from tclx.errors import InputError, Problem
-
-if TYPE_CHECKING:
-    from tclx.spec.experiment import ExperimentSpec
-    from tclx.track.wandb.workspace import Study
 
 EXAMPLE = "Example:  tclx dashboard my-group --out workspace.json"
-
-
-class Shown(NamedTuple):
-    """Whose workspace it is."""
-
-    specs: list[ExperimentSpec]
-    """Of one project and group."""
-    study: Study | None = None
-    """What a sweep adds."""
 
 
 def dashboard(
@@ -43,103 +26,12 @@ def dashboard(
     The group is an experiment's, or a sweep's, whose parameters come first; a group's name or a run is looked for among the
     run folders. The same command replaces the workspace.
     """
-    from tclx.track.wandb.workspace import build_workspace, save, serialised
+    from tclx.track.wandb.workspace import save, serialised
+    from tclx.use.workspace import workspace_of
 
-    shown = _of_file(Path(target), overrides or [], runs_dir) if _is_file(target) else _of_runs(target, overrides, runs_dir)
-    workspace = build_workspace(shown.specs, entity=_entity(shown.specs[0]), study=shown.study)
+    workspace = workspace_of(target, overrides=overrides or [], runs_dir=runs_dir)
     if out is not None:
         out.write_text(serialised(workspace) + "\n", encoding="utf-8")
         say(f"wrote {out}")
         return
     show(save(workspace))
-
-
-def _is_file(target: str) -> bool:
-    return Path(target).is_file() or target.endswith((".yaml", ".yml"))
-
-
-def _entity(spec: ExperimentSpec) -> str:
-    entity = (spec.tracking.wandb.entity if spec.tracking.wandb else None) or os.environ.get("WANDB_ENTITY")
-    if entity is None:
-        raise InputError(Problem("tracking.wandb.entity", "a workspace needs an owner", "name it, or set WANDB_ENTITY"))
-    return entity
-
-
-def _of_file(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
-    from tclx.found import is_sweep_file
-    from tclx.spec.load import load_experiments
-
-    if is_sweep_file(path):
-        return _of_sweep(path, overrides, runs_dir)
-    specs = [experiment.spec for experiment in load_experiments(path, overrides)]
-    return Shown(_tracked(specs, str(path), "name a project: --set tracking.wandb.project=NAME"))
-
-
-def _of_sweep(path: Path, overrides: Sequence[str], runs_dir: Path) -> Shown:
-    from tclx.sweep.load import load_sweep
-    from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
-    from tclx.sweep.space import parameters
-    from tclx.track.wandb.workspace import Study
-
-    sweep = load_sweep(path, overrides, runs_dir=runs_dir)
-    varied = parameters(sweep.spec)
-    study = Study(
-        parameters=tuple(parameter.key for parameter in varied if not parameter.is_switch),
-        switches=tuple(parameter.key for parameter in varied if parameter.is_switch),
-        goals=tuple(
-            goal.metric for goal in sweep.spec.objective if goal.metric not in (PROCESS_HOURS, GPU_HOURS)
-        ),  # W&B has no row of it
-    )
-    return Shown(_tracked([sweep.tracked], str(path), "its experiment, or its `changes`, name a project"), study)
-
-
-def _of_runs(target: str, overrides: Sequence[str] | None, runs_dir: Path) -> Shown:
-    """The runs of a W&B group with this name, else those that `tclx results` knows by it."""
-    from tclx.found import find
-    from tclx.spec.fields import nearest
-    from tclx.spec.load import load_spec_json
-
-    def read(folders: Sequence[Path]) -> list[ExperimentSpec]:
-        return [load_spec_json(folder / "spec.json") for folder in folders]
-
-    if overrides:
-        raise InputError(Problem("--set", f"{target} names runs, whose specs are what they are", "name their file"))
-    groups = {folder: _group_of(folder) for folder in find([], runs_dir=runs_dir, trials=True).folders}
-    if members := [folder for folder, group in groups.items() if group == target]:
-        return Shown(_tracked(read(members), target))
-    try:
-        found = find([target], runs_dir=runs_dir).folders
-    except InputError as error:
-        near = nearest(target, [group for group in groups.values() if group is not None])
-        message = f"{target} is neither a file nor a run or a group of runs"
-        hint = f"did you mean {near}?" if near else error.problems[0].hint
-        raise InputError(Problem("", message, hint)) from error
-    return Shown(_tracked(read(found), target, "name the file of an experiment that does"))
-
-
-def _group_of(folder: Path) -> str | None:
-    """The W&B group of a run, whatever version of tclx wrote its spec; None without W&B."""
-    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    wandb = spec["tracking"].get("wandb")
-    return (wandb["group"] or spec["name"]) if wandb is not None else None
-
-
-def _tracked(specs: Sequence[ExperimentSpec], named: str, hint: str | None = None) -> list[ExperimentSpec]:
-    """Those that use W&B; all of one project and group.
-
-    Args:
-        specs: of the runs.
-        named: what the user named them by.
-        hint: what to do where none uses W&B.
-
-    Raises:
-        InputError: none does, or a workspace cannot show them together.
-    """
-    found = [spec for spec in specs if spec.tracking.wandb is not None]
-    if not found:
-        raise InputError(Problem("tracking.wandb", f"{named} does not use W&B", hint))
-    places = {f"{wandb.project}/{wandb.group or spec.name}": None for spec in found if (wandb := spec.tracking.wandb)}
-    if len(places) > 1:
-        message = f"runs of {named} are of several projects or groups on W&B: {', '.join(places)}"
-        raise InputError(Problem("", message, "name one group, or runs of one"))
-    return found

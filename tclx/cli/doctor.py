@@ -13,7 +13,7 @@ from tclx.errors import MachineError
 from tclx.terminal import one_line
 
 if TYPE_CHECKING:
-    from tclx.launch.doctor import Check
+    from tclx.doctor.check import Check
 
 EXAMPLE = "Example:  tclx doctor --deep"
 _COLOURS = {"ok": "32", "info": "36", "warning": "33", "problem": "1;31"}
@@ -29,7 +29,7 @@ def doctor(
 
     Nothing is changed and nothing submitted. The exit code is 3 when something stands in the way of runs.
     """
-    from tclx.launch.doctor import examine
+    from tclx.doctor.machine import examine
     from tclx.spec.load import load_experiments
 
     specs = [experiment.spec for experiment in load_experiments(spec)] if spec is not None else []

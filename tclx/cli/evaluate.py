@@ -42,7 +42,7 @@ def evaluate(
     folder, where `tclx results` finds it.
     """
     from tclx.found import saved_or_run
-    from tclx.launch.saved import evaluate_saved
+    from tclx.use.saved import evaluate_saved
 
     found = saved_or_run(target, runs_dir=runs_dir)
     evaluation = evaluate_saved(found, split=split.value, which=checkpoint, spec_path=spec, overrides=overrides or [])

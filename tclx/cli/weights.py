@@ -44,7 +44,7 @@ def export_weights(
 ) -> None:
     """Write a run's best weights as an official checkpoint."""
     from tclx.found import saved_or_run
-    from tclx.launch.saved import export_saved
+    from tclx.use.saved import export_saved
 
     export_saved(saved_or_run(run, runs_dir=runs_dir), output, form=form.value)
     say(f"wrote {output}")

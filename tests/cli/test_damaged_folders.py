@@ -24,8 +24,8 @@ from tests.train.toy import prepare, run, toy_spec
 
 FILES = (
     "spec.json", "plan.json", "environment.json", "state.json", "metrics.jsonl", "events.jsonl", "best.json", "job.json",
-    "attempt.json", "heartbeat", "cancel.json", "wandb.json", "evaluation/retrieval-test.json", "evaluation/examples/retrieval-test.json",
-    "errors/rank0.json", "logs/rank0.log",
+    "attempt.json", "heartbeat", "cancel.json", "wandb.json", "evaluation/retrieval-test.json",
+    "evaluation/examples/retrieval-test.json", "errors/rank0.json", "logs/rank0.log",
 )  # fmt: skip
 COMMANDS = ("status", "status RUN", "status --json", "results", "results --json", "logs", "report")
 ODD: tuple[Any, ...] = (

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tclx.launch import doctor_slurm
-from tclx.launch.doctor import Check, Mount, examine
+from tclx.doctor import slurm as doctor_slurm
+from tclx.doctor.check import Check
+from tclx.doctor.machine import Mount, examine
 from tests.slurm.cluster import Cluster
 
 PARTITIONS = {"partition gpu (default)", "partition short", "partition low", "partition high"}

@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tclx.cli.app import app
-from tclx.launch import doctor, doctor_slurm
+from tclx.doctor import machine as doctor
+from tclx.doctor import slurm as doctor_slurm
 from tclx.spec.load import load_experiments
 from tclx.system import Mount, mount_of
 from tests.launch.toy import write_spec

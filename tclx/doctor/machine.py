@@ -1,7 +1,7 @@
 """What is missing on this machine? A list of checks, each with what was found and what to do; nothing is changed.
 
 torch is asked for its version without being imported; `deep` imports it in a process of its own. What belongs to the cluster
-is in `doctor_slurm`.
+is in `tclx.doctor.slurm`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tclx import __version__, hub, system
+from tclx.doctor.check import Check
+from tclx.doctor.slurm import check_slurm
 from tclx.launch.downloads import hub_files, why_not
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
 from tclx.system import Mount
 from tclx.track.wandb.process import wandb_mode
-
-Verdict = Literal["ok", "info", "warning", "problem"]
 
 GIB = 2**30
 FREE_DISK_GIB = 10.0
@@ -50,16 +50,6 @@ _LOCAL_LOCKS = ("nolock", "localflock", "local_lock=all", "local_lock=flock")
 """Mount options with which each machine has locks of its own."""
 
 
-class Check(NamedTuple):
-    """One thing that was looked at."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    advice: str | None = None
-    """What to do, where something should be done."""
-
-
 def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpec] = ()) -> list[Check]:
     """Look at everything that a run needs.
 
@@ -68,8 +58,6 @@ def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpe
         deep: also import torch, in a process of its own, and ask it for its GPUs.
         specs: runs that are meant to start from here: what W&B will do for them.
     """
-    from tclx.launch import doctor_slurm
-
     mount = system.mount_of(existing(runs_dir), system.mounts())
     return [
         *check_python(can_submit=shutil.which("sbatch") is not None),
@@ -77,7 +65,7 @@ def examine(*, runs_dir: Path, deep: bool = False, specs: Sequence[ExperimentSpe
         *(check_torch_deeply() if deep else ()),
         *check_machine(),
         *check_runs_dir(runs_dir, mount),
-        *doctor_slurm.check_slurm(mount),
+        *check_slurm(mount),
         *check_wandb_for(specs, os.environ),
         *check_tensorboard_for(specs),
         *check_hub(os.environ),

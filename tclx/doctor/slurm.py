@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tclx.doctor.check import Check
 from tclx.errors import MachineError
 from tclx.launch import slurm
-from tclx.launch.doctor import Check
 from tclx.system import Mount
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel")

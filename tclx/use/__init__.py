@@ -1,0 +1,1 @@
+"""What runs that have trained are used for: evaluated, exported, uploaded, arranged."""
