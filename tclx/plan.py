@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, placed
 from tclx.spec.difference import CHANGES_NO_RESULT
-from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
 
@@ -87,6 +87,19 @@ def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
     variant = f"-{spec.variant}" if spec.variant else ""
     return f"{spec.name}{variant}-s{spec.seed}-{digest}"
+
+
+def starting_from(plan: Plan, spec: ExperimentSpec, needs: str) -> Plan:
+    """The plan of a run that starts from another: that one's run id goes into this one's.
+
+    With another pre-training it is another run, wherever runs are kept.
+
+    Args:
+        plan: of `spec`.
+        needs: run id of the weights.
+    """
+    identity = spec.model_copy(update={"init": InitSpec(experiment=needs)})
+    return replace(plan, run_id=run_id(identity, plan.global_batch_size))
 
 
 def check_spec(spec: ExperimentSpec, origins: Mapping[str, Location] | None = None, *, without_data: bool = False) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from tclx.data.facts import Examination, examine
 from tclx.errors import InputError, Problem, placed
-from tclx.plan import Plan, check_spec, make_plan, remarks, run_id
+from tclx.plan import Plan, check_spec, make_plan, remarks, starting_from
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.load import Experiment, load_experiments
@@ -92,9 +91,7 @@ class _Planner:
         if spec.init is not None and spec.init.experiment is not None:
             steps = (*before, (path.resolve(), spec.variant))
             needs = self._add_needed(experiment, spec.init, steps)
-            # The weights' own run id goes into this one's: with another pre-training it is another run, wherever runs are kept.
-            identity = spec.model_copy(update={"init": InitSpec(experiment=needs)})
-            plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
+            plan = starting_from(plan, spec, needs)
             spec = spec.model_copy(update={"init": InitSpec(checkpoint=str((self._runs_dir / needs).resolve()))})
         known = self.runs.get(plan.run_id)
         asked_for = asked_for or (known is not None and known.asked_for)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from tclx.data.facts import collect_facts
 from tclx.errors import InputError, Location, Problem, nearest_place
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.metrics import is_evaluated
-from tclx.plan import DataFacts, make_plan, run_id
+from tclx.plan import DataFacts, make_plan, starting_from
 from tclx.section import WRITTEN
 from tclx.spec.difference import CHANGES_NO_RESULT
-from tclx.spec.experiment import ExperimentSpec, InitSpec
+from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import Place, nearest
 from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.load import load_experiments, places_of
@@ -99,9 +99,8 @@ class Sweep:
         facts = self.facts if spec.data == self.base.data else _facts(spec.data)
         spec = self._tracked(spec)
         plan = make_plan(spec, facts)
-        if self.needs is not None:  # as the run's own planning does: the weights' run id stands for them
-            identity = spec.model_copy(update={"init": InitSpec(experiment=self.needs)})
-            plan = replace(plan, run_id=run_id(identity, plan.global_batch_size))
+        if self.needs is not None:
+            plan = starting_from(plan, spec, self.needs)
         return PlannedRun(spec, plan, None, asked_for=True)
 
 

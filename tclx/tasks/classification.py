@@ -135,7 +135,8 @@ class ClassificationSpec(EvaluationTask):
 
         from tclx.data.batch import normalise
         from tclx.data.dataset import EvaluationSet
-        from tclx.tasks.evaluating import autocast, evaluating, gather_parts, my_part, require_finite
+        from tclx.model.precision import autocast
+        from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 
         labelled = getattr(self, split)
         if labelled is None:

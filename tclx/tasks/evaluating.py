@@ -65,12 +65,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The precision of the encoders, as `training.precision` names it."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision in ("bf16", "fp16"))
-
-
 def my_part(items: Tensor) -> Tensor:
     """This process's consecutive share of [N] items."""
     return items.tensor_split(distributed.world_size())[distributed.rank()]

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from tclx.model.precision import HALF
 from tclx.model.tcl import TCL
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
@@ -25,8 +26,6 @@ from tclx.spec.experiment import ExperimentSpec
 GIB = 1024**3
 MAX_ACTED_OUT = 12
 """Layers of a stack; of deeper ones the others are added up."""
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

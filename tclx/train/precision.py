@@ -6,9 +6,9 @@ import torch
 
 from tclx import distributed
 from tclx.errors import MachineError
+from tclx.model.precision import autocast as autocast_to
 from tclx.spec.training import TrainingSpec
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _AMPERE = (8, 0)
 """The first compute capability with tf32 and bf16 matrix units."""
 
@@ -67,8 +67,7 @@ def prepare_numerics(training: TrainingSpec, device: torch.device) -> None:
 
 def autocast(training: TrainingSpec, device: torch.device) -> torch.autocast:
     """The context of a forward pass; does nothing for fp32 and tf32."""
-    half = _HALF.get(training.precision)
-    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+    return autocast_to(device, training.precision)
 
 
 def gradient_scaler(training: TrainingSpec, device: torch.device) -> torch.amp.GradScaler:

@@ -19,9 +19,10 @@ from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.model.fusion import FusionEncoder
+from tclx.model.precision import autocast
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.evaluating import autocast, evaluating
+from tclx.tasks.evaluating import evaluating
 
 
 class WordMap(NamedTuple):

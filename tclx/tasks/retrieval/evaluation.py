@@ -28,9 +28,10 @@ from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
+from tclx.model.precision import autocast
 from tclx.model.tcl import TCL, Encoded
 from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.evaluating import autocast, evaluating, gather_parts, my_part, require_finite
+from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import Split
