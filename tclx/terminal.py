@@ -36,5 +36,13 @@ def error_lines(error: TclxError) -> list[str]:
     return [line for line in printable(str(error)).split("\n") if line] or [type(error).__name__]
 
 
+def time_left(seconds: float | None) -> str:
+    """Minutes and seconds, or hours and minutes; `-` where it is not known."""
+    if seconds is None:
+        return "-"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours}h{minutes % 60:02d}" if hours else f"{minutes}m{int(seconds % 60):02d}"
+
+
 def _spelled(found: re.Match[str]) -> str:
     return json.dumps(found[0])[1:-1]

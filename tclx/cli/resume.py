@@ -22,12 +22,16 @@ def resume(
     `tclx run` with the same spec does the same, and `tclx sweep` with a sweep's.
     """
     from tclx.cli.run import start
-    from tclx.cli.sweep import resume_study
+    from tclx.cli.sweep.study import print_study
     from tclx.found import find
     from tclx.launch.control import resumable
 
     found = find(runs, runs_dir=runs_dir)
-    codes = [resume_study(study, detach=detach, follow=follow) for study in found.studies]
+    codes = []
+    if found.studies:
+        from tclx.sweep.working import resume_study
+
+        codes += [resume_study(study, detach=detach, follow=follow, say=say, ended=print_study) for study in found.studies]
     planned = resumable([folder for folder in found.folders if folder not in found.trials], say=say)
     if planned:
         codes.append(start(planned, runs_dir=runs_dir, again=False, detach=detach, follow=follow))

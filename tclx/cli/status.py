@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show
+from tclx.terminal import time_left
 
 if TYPE_CHECKING:
     from tclx.launch.watch import RunStatus
@@ -77,7 +78,7 @@ def print_statuses(statuses: Sequence[RunStatus], trials: Mapping[Path, TrialOf]
             *([_trial(trials.get(status.folder.path))] if trials else []),
             status.standing,
             f"{status.step}/{status.total_steps}",
-            duration(status.eta_seconds),
+            time_left(status.eta_seconds),
             f"{status.metrics['loss/total']:.3f}" if "loss/total" in status.metrics else "-",
             status.job_id or "-",
             status.node or "-",
@@ -129,7 +130,7 @@ def _lines(status: RunStatus) -> list[tuple[str, Any]]:
         ("state", status.standing),
         ("reason", status.reason),
         ("step", f"{status.step}/{status.total_steps}"),
-        ("ETA", duration(status.eta_seconds) if status.eta_seconds is not None else None),
+        ("ETA", time_left(status.eta_seconds) if status.eta_seconds is not None else None),
         ("job", status.job_id),
         ("node", status.node),
         ("restarts", status.restarts or None),
@@ -140,11 +141,3 @@ def _lines(status: RunStatus) -> list[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float | None) -> str:
-    """Minutes and seconds, or hours and minutes; `-` where it is not known."""
-    if seconds is None:
-        return "-"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{hours}h{minutes % 60:02d}" if hours else f"{minutes}m{int(seconds % 60):02d}"

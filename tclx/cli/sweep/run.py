@@ -1,0 +1,46 @@
+"""`tclx sweep run`: begin or continue a study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
+from tclx.cli.run import BackendChoice, DryRun
+from tclx.cli.sweep.study import SweepFile, print_study
+
+EXAMPLE = "Example:  tclx sweep run sweeps/loss_weights.yaml --set num_trials=10"
+
+
+def run(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    backend: BackendChoice = None,
+    again: Annotated[bool, typer.Option("--again", help="Begin the study anew; the old one is kept beside.")] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="The sweep has changed: begin anew with the earlier trials that still count."),
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Here: return at once; workers outlive the terminal.")] = False,
+    dry_run: DryRun = False,
+    follow: Annotated[bool, typer.Option("--follow", help="On SLURM: wait and watch; Ctrl-C leaves the jobs running.")] = False,
+) -> None:
+    """Begin a study, or go on with it; print where it stands.
+
+    Trial 0 is the experiment itself. The same file is the same study: what has ended is never tried again, what was cut off
+    goes on from its checkpoints.
+    """
+    from tclx.sweep.begin import create_study, set_aside
+    from tclx.sweep.load import load_sweep
+    from tclx.sweep.study import StudyFolder
+    from tclx.sweep.working import say_doubts, work
+
+    checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    say_doubts(checked, say=say)
+    folder = StudyFolder.of(checked.spec.name, runs_dir)
+    if again and folder.path.exists():
+        say(f"the earlier study is kept as {set_aside(folder, checked)}")
+    study = create_study(checked, folder, accept_changes=accept_changes, say=say)
+    raise typer.Exit(work(checked, folder, study, detach=detach, follow=follow, say=say, ended=print_study))

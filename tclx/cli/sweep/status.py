@@ -1,0 +1,25 @@
+"""`tclx sweep status`: how a study stands."""
+
+from __future__ import annotations
+
+from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, print_json, say
+from tclx.cli.sweep.study import StudyName, opened, print_study
+
+EXAMPLE = "Example:  tclx sweep status loss-weights"
+
+
+def status(
+    sweep: StudyName,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a study stands, from any machine that sees its folder and its storage."""
+    from tclx.sweep.claims import living_workers
+    from tclx.sweep.summary import as_tree
+
+    folder, checked, study = opened(sweep, runs_dir)
+    if as_json:
+        print_json({**as_tree(study, checked, folder), "living_workers": living_workers(folder)})
+        return
+    print_study(study, checked, folder)
+    say(f"{len(living_workers(folder))} workers live; runs in {folder.runs_dir}, study in {folder.path}")
