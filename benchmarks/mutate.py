@@ -96,7 +96,7 @@ ELSEWHERE = {
     "report/cost.py": ("report/test_history.py", "report/test_report.py"),
     "section.py": ("spec/test_validation.py", "spec/test_load.py"),
     "spec/data.py": ("spec/test_validation.py", "spec/test_load.py"),
-    "spec/layers.py": ("spec/test_load.py", "spec/test_validation.py"),
+    "spec/merging.py": ("spec/test_load.py", "spec/test_validation.py"),
     "spec/model.py": ("spec/test_validation.py", "spec/test_load.py"),
     "spec/rules.py": ("test_plan.py", "spec/test_validation.py"),
     "spec/sweep.py": ("sweep/test_load.py", "sweep/test_space.py"),

@@ -60,7 +60,9 @@ def start(device: torch.device) -> Iterator[None]:
         yield
         return
     store = _meet(Path(meeting)) if (meeting := os.environ.get(MEETING_FILE)) else None
-    who: dict[str, Any] = {"store": store, "rank": rank_to_be(), "world_size": int(os.environ["WORLD_SIZE"])} if store else {}
+    who: dict[str, Any] = (
+        {"store": store, "rank": rank_from_environment(), "world_size": int(os.environ["WORLD_SIZE"])} if store else {}
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device, **who)
@@ -82,7 +84,7 @@ def _meet(path: Path) -> Store:
         MachineError: rank 0's address does not appear: it never started, or the nodes do not see the same folder.
     """
     world_size = int(os.environ["WORLD_SIZE"])
-    if rank_to_be() == 0:
+    if rank_from_environment() == 0:
         host = os.environ.get(MEETING_HOST, "127.0.0.1")
         store = TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
-def rank_to_be() -> int:
+def rank_from_environment() -> int:
     """This process among all, from 0; known before `start`."""
     return int(os.environ.get("RANK", "0"))
 
@@ -268,7 +270,7 @@ def without_averaging(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def settle_buckets(module: nn.Module, loss: Callable[[], Tensor]) -> None:
+def fix_bucket_order(module: nn.Module, loss: Callable[[], Tensor]) -> None:
     """Run two backward passes and drop their gradients, so that a resumed run adds numbers in the usual order.
 
     DDP regroups its gradient buckets after the first backward pass it sees, and the grouping decides the order of additions:

@@ -118,7 +118,7 @@ def is_sweep_file(path: Path) -> bool:
     Raises:
         InputError: it cannot be read.
     """
-    from tclx.spec.layers import is_sweep
+    from tclx.spec.merging import is_sweep
     from tclx.spec.yaml import read_yaml
 
     content = read_yaml(path).value

@@ -441,7 +441,7 @@ class RunFolder:
         with holding(self.lock_file(name)) as free:
             yield free
 
-    def sweep_leftovers(self) -> None:
+    def clear_leftovers(self) -> None:
         """Remove the unfinished files of processes that were killed. Only the process that holds the run's lock may call this.
 
         What others write, too, may be half done right now: of that only what is old.

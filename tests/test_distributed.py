@@ -115,7 +115,7 @@ def train(*, first: int, state: dict[str, Tensor] | None, settle: bool) -> dict[
         return wrapped(rows).square().mean()
 
     if settle:
-        distributed.settle_buckets(wrapped, lambda: loss(first))
+        distributed.fix_bucket_order(wrapped, lambda: loss(first))
     for step in range(first, 8):
         loss(step).backward()
         with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tclx.errors import MAX_OF_A_KIND, InputError, Location, Problem, distance, nearest_place, placed
-from tclx.spec.layers import SET
+from tclx.spec.merging import SET
 
 OWN, BASE = Path("own.yaml"), Path("base.yaml")
 IN_OWN, IN_BASE = Location(OWN, 3, 5), Location(BASE, 7, 9)

@@ -82,7 +82,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         model.clamp_temperatures()
-        update_momentum(model.online, model.momentum, keep=self.spec.model.momentum)
+        update_momentum(model.online, model.momentum, momentum=self.spec.model.momentum)
         model.queue.enqueue(*output.keys)
         return float(output.loss.detach())
 

@@ -240,7 +240,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
                 input_ids,
                 probability=objective.mask_probability,
                 mask_id=self._tokenizer.mask_id,
-                spared_ids=(self._tokenizer.cls_id, self._tokenizer.pad_id),
+                never_hidden_ids=(self._tokenizer.cls_id, self._tokenizer.pad_id),
                 random_ids=self._random_ids,
                 rng=self._generator(Draw.MASK, micro_batch.epoch, int(row)),
             )

@@ -25,7 +25,7 @@ def mask_tokens(
     *,
     probability: float,
     mask_id: int,
-    spared_ids: Collection[int],
+    never_hidden_ids: Collection[int],
     random_ids: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> MaskedTokens:
@@ -36,7 +36,7 @@ def mask_tokens(
     Args:
         input_ids: [L] token ids.
         probability: of a token to be hidden, 0 to 1.
-        spared_ids: tokens that are never hidden: [CLS] and padding.
+        never_hidden_ids: tokens that are never hidden: [CLS] and padding.
         random_ids: [V'] the vocabulary that random tokens come from.
 
     Returns:
@@ -46,8 +46,8 @@ def mask_tokens(
     """
     hide, kind, word = rng.random((len(input_ids), 3)).T
     replacements = random_ids[(word * len(random_ids)).astype(np.int64)]
-    spared = np.logical_or.reduce([input_ids == token for token in spared_ids])
-    hidden = (hide < probability) & ~spared
+    never_hidden = np.logical_or.reduce([input_ids == token for token in never_hidden_ids])
+    hidden = (hide < probability) & ~never_hidden
     masked = np.where(hidden & (kind < 0.8), mask_id, input_ids)
     masked = np.where(hidden & (kind >= 0.8) & (kind < 0.9), replacements, masked)
     positions = np.flatnonzero(hidden)

@@ -299,7 +299,7 @@ def try_folder(folder: Path) -> str | None:
 
 def check_wandb_for(specs: Sequence[ExperimentSpec], environment: Mapping[str, str]) -> Iterator[Check]:
     """What W&B will do, whether it would know us, and whether it can be reached where anybody means to use it."""
-    yield from foretell_wandb(specs, environment)
+    yield from check_wandb_of(specs, environment)
     needed = any(wandb_mode(spec.tracking.wandb, environment) == "online" for spec in specs)
     login = find_wandb_login(environment)
     yield check_wandb(login, needed=needed)
@@ -385,7 +385,7 @@ def try_host(host: str, port: int) -> str | None:
     return outcome[0] if outcome else None
 
 
-def foretell_wandb(specs: Sequence[ExperimentSpec], environment: Mapping[str, str]) -> Iterator[Check]:
+def check_wandb_of(specs: Sequence[ExperimentSpec], environment: Mapping[str, str]) -> Iterator[Check]:
     """What W&B will do for these runs."""
     for wandb in dict.fromkeys(spec.tracking.wandb for spec in specs):
         mode = wandb_mode(wandb, environment)

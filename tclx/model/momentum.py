@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def update_momentum(online: nn.Module, momentum: nn.Module, *, keep: float) -> None:
-    """momentum <- keep * momentum + (1 - keep) * online, in place, paired by name.
+def update_momentum(online: nn.Module, averaged: nn.Module, *, momentum: float) -> None:
+    """averaged <- momentum * averaged + (1 - momentum) * online, in place, paired by name.
 
     Buffers (batch-norm statistics) are copied: averaging an average would lag twice.
 
     Args:
         online: the trained module; what only it has is left out.
-        momentum: its momentum copy.
-        keep: the share the copy keeps of itself, in [0, 1].
+        averaged: its momentum copy.
+        momentum: the share the copy keeps of itself, in [0, 1].
 
     Source: He et al. 2020, arXiv:1911.05722, equation 2.
     """
-    parameters = _pairs(dict(online.named_parameters()), dict(momentum.named_parameters()))
-    torch._foreach_lerp_(parameters[1], parameters[0], 1 - keep)
-    buffers = _pairs(dict(online.named_buffers()), dict(momentum.named_buffers()))
+    parameters = _pairs(dict(online.named_parameters()), dict(averaged.named_parameters()))
+    torch._foreach_lerp_(parameters[1], parameters[0], 1 - momentum)
+    buffers = _pairs(dict(online.named_buffers()), dict(averaged.named_buffers()))
     if buffers[1]:
         torch._foreach_copy_(buffers[1], buffers[0])
 
 
-def _pairs(online: dict[str, Tensor], momentum: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    return [online[name] for name in momentum], list(momentum.values())
+def _pairs(online: dict[str, Tensor], averaged: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    return [online[name] for name in averaged], list(averaged.values())

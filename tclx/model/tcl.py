@@ -211,7 +211,7 @@ class TCL(nn.Module):
         """Temperatures back into their bounds, momentum encoders towards the online ones, of which they keep `momentum`."""
         self.clamp_temperatures()
         if self.momentum is not None:
-            update_momentum(self.online, self.momentum, keep=momentum)
+            update_momentum(self.online, self.momentum, momentum=momentum)
 
     def clamp_temperatures(self) -> None:
         """Move the temperatures into their bounds, in place, as the official code does before every forward pass."""

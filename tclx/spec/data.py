@@ -1,4 +1,4 @@
-"""What is learned from: pictures, captions, and what is done to them on the way in."""
+"""What is learned from: images, captions, and what is done to them on the way in."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class SourceSection(Section):
 
 
 class ScenesSource(SourceSection):
-    """Generated pictures of coloured shapes with five varied captions each; the same seed and split give the same scenes."""
+    """Generated images of coloured shapes with five varied captions each; the same seed and split give the same scenes."""
 
     source: Literal["scenes"]
     """Generated, so nothing is downloaded."""
     num_images: Count
-    """How many scenes."""
+    """Number of scenes."""
     split: Literal["train", "val", "test"]
     """Scenes of different splits never coincide."""
     picture_size: Annotated[int, Field(ge=16, le=256)] = 32
-    """Side of a generated picture in pixels."""
+    """Side of a generated image in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Another seed, another world of scenes."""
+    """Seed of the generator."""
 
 
 class FilesSource(SourceSection):
-    """ALBEF/TCL JSON annotation files and a folder of pictures."""
+    """ALBEF/TCL JSON annotation files and a folder of images."""
 
     source: Literal["files"]
-    """Your own pictures and captions."""
+    """Your own images and captions."""
     form: Literal["pretrain", "retrieval"]
     """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list}
     to evaluate."""
@@ -61,7 +61,7 @@ class HubTokenizer(Section):
     """A tokenizer by name or folder."""
 
     source: Literal["pretrained"]
-    """Made elsewhere, with its own vocabulary."""
+    """A pretrained tokenizer, with its own vocabulary."""
     name: HubName
     """A hub name, or a local folder with `tokenizer.json` or `vocab.txt` (written `./folder` or `/folder`)."""
 
@@ -85,20 +85,20 @@ TextLength = Annotated[int, Sensible(at_most=100_000)]
 
 
 class AugmentationSpec(Section):
-    """How a training picture is varied; the two views of IMC and LMI are two independent draws."""
+    """Training-time augmentation; the two views of IMC and LMI are two independent draws."""
 
     crop_scale: tuple[CropArea, CropArea] = (0.2, 1.0)
-    """Range of the random resized crop's area."""
+    """Range of the random resized crop's area, as a fraction of the image."""
     color_jitter: Fraction = 0.8
     """Probability of jittering brightness, contrast, saturation (0.4 each) and hue (0.1)."""
     grayscale: Fraction = 0.2
-    """Probability of dropping colour."""
+    """Probability of converting to grayscale."""
     blur: Fraction = 0.5
     """Probability of a Gaussian blur, sigma 0.1 to 2 pixels."""
     flip: Fraction = 0.5
-    """Probability of a left-right flip. Captions that speak of left and right want 0."""
+    """Probability of a horizontal flip; 0 where captions mention left and right."""
     random_ops: Annotated[int, Field(ge=0, le=8)] = 2
-    """RandAugment operations drawn per view, each applied with probability 0.5; 0 switches RandAugment off."""
+    """RandAugment operations sampled per view, each applied with probability 0.5; 0 disables RandAugment."""
     random_magnitude: Annotated[int, Field(ge=0, le=10)] = 7
     """RandAugment's magnitude."""
 
@@ -112,48 +112,48 @@ class AugmentationSpec(Section):
 
 
 class NormalizationSpec(Section):
-    """Per-channel statistics of the pictures on the scale 0 to 1; the default is CLIP's."""
+    """Per-channel mean and standard deviation of pixels in [0, 1]; the default is CLIP's."""
 
     mean: tuple[Mean, Mean, Mean] = (0.48145466, 0.4578275, 0.40821073)
-    """Subtracted from red, green and blue."""
+    """Means of red, green and blue."""
     std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
-    """What red, green and blue are divided by afterwards."""
+    """Standard deviations of red, green and blue."""
 
 
 class BadImagesSpec(Section):
-    """What happens to pictures that are missing, truncated, not pictures or absurdly large."""
+    """Handling of images that are missing, truncated, not images or too large."""
 
     policy: Literal["refuse", "skip"] = "refuse"
-    """`refuse`: every picture is opened before training and one bad one stops the run. `skip`: a bad one is replaced by the
+    """`refuse`: every image is opened before training and one bad one stops the run. `skip`: a bad one is replaced by the
     next good row, counted and reported; nothing is opened beforehand."""
     limit: Fraction = 0.01
-    """With `skip`: the run stops when more than this share of the pictures of an epoch was bad."""
+    """With `skip`: the run stops when more than this share of the images of an epoch was bad."""
     max_pixels: Annotated[int, Field(ge=10_000), Sensible(at_most=10**10)] = 50_000_000
-    """Pictures with more pixels are never decoded."""
+    """Images with more pixels are never decoded."""
 
 
 class DataSpec(Section):
-    """Training, validation and test data, and the way from file to tensor."""
+    """Training, validation and test data, and their preprocessing."""
 
     train: DataSource
-    """What is learned from."""
+    """Training data."""
     val: DataSource | None = None
-    """What tells during training how well it goes, and picks the best checkpoint."""
+    """Validation data, evaluated during training; selects the best checkpoint."""
     test: DataSource | None = None
-    """What the final figures come from."""
+    """Test data, for the final metrics."""
     tokenizer: TokenizerSpec = TrainedTokenizer(source="captions")
-    """How captions become tokens."""
+    """Tokenizer of the captions."""
     max_caption_words: Annotated[TextLength, Field(ge=1)] = 30
-    """Captions are cut after this many words."""
+    """Captions are truncated to this many words."""
     max_caption_tokens: Annotated[TextLength, Field(ge=2)] = 30
-    """And after this many tokens, [CLS] included."""
+    """And to this many tokens, [CLS] included."""
     augmentation: AugmentationSpec = AugmentationSpec()
-    """How training pictures are varied; evaluation only resizes."""
+    """Training-time augmentation; evaluation only resizes."""
     normalization: NormalizationSpec = NormalizationSpec()
-    """How pixels are scaled; what the image encoder's weights were trained with."""
+    """Pixel normalization; use what the image encoder's weights were trained with."""
     bad_images: BadImagesSpec = BadImagesSpec()
-    """What happens to pictures that cannot be used."""
+    """Handling of unusable images."""
     decoder: Literal["fast", "pil"] = "fast"
     """`fast`: turbo-JPEG and OpenCV. `pil`: Pillow throughout, as the official code."""
     num_workers: Annotated[int, Field(ge=0, le=128)] = 4
-    """Loader processes per training process; results do not depend on it."""
+    """Data-loading worker processes per training process; results do not depend on it."""

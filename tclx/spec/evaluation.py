@@ -1,4 +1,4 @@
-"""What is measured, on which data, how often."""
+"""Evaluation tasks, their data and schedule."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class EvaluationSpec(Section):
     classification: ClassificationSpec | None = None
     """Zero-shot classification by prompts."""
     during_training: Split | None = None
-    """The split evaluated on a schedule, which also picks the best checkpoint; null evaluates at the end only."""
+    """Split evaluated on a schedule; also selects the best checkpoint. null evaluates at the end only."""
     every_epochs: Count | None = None
     """Evaluate after this many epochs (default 1 when `during_training` is set). Give this or `every_steps`."""
     every_steps: Count | None = None
     """Evaluate after this many optimizer steps."""
     at_end: Split | None = None
-    """The split evaluated once, with the best checkpoint (the last one when nothing was evaluated during training)."""
+    """Split evaluated once with the best checkpoint, or the last one when nothing was evaluated during training."""
     best_metric: str = "r_mean"
-    """The retrieval metric of `during_training` that picks the best checkpoint; higher is better."""
+    """Metric on `during_training` that selects the best checkpoint; higher is better. Retrieval's by their own names, others
+    after their task: `classification/accuracy`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -25,10 +25,10 @@ SafeName = Annotated[
 
 
 class InitSpec(Section):
-    """Weights to start from, all of the model that fits; position embeddings are interpolated to the new size."""
+    """Initial weights, for all of the model that fits; position embeddings are interpolated to the new size."""
 
     experiment: LocalPath | None = None
-    """Another experiment's file: its best checkpoint. Give this or `checkpoint`."""
+    """An experiment file, whose best checkpoint is used. Give this or `checkpoint`."""
     variant: SafeName | None = None
     """Which of that experiment's variants."""
     checkpoint: LocalPath | None = None
@@ -51,26 +51,26 @@ class ExperimentSpec(Section):
     variant: SafeName | None = None
     """Filled in from `variants`; not written by hand."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides initial weights, order, augmentation, masking, dropout and negatives."""
+    """Random seed of initial weights, data order, augmentation, masking, dropout and hard negatives."""
     compat: Literal["official"] | None = None
     """`official` reproduces the quirks of the published code; docs/official-differences.md lists them."""
     task: PretrainSpec = PretrainSpec()
     """What it is trained to do; left out, it is pre-trained on images and captions."""
     model: ModelSpec
-    """What is trained."""
+    """Model architecture."""
     objectives: ObjectivesSpec
-    """What it learns from: the terms of the loss."""
+    """The terms of the loss."""
     data: DataSpec
-    """The pictures and captions."""
+    """Images and captions."""
     optim: OptimSpec
-    """How the weights move."""
+    """Optimizer and learning-rate schedule."""
     training: TrainingSpec
-    """How long, how large, in which precision."""
+    """Length, batch size, precision, checkpoints."""
     evaluation: EvaluationSpec = EvaluationSpec()
-    """What is measured, on which data, how often."""
+    """Evaluation tasks, their data and schedule."""
     init: InitSpec | None = None
-    """A trained model to start from; null starts from the encoders' own `weights`."""
+    """A trained model to initialize from; null initializes from the encoders' own `weights`."""
     launch: LaunchSpec = LocalLaunch()
-    """Where it runs."""
+    """Hardware: this machine or a SLURM cluster."""
     tracking: TrackingSpec = TrackingSpec()
-    """What is written down while it runs."""
+    """Logging: metrics.jsonl, TensorBoard, W&B."""

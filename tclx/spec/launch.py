@@ -95,9 +95,9 @@ class SlurmLaunch(Section):
     backend: Literal["slurm"]
     """A SLURM cluster; `tclx run` submits and returns."""
     partition: Token | None = None
-    """Where to queue; null is the cluster's default."""
+    """SLURM partition; null is the cluster's default."""
     account: Token | None = None
-    """Whom to charge; null is your default."""
+    """SLURM account; null is your default."""
     qos: Token | None = None
     """Quality of service; null is your default."""
     constraint: Constraint | None = None

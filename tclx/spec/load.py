@@ -16,7 +16,7 @@ from tclx.errors import InputError, Location, Problem
 from tclx.section import WRITTEN
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT
-from tclx.spec.layers import SET, entries, merge, merge_files, override_tree, read_with_parents
+from tclx.spec.merging import SET, entries, merge, merge_files, override_tree, read_with_parents
 from tclx.spec.resolve import with_absolute_paths, with_default_kinds
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node

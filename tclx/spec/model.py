@@ -30,16 +30,17 @@ class ImageEncoderSpec(Section):
     num_heads: NumHeads | None = None
     """Overrides the ViT's number of attention heads."""
     stem: Literal["patch", "conv"] = "patch"
-    """How a ViT cuts patches: one strided convolution (the paper), or a stack of 3 x 3 ones, which small data likes better."""
+    """Patch embedding of a ViT: one strided convolution (the paper), or a stack of 3 x 3 convolutions, which learns better from
+    little data."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the last block."""
     frozen: bool = False
-    """Whether it keeps its first weights, batch-norm statistics too, and only what lies above it learns. That saves its
-    backward pass, and, where no term needs a second view, its momentum pass."""
+    """Whether its weights and batch-norm statistics stay fixed. That saves its backward pass and, where no term needs a second
+    view, its momentum forward pass."""
 
 
 class TextSizes(Section):
-    """The sizes of a BERT written out, when no model is named."""
+    """The sizes of a BERT, when no model is named."""
 
     width: Width
     """Hidden width; a multiple of `num_heads`."""
@@ -68,7 +69,7 @@ class TextEncoderSpec(Section):
     """A hub name such as `bert-base-uncased`, or a local folder with a `config.json` (written `./folder` or `/folder`). Give
     this or `sizes`."""
     sizes: TextSizes | None = None
-    """The architecture written out. Give this or `name`."""
+    """The architecture's sizes, for a model trained from scratch. Give this or `name`."""
     num_layers: NumLayers
     """Layers that see text alone; the next layers of a BERT or RoBERTa start the fusion encoder."""
     weights: Weights = None
@@ -87,25 +88,25 @@ class TextEncoderSpec(Section):
 
 
 class FusionEncoderSpec(Section):
-    """Layers that read the text through self-attention and the picture through cross-attention."""
+    """Transformer layers with self-attention over the text and cross-attention to the image patches."""
 
     num_layers: NumLayers
-    """Fusion layers. They start from the upper layers of a BERT or RoBERTa when it has them; cross-attention, and the fusion
-    layers above other text encoders, start random."""
+    """Number of fusion layers. They are initialized from the upper layers of a BERT or RoBERTa when it has them;
+    cross-attention, and the fusion layers above other text encoders, are initialized randomly."""
 
 
 class ModelSpec(Section):
     """Two encoders, a fusion encoder, momentum copies and queues."""
 
     image_encoder: ImageEncoderSpec
-    """What looks at the picture."""
+    """Image encoder."""
     text_encoder: TextEncoderSpec
-    """What reads the caption."""
+    """Text encoder."""
     fusion_encoder: FusionEncoderSpec | None = None
     """Needed by ITM and MLM; not built when both are off."""
     embed_dim: Width = 256
-    """Width of the space in which images and texts are compared."""
+    """Dimension of the shared embedding space of images and texts."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """The momentum encoders keep this share of themselves at every step."""
+    """EMA coefficient of the momentum encoders: momentum * old + (1 - momentum) * online at every step."""
     queue_size: Annotated[int, Field(ge=0), Sensible(at_most=100_000_000)] = 65536
-    """Past momentum features kept as negatives, per modality; 0 keeps none."""
+    """Number of past momentum features per modality that serve as negatives; 0 for no queue."""

@@ -17,12 +17,12 @@ from tclx.tasks.pretrain.terms.term import Needs, TemperatureSpec, Term
 
 
 class SoftLabelSpec(Section):
-    """Momentum distillation: the share of the target that the momentum model's own prediction takes, in CMA and MLM."""
+    """Momentum distillation: the weight of the momentum model's prediction in the targets of CMA and MLM."""
 
     weight: Fraction = 0.4
-    """Share once ramped up; 1 - weight stays on the ground truth."""
+    """Weight after the ramp; the ground truth has 1 - weight."""
     ramp_epochs: Annotated[float, Field(ge=0), Sensible(at_most=1_000_000)] = 1.0
-    """Epochs over which the share rises linearly from 0."""
+    """Epochs over which the weight rises linearly from 0."""
 
 
 class ObjectivesSpec(Section):

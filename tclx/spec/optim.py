@@ -13,24 +13,24 @@ Steps = Annotated[int, Field(ge=0), Sensible(at_most=10**9)]
 
 
 class CosineSchedule(Section):
-    """Linear warm-up, then half a cosine down to the minimum at the last step."""
+    """Linear warm-up, then cosine decay to the minimum at the last step."""
 
     name: Literal["cosine"] = "cosine"
-    """The paper's schedule."""
+    """Cosine decay, as in the paper."""
     warmup_steps: Steps = 0
     """Optimizer steps of linear warm-up. Under `compat: official` a multiple of 100, taken as the official stairs of 100
     iterations within the first epoch."""
     warmup_learning_rate: LearningRate = 0.0
-    """Where the warm-up starts."""
+    """Learning rate at the start of the warm-up."""
     minimum_learning_rate: LearningRate = 0.0
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine decay."""
 
 
 class ConstantSchedule(Section):
-    """The same learning rate throughout, after an optional linear warm-up from 0."""
+    """Constant learning rate after an optional linear warm-up from 0."""
 
     name: Literal["constant"]
-    """No decay."""
+    """Constant."""
     warmup_steps: Steps = 0
     """Optimizer steps of linear warm-up."""
 
@@ -39,20 +39,20 @@ Schedule = Annotated[CosineSchedule | ConstantSchedule, Field(discriminator="nam
 
 
 class OptimSpec(Section):
-    """AdamW and its schedule. Biases, norms, [CLS], positions and temperatures are not decayed."""
+    """AdamW and its learning-rate schedule. No weight decay for biases, norms, [CLS], position embeddings and temperatures."""
 
     learning_rate: Annotated[float, Field(gt=0), Sensible(at_least=1e-12, below=1)]
-    """Peak learning rate; never scaled by the number of processes behind your back."""
+    """Peak learning rate; it is not scaled by the number of processes."""
     weight_decay: Annotated[float, Field(ge=0), Sensible(at_most=10_000)] = 0.02
-    """Share of a decayed weight that goes at every step, times the learning rate."""
+    """Decoupled weight decay: at every step weights shrink by learning rate x this."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1), Sensible(at_least=0.1)]] = (
         0.9,
         0.999,
     )
-    """Memory of AdamW's mean and of its mean square."""
+    """AdamW's beta1 and beta2: decay rates of the first and second moment estimates."""
     epsilon: Annotated[float, Field(gt=0), Sensible(at_least=1e-30, at_most=1)] = 1e-8
-    """Added to the denominator of AdamW's step."""
+    """AdamW's epsilon, added to the denominator for numerical stability."""
     clip_gradient_norm: Weight | None = None
-    """Largest global gradient norm; null does not clip."""
+    """Maximum global gradient norm; null disables clipping."""
     schedule: Schedule = CosineSchedule()
-    """The learning rate over time."""
+    """Learning-rate schedule."""

@@ -1,4 +1,4 @@
-"""Many runs: which experiment is varied, where, towards what. One file is one study."""
+"""A sweep: the experiment, the search space, the objective. One file is one study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tclx.section import Conflict, Count, Fraction, LocalPath, Section, Sensible
 from tclx.spec.experiment import SafeName
 
 Scalar = bool | int | float | str | None
-"""What may stand at a single key of an experiment."""
+"""Values that a single key of an experiment may have."""
 
 KeyPath = Annotated[str, text_like(r"^[a-z_0-9]+(\.[a-z_0-9]+)*$", "a dotted key path of the experiment")]
 
@@ -22,20 +22,20 @@ StorageUrl = Annotated[
 
 
 class ParameterSpec(Section):
-    """What one key may be: exactly one of these."""
+    """The distribution of one key: exactly one of these."""
 
     uniform: tuple[float, float] | None = None
-    """Any number from the first to the second."""
+    """Uniform between the first and the second."""
     log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
-    """Any number from the first to the second, each factor as likely as the next."""
+    """Uniform on a logarithmic scale between the first and the second."""
     integer: tuple[int, int] | None = None
-    """A whole number from the first to the second, both included."""
+    """Uniform over the integers from the first to the second, both included."""
     log_integer: tuple[Count, Count] | None = None
-    """A whole number, each factor as likely as the next."""
+    """Integers, uniform on a logarithmic scale."""
     choices: Annotated[tuple[Scalar, ...], Field(min_length=2)] | None = None
-    """One of these values."""
+    """Categorical: one of these values."""
     on_or_off: Literal[True] | None = None
-    """A section that may be switched off (null). What the sweep says of keys inside it counts while it is on."""
+    """A section that may be switched off (null). Keys inside it are sampled only while it is on."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -58,25 +58,25 @@ class ParameterSpec(Section):
 
 
 class SimplexSpec(Section):
-    """Weights that share a fixed sum; every way to share it out is as likely as the next."""
+    """Weights with a fixed sum, uniform on the simplex."""
 
     keys: Annotated[tuple[KeyPath, ...], Field(min_length=2)]
-    """The weights. One whose section is off takes no share."""
+    """Keys of the weights. One whose section is off is left out of the sum."""
     total: Annotated[float, Field(gt=0)] = 1.0
     """Their sum."""
 
 
 class ObjectiveSpec(Section):
-    """What makes one trial better than another."""
+    """The metric to optimize."""
 
     metric: Annotated[str, Field(min_length=1)]
     """A name from metrics.jsonl such as `retrieval/val/r_mean` (its best evaluation), or `cost/process_hours`."""
     direction: Literal["maximize", "minimize"]
-    """Whether more of it is better."""
+    """Direction of optimization."""
 
 
 class ConstraintSpec(Section):
-    """What a trial must keep to be counted; others are recorded and passed over."""
+    """A constraint; trials that violate it are recorded and never chosen."""
 
     metric: Annotated[str, Field(min_length=1)]
     """As an objective's."""
@@ -93,12 +93,12 @@ class ConstraintSpec(Section):
 
 
 class TpeSampler(Section):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011), all parameters together; it knows what still runs."""
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, with the constant liar for running trials."""
 
     name: Literal["tpe"] = "tpe"
     """The default."""
     startup_trials: Count = 10
-    """Drawn at random before it learns."""
+    """Random trials before the model is used."""
 
 
 class GpSampler(Section):
@@ -107,20 +107,20 @@ class GpSampler(Section):
     name: Literal["gp"]
     """Bayesian optimisation."""
     startup_trials: Count = 10
-    """Drawn at random before it learns."""
+    """Random trials before the model is used."""
 
 
 class CmaesSampler(Section):
-    """CMA-ES (Hansen 2016): many trials over numbers that depend on each other; choices are drawn at random."""
+    """CMA-ES (Hansen 2016), for many trials over correlated numerical parameters; categorical ones are sampled at random."""
 
     name: Literal["cmaes"]
     """Evolution strategy."""
     startup_trials: Count = 1
-    """Drawn at random before it learns."""
+    """Random trials before the model is used."""
 
 
 class QmcSampler(Section):
-    """Sobol's sequence: spreads points more evenly than chance does."""
+    """Sobol' sequence: low-discrepancy points."""
 
     name: Literal["qmc"]
     """Quasi-Monte Carlo."""
@@ -134,21 +134,21 @@ class RandomSampler(Section):
 
 
 class GridSampler(Section):
-    """Every combination once."""
+    """Grid search: every combination once."""
 
     name: Literal["grid"]
     """Exhaustive."""
     points: Annotated[int, Field(ge=2), Sensible(at_most=1000)] = 5
-    """Values of each range, its limits included; of whole numbers no more than there are."""
+    """Grid points per range, its limits included."""
 
 
 class Nsga2Sampler(Section):
-    """NSGA-II (Deb et al. 2002): a population for several objectives."""
+    """NSGA-II (Deb et al. 2002), for several objectives."""
 
     name: Literal["nsga2"]
     """Genetic."""
     population_size: Annotated[int, Field(ge=2), Sensible(at_most=100_000)] = 50
-    """Trials of one generation."""
+    """Population size."""
 
 
 Sampler = Annotated[
@@ -158,43 +158,43 @@ Sampler = Annotated[
 
 
 class HyperbandPruner(Section):
-    """Hyperband (Li et al. 2018): brackets of successive halving, from bold to patient."""
+    """Hyperband (Li et al. 2018): brackets of successive halving, from aggressive to conservative."""
 
     name: Literal["hyperband"]
     """A good default where early evaluations tell something."""
     reduction_factor: Annotated[int, Field(ge=2), Sensible(at_most=1000)] = 3
-    """One of so many goes on from rung to rung."""
+    """Reduction factor: one of so many trials is promoted to the next rung."""
 
 
 class AshaPruner(Section):
     """Asynchronous successive halving (Li et al. 2020)."""
 
     name: Literal["asha"]
-    """One bracket of Hyperband, the boldest."""
+    """One bracket of Hyperband, the most aggressive."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """One of so many goes on from rung to rung."""
+    """Reduction factor: one of so many trials is promoted to the next rung."""
     first_evaluations: Count = 1
     """Evaluations before the first rung."""
 
 
 class MedianPruner(Section):
-    """Ends a trial whose best so far is worse than the median of the others at the same evaluation."""
+    """Median rule: stops a trial whose best value is worse than the median of the others at the same evaluation."""
 
     name: Literal["median"]
-    """Simple and patient."""
+    """Simple and conservative."""
     startup_trials: Count = 5
-    """Trials that are never pruned, since they are what the others are compared with."""
+    """Number of first trials that are never pruned."""
     first_evaluations: Annotated[int, Field(ge=0)] = 0
     """Evaluations before anything is pruned."""
 
 
 class WilcoxonPruner(Section):
-    """Ends a trial whose seeds do worse than the best trial's, by a signed-rank test over seeds."""
+    """Stops a trial whose seeds do worse than the best trial's, by a Wilcoxon signed-rank test over seeds."""
 
     name: Literal["wilcoxon"]
     """For `seeds`."""
     p: Annotated[Fraction, Field(gt=0)] = 0.1
-    """Smaller prunes less."""
+    """p-value below which a trial is stopped; smaller prunes less."""
 
 
 Pruner = Annotated[
@@ -204,7 +204,7 @@ Pruner = Annotated[
 
 
 class SweepSpec(Section):
-    """A study: trials of one experiment, its keys drawn from `space`. Trial 0 is the experiment as it is."""
+    """A study: trials of one experiment with keys sampled from `space`. Trial 0 is the unchanged experiment."""
 
     name: SafeName
     """What the study is called: the same name is the same study, and running it again continues it."""
@@ -215,31 +215,31 @@ class SweepSpec(Section):
     changes: dict[KeyPath, Scalar] = Field(default_factory=dict)
     """Keys of the experiment set for all trials, trial 0 included: fewer steps, for instance."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] | None = None
-    """Every trial is run with each of these and judged by the mean; null takes the experiment's own seed."""
+    """Every trial is run with each of these seeds and scored by the mean; null takes the experiment's own seed."""
     objective: Annotated[tuple[ObjectiveSpec, ...], Field(min_length=1)]
     """One, or a list of several for a Pareto front."""
     constraints: tuple[ConstraintSpec, ...] = ()
-    """What every trial must keep."""
+    """Constraints on trials."""
     space: dict[KeyPath, ParameterSpec] = Field(default_factory=dict)
-    """Keys of the experiment and what each may be."""
+    """Search space: keys of the experiment and their distributions."""
     simplex: tuple[SimplexSpec, ...] = ()
-    """Weights that share a fixed sum, beside `space`."""
+    """Weights with a fixed sum, in addition to `space`."""
     points: tuple[dict[KeyPath, Scalar], ...] = ()
-    """Further trials to begin with: values of some keys of the space; the others as in the experiment."""
+    """Initial trials after trial 0: values of some keys of the space; the others as in the experiment."""
     sampler: Sampler = TpeSampler()
-    """How the next trial is chosen."""
+    """Sampler of the next trial."""
     sampler_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides the sampler's draws; with several workers their order decides, too."""
+    """Seed of the sampler; with several workers the order of their trials matters, too."""
     pruner: Pruner | None = None
-    """Which trials end early; null lets all finish."""
+    """Pruner, which stops unpromising trials early; null lets all finish."""
     num_trials: Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)]
-    """Trials of the study, trial 0 and ended ones included."""
+    """Number of trials of the study, trial 0 and finished ones included."""
     num_workers: Annotated[int, Field(ge=1), Sensible(at_most=10_000)] = 1
-    """Trials at the same time: processes here, or tasks of a SLURM array, as the experiment's `launch` says."""
+    """Number of parallel trials: processes on this machine, or tasks of a SLURM array, as the experiment's `launch` says."""
     trials_per_gpu: Annotated[int, Field(ge=1), Sensible(at_most=100)] = 1
-    """Trials that share one GPU."""
+    """Number of trials that share one GPU."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
-    """No trial starts later than this after `tclx sweep`; what runs is finished."""
+    """No new trial starts this many hours after `tclx sweep`; running ones finish."""
     storage: StorageUrl | None = None
     """Where Optuna keeps the study; null is a journal file in the study's folder."""
 

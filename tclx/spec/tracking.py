@@ -30,13 +30,13 @@ class WandbSpec(Section):
     mode: Literal["online", "offline", "disabled"] = "online"
     """`offline` writes into the run folder for `tclx sync`; `disabled` does nothing. WANDB_MODE, where it is set, wins."""
     group: ShortText | None = None
-    """What runs are gathered under; null takes the experiment's name, so variants and seeds share it."""
+    """W&B group; null takes the experiment's name, so variants and seeds share it."""
     tags: tuple[ShortText, ...] = ()
-    """Words to filter runs by."""
+    """W&B tags."""
     notes: str | None = None
-    """A text beside the run."""
+    """W&B notes."""
     job_type: ShortText | None = None
-    """What kind of run it is; null says `train`, or `finetune` where `init` names a trained model."""
+    """W&B job type; null: `train`, or `finetune` where `init` names a trained model."""
     rows: Literal["live", "saved"] = "live"
     """`live`: rows go out as they are written; those that a resumed run writes again keep their first values there. `saved`:
     rows go out up to the newest checkpoint, so that W&B never shows what a resume takes back."""
@@ -46,13 +46,13 @@ class WandbSpec(Section):
     """`reference`: artifacts name the files where they lie (path, size, digest) and nothing is uploaded; for a file system that
     everybody sees, and checkpoints that `training.checkpoints` does not delete."""
     init_timeout_seconds: Seconds = 30
-    """How long W&B may take to answer before it is said that it does not; training does not wait with it."""
+    """Seconds that W&B may take to answer before a warning; training does not wait for it."""
     finish_timeout_seconds: Seconds = 60
-    """How long a finished run waits for its last rows to arrive; what has not, `tclx sync` uploads."""
+    """Seconds that a finished run waits for its last rows to arrive; `tclx sync` uploads the rest."""
 
 
 class TrackingSpec(Section):
-    """How often numbers are recorded, and where they go besides metrics.jsonl."""
+    """How often metrics are logged, and where besides metrics.jsonl."""
 
     log_every_steps: Count = 10
     """Optimizer steps between two rows of metrics.jsonl."""

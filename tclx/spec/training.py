@@ -10,12 +10,12 @@ from tclx.section import BatchSize, Conflict, Count, Section, Sensible
 
 
 class CheckpointsSpec(Section):
-    """When the whole state is saved; a run resumes from the newest complete checkpoint, bit for bit."""
+    """When the whole training state is saved; a run resumes from the newest complete checkpoint, bit for bit."""
 
     every_steps: Count | None = None
     """Save after this many optimizer steps; null saves at the end of every epoch."""
     keep_last: Count = 2
-    """Newest checkpoints kept, besides the best."""
+    """Number of most recent checkpoints to keep, besides the best."""
 
 
 class TrainingSpec(Section):
@@ -33,13 +33,13 @@ class TrainingSpec(Section):
     """`auto`: an NVIDIA GPU when there is one, else the CPU. `mps`, a Mac's GPU, is never chosen by itself: it computes in
     fp32, in one process, without torch.compile, and its runs do not resume bit for bit."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """Of the matrix products; softmaxes and losses are always fp32."""
+    """Precision of matrix products; softmaxes and losses are always fp32."""
     compile: bool = False
-    """Whether the encoders go through torch.compile."""
+    """Whether to compile the encoders with torch.compile."""
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass: less memory, about a third more time."""
     checkpoints: CheckpointsSpec = CheckpointsSpec()
-    """What is saved on the way."""
+    """Checkpoint schedule."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

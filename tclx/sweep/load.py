@@ -26,8 +26,8 @@ from tclx.section import WRITTEN
 from tclx.spec.difference import CHANGES_NO_RESULT
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import Place, nearest
-from tclx.spec.layers import SET, entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.load import load_experiments, places_of
+from tclx.spec.merging import SET, entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.sweep import SweepSpec
 from tclx.spec.tracking import WandbSpec

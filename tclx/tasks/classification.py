@@ -58,11 +58,11 @@ class LabelledScenes(Section):
     attribute: Literal["shape", "color"]
     """What the class is."""
     num_images: Count = 256
-    """How many scenes."""
+    """Number of scenes."""
     picture_size: Annotated[int, Field(ge=16, le=256)] = 32
     """Side of a generated picture in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Another seed, another world of scenes; that of `data` for scenes that training has not seen."""
+    """Seed of the generator. With that of `data` they come from splits that training has not seen."""
 
     def paths(self) -> Iterator[NamedPath]:
         return iter(())

@@ -567,7 +567,7 @@ def _foreign(folder: Path, difference: str) -> Problem:
 # --------------------------------------------------------------------------------------------------------------- clearing
 
 
-def sweep_leftovers(checkpoints: Path) -> None:
+def clear_leftovers(checkpoints: Path) -> None:
     """Remove what killed saves and removals left behind. Only the process that holds the run's lock may call this."""
     for leftover in checkpoints.glob(".step-*.tmp"):
         _remove(leftover)

@@ -38,7 +38,7 @@ from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient
 from tclx.train.optim import learning_rate, parameters_of
 from tclx.train.precision import autocast, choose_device, prepare_numerics
 from tclx.train.session import Session, begin
-from tclx.train.stopping import StopRequest, hearing_requests, stop_request
+from tclx.train.stopping import StopRequest, answering_requests, stop_request
 from tclx.train.watchdog import BATCH, UPLOADING, Watchdog
 
 
@@ -64,10 +64,10 @@ def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, consoles: Sequ
     if state is not None and state.status == "finished":
         return state
     device = choose_device(spec.training)
-    rank = distributed.rank_to_be()  # the processes have not met yet, so it comes from outside
+    rank = distributed.rank_from_environment()  # the processes have not met yet, so it comes from outside
     watchdog = Watchdog(folder, rank=rank, world_size=plan.world_size)
     # A second request to stop ends this process without the main thread, which may wait for something that never comes.
-    ended_by_request = hearing_requests(
+    ended_by_request = answering_requests(
         doing=lambda: watchdog.stage.name,
         leave=lambda reason: watchdog.leave("interrupted", reason, exit_code=os.EX_TEMPFAIL),
     )
@@ -137,7 +137,7 @@ def _take_all_steps(session: Session) -> None:
         with session.watchdog.during(BATCH):
             first = next(batches)
         inputs = spec.task.inputs(0, spec, session.plan)
-        distributed.settle_buckets(trained.step, lambda: _forward(session, first, draw=0, measure=False, inputs=inputs).loss)
+        distributed.fix_bucket_order(trained.step, lambda: _forward(session, first, draw=0, measure=False, inputs=inputs).loss)
         _take_steps(session, first_step, chain([first], batches))
 
 

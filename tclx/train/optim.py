@@ -28,21 +28,21 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, official: bool) -
     tensors and biases: the temperature (a scalar), [CLS] and the positions shrink, too.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    spared = _is_spared_officially if official else _is_spared
+    has_no_decay = _has_no_decay_officially if official else _has_no_decay
     groups = []
-    for is_spared, decay in ((False, weight_decay), (True, 0.0)):
-        members = [(name, parameter) for name, parameter in trainable if spared(name, parameter) is is_spared]
+    for is_exempt, decay in ((False, weight_decay), (True, 0.0)):
+        members = [(name, parameter) for name, parameter in trainable if has_no_decay(name, parameter) is is_exempt]
         if members:
             names, parameters = zip(*members, strict=True)
             groups.append({"params": list(parameters), "param_names": list(names), "weight_decay": decay})
     return groups
 
 
-def _is_spared(name: str, parameter: nn.Parameter) -> bool:
+def _has_no_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim <= 1 or not _TOKENS_AND_POSITIONS.isdisjoint(name.split("."))
 
 
-def _is_spared_officially(name: str, parameter: nn.Parameter) -> bool:
+def _has_no_decay_officially(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 1 or name.endswith(".bias")
 
 

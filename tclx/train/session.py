@@ -62,7 +62,7 @@ def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.
         for console in consoles:
             console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    distributed.on_main(folder.sweep_leftovers)
+    distributed.on_main(folder.clear_leftovers)
     if changed := distributed.on_main(lambda: environment.record(folder, device)):
         say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
     tokenizer = _tokenizer(folder, spec)
@@ -99,7 +99,7 @@ def _resume(
     """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
 
     def find() -> Progress | None:
-        checkpoint.sweep_leftovers(folder.checkpoints)
+        checkpoint.clear_leftovers(folder.checkpoints)
 
         def report(text: str) -> None:
             say(text)

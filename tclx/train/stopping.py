@@ -85,7 +85,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def hearing_requests(*, doing: Callable[[], str], leave: Callable[[str], None]) -> Iterator[None]:
+def answering_requests(*, doing: Callable[[], str], leave: Callable[[str], None]) -> Iterator[None]:
     """In the block every request is answered at once, and a second one ends the process within `GRACE_SECONDS`; in the start-up
     the first one does. Python allows signals to be heard from the main thread only; elsewhere this does nothing.
 

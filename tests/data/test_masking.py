@@ -13,7 +13,7 @@ WORDS = np.arange(10, 110)
 
 def mask(input_ids: np.ndarray, *, seed: int = 0, probability: float = 0.15) -> MaskedTokens:
     rng = np.random.default_rng(seed)
-    return mask_tokens(input_ids, probability=probability, mask_id=MASK, spared_ids=(CLS, PAD), random_ids=WORDS, rng=rng)
+    return mask_tokens(input_ids, probability=probability, mask_id=MASK, never_hidden_ids=(CLS, PAD), random_ids=WORDS, rng=rng)
 
 
 @given(st.integers(0, 1000), st.integers(0, 20), st.integers(0, 10))

@@ -365,11 +365,11 @@ def test_a_server_is_reached_or_not_within_seconds(monkeypatch: pytest.MonkeyPat
 def test_what_wandb_will_do_is_said_before(tmp_path: Path) -> None:
     path = write_spec(tmp_path, tracking={"wandb": {"project": "p", "entity": "lab", "finish_timeout_seconds": 7}})
     specs = [experiment.spec for experiment in load_experiments(path)]
-    (check,) = doctor.foretell_wandb(specs, {})
+    (check,) = doctor.check_wandb_of(specs, {})
     assert check.found == "online: project p of lab; a finished run waits at most 7 s for it"
-    (check,) = doctor.foretell_wandb(specs, {"WANDB_MODE": "offline"})
+    (check,) = doctor.check_wandb_of(specs, {"WANDB_MODE": "offline"})
     assert check.found.startswith("offline (WANDB_MODE=offline)")
-    (check,) = doctor.foretell_wandb([experiment.spec for experiment in load_experiments(write_spec(tmp_path, "none"))], {})
+    (check,) = doctor.check_wandb_of([experiment.spec for experiment in load_experiments(write_spec(tmp_path, "none"))], {})
     assert "tracking.wandb is null" in check.found
 
 

@@ -43,7 +43,7 @@ def replayed(shared: Path, device: torch.device, form: str, *, inputs: int = 0) 
     path = shared / "parity" / f"{form}_init.safetensors"
     load_initial_weights(model, read_weights(path), source=path)
     model.to(device)
-    update_momentum(model.online, model.momentum, keep=0.995)  # as the official forward pass begins
+    update_momentum(model.online, model.momentum, momentum=0.995)  # as the official forward pass begins
     tensors = recorded_tensors(shared, device)
     mask = tensors[f"pretrain/in{inputs}/attention_mask"].bool()
     with torch.no_grad():

@@ -55,7 +55,7 @@ def expected(shared: Path) -> dict[str, Any]:
 def follow_online(model: TCL) -> None:
     """The published forward pass starts with a momentum update, in evaluation mode too."""
     assert model.momentum is not None
-    update_momentum(model.online, model.momentum, keep=0.995)
+    update_momentum(model.online, model.momentum, momentum=0.995)
 
 
 def recorded_negatives(tensors: dict[str, Tensor], scenario: str) -> HardNegatives:

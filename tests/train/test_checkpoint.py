@@ -274,7 +274,7 @@ def test_a_killed_removal_leaves_nothing_that_looks_like_a_checkpoint(
         checkpoint.prune(tmp_path, keep_last=1, keep_step=None)
     monkeypatch.undo()
     assert checkpoint.named(tmp_path) == [tmp_path / "step-00000002"]
-    checkpoint.sweep_leftovers(tmp_path)
+    checkpoint.clear_leftovers(tmp_path)
     assert left_behind(tmp_path) == ["step-00000002"]
 
 
@@ -376,7 +376,7 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, na
 def save_for_ever(folder: Path, acknowledge: int, model: Tied, optimizer: torch.optim.AdamW) -> None:
     """Save step after step, telling each that is done; 2 MB a piece, long enough to be hit."""
     model.queue = torch.zeros(500_000)
-    checkpoint.sweep_leftovers(folder)
+    checkpoint.clear_leftovers(folder)
     newest = checkpoint.newest(folder)
     step = checkpoint.step_of(newest) if newest else 0
     while True:
@@ -413,5 +413,5 @@ def test_killed_at_any_moment_of_saving_the_newest_always_loads(tmp_path: Path) 
         step = checkpoint.step_of(newest)
         assert step >= acknowledged
         assert (checkpoint.read_weights(newest)["queue"] == step).all()
-    checkpoint.sweep_leftovers(tmp_path)
+    checkpoint.clear_leftovers(tmp_path)
     assert left_behind(tmp_path) == sorted(folder.name for folder in checkpoint.complete(tmp_path))

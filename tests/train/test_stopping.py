@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tclx.train import stopping
-from tclx.train.stopping import REQUESTS, end_start_up_on_request, hearing_requests, stop_request
+from tclx.train.stopping import REQUESTS, answering_requests, end_start_up_on_request, stop_request
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
@@ -52,7 +52,7 @@ def heard(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_first_request_is_answered_and_waits_for_the_step(heard: Heard) -> None:
-    with hearing_requests(doing=lambda: "a training step", leave=heard.reasons.append), stop_request() as stop:
+    with answering_requests(doing=lambda: "a training step", leave=heard.reasons.append), stop_request() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop
         assert until(lambda: heard.has_said("SIGINT: stopping after this step and saving (now a training step)"))
@@ -63,7 +63,7 @@ def test_the_first_request_is_answered_and_waits_for_the_step(heard: Heard) -> N
 
 @pytest.mark.parametrize("doing", ["waiting for a batch", "saving a checkpoint"])
 def test_a_second_one_ends_the_process_and_says_what_it_waits_for(heard: Heard, doing: str) -> None:
-    with hearing_requests(doing=lambda: doing, leave=heard.reasons.append), stop_request():
+    with answering_requests(doing=lambda: doing, leave=heard.reasons.append), stop_request():
         os.kill(os.getpid(), signal.SIGTERM)
         assert until(lambda: heard.has_said("SIGTERM: stopping"))
         os.kill(os.getpid(), signal.SIGINT)
@@ -75,7 +75,7 @@ def test_a_second_one_ends_the_process_and_says_what_it_waits_for(heard: Heard, 
 
 
 def test_a_second_one_leaves_a_save_that_ends_in_time_alone(heard: Heard) -> None:
-    with hearing_requests(doing=lambda: "saving a checkpoint", leave=heard.reasons.append), stop_request():
+    with answering_requests(doing=lambda: "saving a checkpoint", leave=heard.reasons.append), stop_request():
         os.kill(os.getpid(), signal.SIGINT)
         assert until(lambda: heard.has_said("SIGINT: stopping"))
         os.kill(os.getpid(), signal.SIGINT)
@@ -85,7 +85,7 @@ def test_a_second_one_leaves_a_save_that_ends_in_time_alone(heard: Heard) -> Non
 
 def test_the_same_request_on_two_ways_is_one(heard: Heard) -> None:
     """`tclx cancel` sends SIGTERM, and the file that it leaves is found a moment later."""
-    with hearing_requests(doing=lambda: "a training step", leave=heard.reasons.append), stop_request():
+    with answering_requests(doing=lambda: "a training step", leave=heard.reasons.append), stop_request():
         os.kill(os.getpid(), signal.SIGTERM)
         assert until(lambda: heard.has_said("SIGTERM: stopping"))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -97,11 +97,11 @@ def test_a_main_thread_that_no_handler_reaches_is_ended_by_the_second_request() 
     """It waits inside a library, as in a collective: Python's handlers do not run there."""
     program = (
         "import ctypes, os\n"
-        "from tclx.train.stopping import hearing_requests, stop_request\n"
+        "from tclx.train.stopping import answering_requests, stop_request\n"
         "semaphore = ctypes.create_string_buffer(64)\n"
         "library = ctypes.CDLL(None)\n"
         "library.sem_init(semaphore, 0, 0)\n"
-        "with hearing_requests(doing=lambda: 'a collective', leave=lambda reason: os._exit(75)), stop_request():\n"
+        "with answering_requests(doing=lambda: 'a collective', leave=lambda reason: os._exit(75)), stop_request():\n"
         "    print('waits', flush=True)\n"
         "    while True:\n"
         "        while library.sem_wait(semaphore):\n"
@@ -125,7 +125,7 @@ def test_a_main_thread_that_no_handler_reaches_is_ended_by_the_second_request() 
 
 def test_before_training_the_first_request_ends_it_where_no_handler_can(heard: Heard) -> None:
     end_start_up_on_request()
-    with hearing_requests(doing=lambda: "starting", leave=heard.reasons.append):
+    with answering_requests(doing=lambda: "starting", leave=heard.reasons.append):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert until(lambda: bool(heard.reasons))  # as if it had not come through

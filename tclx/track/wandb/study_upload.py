@@ -30,8 +30,8 @@ from tclx.track.wandb.upload import (
     ending_within,
     explained,
     ignore_signals,
+    own_stdout,
     stage_inside,
-    voice,
 )
 
 JOB_TYPE = "sweep"
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     """Upload one study; returns the exit code."""
     ignore_signals()
     folder, seconds = Path(arguments[0]), float(arguments[1])
-    say = voice()
+    say = own_stdout()
     try:
         with ending_within(seconds), holding(folder / "wandb.lock") as free:
             if not free:

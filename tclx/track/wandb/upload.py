@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     ignore_signals()
     path, mode, seconds, how = Path(arguments[0]), arguments[1], float(arguments[2]), arguments[3]
     folder = RunFolder(path, attempt_name=(arguments[4] or None) if how == "follow" else None)
-    say = voice()
+    say = own_stdout()
     if how == "follow":
         os.nice(10)  # where cores are short, training has them
     try:
@@ -113,7 +113,7 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def voice() -> Say:
+def own_stdout() -> Say:
     """stdout, which from here on nobody else has: the client and its service would write into it and keep it open."""
     file = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
@@ -125,7 +125,7 @@ def voice() -> Say:
     return say
 
 
-def _heard(seconds: float | None) -> Ending | None:
+def _ending_asked_for(seconds: float | None) -> Ending | None:
     """How training ended, as soon as its process says so or is gone; None when it has said nothing for so long."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     if not ready:
@@ -167,7 +167,7 @@ def _follow(folder: RunFolder, seconds: float, say: Say) -> int:
     copy = Copy(folder, finish_seconds=max(1.0, seconds - 1), watched_process=os.getppid())
     wait, next_try, in_trouble = RETRY_SECONDS[0], 0.0, False
     with _alone(folder, seconds):
-        ending = _heard(0)
+        ending = _ending_asked_for(0)
         while ending is None:
             folder.check_attempt()
             if time.monotonic() >= next_try:
@@ -184,7 +184,7 @@ def _follow(folder: RunFolder, seconds: float, say: Say) -> int:
                         degraded(folder, f"{error} (it is tried again)", say)
                     next_try, in_trouble = time.monotonic() + wait, True
                     wait = min(2 * wait, RETRY_SECONDS[1])
-            ending = _heard(POLL_SECONDS)
+            ending = _ending_asked_for(POLL_SECONDS)
         with ending_within(seconds + ARRIVAL_SECONDS):
             copy.complete(due(folder, copy.wandb), ending)
     folder.add_event("wandb_complete", rows=copy.sent.num_rows, url=copy.sent.url)
@@ -205,7 +205,7 @@ def _once(folder: RunFolder, seconds: float) -> int:
 def _keep_offline(folder: RunFolder, seconds: float, say: Say) -> int:
     """Write the client's own file when training has ended: afresh, so that every row stands there once."""
     copy = Copy(folder, finish_seconds=max(1.0, seconds - 1))
-    ending = _heard(None) or "failed"
+    ending = _ending_asked_for(None) or "failed"
     with ending_within(seconds), _alone(folder, seconds):
         copy.write_offline(due(folder, copy.wandb), ending)
     say(f"W&B: offline; `tclx sync {folder.path}` uploads this run")

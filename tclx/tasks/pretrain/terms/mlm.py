@@ -22,7 +22,7 @@ class MlmSpec(Term):
     needs: ClassVar = Needs.FUSION | Needs.MASKED_WORDS | Needs.SOFT_LABELS
 
     mask_probability: Annotated[float, Field(gt=0, lt=1), Sensible(at_least=0.001)] = 0.15
-    """Share of the tokens that are hidden: 80 % masked, 10 % replaced, 10 % kept."""
+    """Probability that a token is selected for prediction: of these 80 % are masked, 10 % replaced, 10 % kept."""
 
     def pairs(self, features: Features) -> list[Pair]:
         """Each caption with words hidden, beside its own image."""

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class SigmoidSpec(ContrastiveTerm):
-    """SigLIP's loss: of every image and every caption of the batch, are they a pair? No queue, no momentum encoders."""
+    """SigLIP's loss: does each image match each caption of the batch, a binary classification. No queue, no momentum."""
 
     title: ClassVar = "Sigmoid: is this a pair?"
     needs: ClassVar = Needs.PROJECTIONS | Needs.OTHER_PAIRS
     aligns: ClassVar = True
 
     temperature: TemperatureSpec = TemperatureSpec(initial=0.1)
-    """Its own: a similarity is divided by it before the bias is added."""
+    """Temperature of its own, which the similarity is divided by before the bias is added."""
     bias: Annotated[float, Sensible(at_least=-100, at_most=100)] = -10.0
-    """Value at step 0 of the learned bias; negative, since most images and captions are no pair."""
+    """Initial value of the bias; negative, since most pairs of the batch do not match."""
     learned_bias: bool = True
     """Whether the bias is trained."""
 

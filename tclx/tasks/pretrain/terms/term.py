@@ -121,9 +121,9 @@ class TemperatureSpec(Section):
     learned: bool = True
     """Whether it is trained."""
     minimum: Temperature = 0.001
-    """Lower clamp."""
+    """Lower bound, to which it is clamped."""
     maximum: Temperature = 0.5
-    """Upper clamp."""
+    """Upper bound, to which it is clamped."""
 
     @model_validator(mode="after")
     def _initial_between_bounds(self) -> Self:
