@@ -38,8 +38,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run, a checkpoint or official weights.
 
-    Zero-shot image-text retrieval, in percent. What a run's best weights reach on its own spec is also written to the run
-    folder, where `tclx results` finds it.
+    Every task of the spec's evaluation; retrieval where it names none. What a run's best weights reach on its own spec is also
+    written to the run folder, where `tclx results` finds it.
     """
     from tclx.found import saved_or_run
     from tclx.use.saved import evaluate_saved
