@@ -13,14 +13,16 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tclx.data.rows import ROWS_WANTED, Unreadable, read_items
 from tclx.errors import InputError, Problem
-from tclx.spec.data import FilesSource
+
+if TYPE_CHECKING:
+    from tclx.spec.data import FilesSource
 
 MAX_PROBLEMS_SHOWN = 20
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tclx.data.images import Decoder, Picture
-from tclx.spec.data import AugmentationSpec
+if TYPE_CHECKING:
+    from tclx.data.images import Decoder, Picture
+    from tclx.spec.data import AugmentationSpec
 
 Adjustment = Literal["brightness", "contrast", "saturation", "hue"]
 Operation = Literal[

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from tclx.spec.data import NormalizationSpec
+if TYPE_CHECKING:
+    from tclx.spec.data import NormalizationSpec
 
 
 @dataclass(frozen=True)

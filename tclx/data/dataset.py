@@ -21,7 +21,7 @@ from itertools import count
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -39,15 +39,17 @@ from tclx.data.images import BadImage, Picture
 from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.shared_memory import PREFETCHED_BATCHES, check_shared_memory, shared_memory_error
 from tclx.data.sources.opening import open_source
-from tclx.data.sources.source import Rows
-from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
 from tclx.errors import InputError, MachineError, Problem, RunFailed, StandStill, TclxError
 from tclx.processes import look_at
-from tclx.spec.data import DataSpec
-from tclx.spec.experiment import ExperimentSpec
 from tclx.system import START_METHOD
 from tclx.tasks.pretrain.terms.term import Needs
-from tclx.tasks.task import Split
+
+if TYPE_CHECKING:
+    from tclx.data.sources.source import Rows
+    from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
+    from tclx.spec.data import DataSpec
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.task import Split
 
 Item = TypeVar("Item")
 

@@ -11,16 +11,18 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tclx.data.overlap import content_overlaps, overlaps
-from tclx.data.scenes import Split
 from tclx.data.sources.opening import sources_of
 from tclx.data.sources.source import SourceSize
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
-from tclx.spec.data import BadImagesSpec, DataSpec
 from tclx.system import START_METHOD, num_cpus
+
+if TYPE_CHECKING:
+    from tclx.data.scenes import Split
+    from tclx.spec.data import BadImagesSpec, DataSpec
 
 MAX_BAD_SHOWN = 20
 PICTURES_PER_TASK = 64

@@ -6,12 +6,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tclx.data.annotations import Annotations, picture_path
 from tclx.errors import Problem
-from tclx.spec.data import FilesSource
+
+if TYPE_CHECKING:
+    from tclx.spec.data import FilesSource
 
 LOOKED_AT = 16
 """Pictures of one file: its first, its last, and others evenly between."""

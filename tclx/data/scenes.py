@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tclx.errors import InputError, Problem
 from tclx.files import machine_error
-from tclx.spec.data import ScenesSource
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.ImageDraw import ImageDraw
+
+    from tclx.spec.data import ScenesSource
 
 Split = Literal["train", "val", "test"]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tclx.errors import MachineError
-from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.tasks.pretrain.terms.term import Needs
+
+if TYPE_CHECKING:
+    from tclx.spec.experiment import ExperimentSpec
 
 PREFETCHED_BATCHES = 2
 """Of each loader process, ready before they are asked for."""

@@ -6,22 +6,24 @@ Only what the objectives need is built; a part that no active term uses is None.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tclx.errors import InputError, Problem
-from tclx.model.adapted import AdaptedTextEncoder
-from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
 from tclx.model.momentum import update_momentum
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
 from tclx.model.vision import ImageEncoder
-from tclx.spec.experiment import ExperimentSpec
-from tclx.spec.objectives import ObjectivesSpec
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs, TemperatureSpec
+
+if TYPE_CHECKING:
+    from tclx.model.adapted import AdaptedTextEncoder
+    from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.spec.objectives import ObjectivesSpec
 
 
 class Encoded(NamedTuple):

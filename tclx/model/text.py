@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from tclx.model.adapted import AdaptedTextEncoder
 from tclx.model.fusion import FusionEncoder, FusionLayer, MaskedLanguageModelHead, padding_mask, run_layer
 from tclx.model.weights import on_meta
 from tclx.packaged import model_folder
-from tclx.spec.model import FusionEncoderSpec, TextEncoderSpec, TextSizes
+
+if TYPE_CHECKING:
+    from tclx.spec.model import FusionEncoderSpec, TextEncoderSpec, TextSizes
 
 KEY = "model.text_encoder"
 

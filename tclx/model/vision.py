@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from tclx.model.layout import Layout, layout_of
 from tclx.model.weights import fit_tensor, on_meta, read_tensors
 from tclx.model.without_wandb import VisionTransformer, timm
 from tclx.packaged import weights_file
-from tclx.spec.model import ImageEncoderSpec
+
+if TYPE_CHECKING:
+    from tclx.spec.model import ImageEncoderSpec
 
 KEY = "model.image_encoder"
 

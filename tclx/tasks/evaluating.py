@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tclx import distributed
-from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import RunFailed
-from tclx.model.tcl import TCL
-from tclx.runs import RunFolder
-from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.task import Evaluation, Split
+
+if TYPE_CHECKING:
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.model.tcl import TCL
+    from tclx.runs import RunFolder
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.task import Evaluation, Split
 
 
 def evaluate_tasks(

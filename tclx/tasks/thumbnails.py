@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+from typing import TYPE_CHECKING
 
 import cv2
 import simplejpeg
 
-from tclx.data.images import Picture
+if TYPE_CHECKING:
+    from tclx.data.images import Picture
 
 LARGEST_SIDE = 112
 """Pixels of a kept image: legible on a phone, about 4 kB each."""

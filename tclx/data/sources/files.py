@@ -15,12 +15,12 @@ from tclx.data.annotations import Annotations, picture_path, read_annotations
 from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
 from tclx.data.presence import missing_pictures
 from tclx.data.sources.source import SourceSize
-from tclx.errors import Problem
-from tclx.spec.data import FilesSource
-from tclx.spec.experiment import ExperimentSpec
 
 if TYPE_CHECKING:
     from tclx.data.images import Picture
+    from tclx.errors import Problem
+    from tclx.spec.data import FilesSource
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class Files:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
-from tclx.data.sources.source import Source
 from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
+
+if TYPE_CHECKING:
+    from tclx.data.sources.source import Source
 
 
 def open_source(source: DataSource, *, key: str) -> Source:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from tclx.data.scenes import NUM_CAPTIONS, Scenes
 from tclx.data.sources.source import SourceSize
-from tclx.errors import Problem
-from tclx.spec.data import ScenesSource
-from tclx.spec.experiment import ExperimentSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from tclx.data.images import Picture
+    from tclx.errors import Problem
+    from tclx.spec.data import ScenesSource
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class GeneratedScenes:

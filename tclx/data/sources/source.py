@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from tclx.errors import Problem
-from tclx.spec.experiment import ExperimentSpec
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from tclx.data.images import Picture
+    from tclx.errors import Problem
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class SourceSize(NamedTuple):

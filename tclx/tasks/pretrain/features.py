@@ -7,7 +7,7 @@ L tokens, M masked tokens.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from tclx.data.batch import Batch, normalise
 from tclx.losses.contrastive import similarity_logits, target_distribution
 from tclx.losses.matching import draw_hard_negatives
 from tclx.model.tcl import TCL, Encoded, Encoders
-from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.pretrain.terms.term import Needs
+
+if TYPE_CHECKING:
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class Views(NamedTuple):

@@ -5,16 +5,20 @@ Source: Yang et al. 2022, arXiv:2202.10401, and the order of operations of the p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from tclx.data.batch import Batch
 from tclx.losses.contrastive import alignment, modality_gap, mutual_information_bound, uniformity
-from tclx.model.tcl import TCL
-from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.pretrain.features import Features, HardNegatives
 from tclx.tasks.pretrain.terms.term import Needs, Term
 from tclx.tasks.task import StepOutput
+
+if TYPE_CHECKING:
+    from tclx.model.tcl import TCL
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class TrainingStep(nn.Module):

@@ -10,19 +10,21 @@ Source: Selvaraju et al. 2017, arXiv:1610.02391; Li et al. 2021, arXiv:2107.0765
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tclx.data.batch import normalise
-from tclx.data.dataset import EvaluationSet
-from tclx.data.tokenizer import CaptionTokenizer
-from tclx.model.fusion import FusionEncoder
 from tclx.model.precision import autocast
-from tclx.model.tcl import TCL
-from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.evaluating import evaluating
+
+if TYPE_CHECKING:
+    from tclx.data.dataset import EvaluationSet
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.model.fusion import FusionEncoder
+    from tclx.model.tcl import TCL
+    from tclx.spec.experiment import ExperimentSpec
 
 
 class WordMap(NamedTuple):

@@ -18,7 +18,7 @@ Source: Yang et al. 2022, arXiv:2202.10401; evaluation of the published retrieva
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +26,17 @@ from torch import Tensor
 from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
-from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
 from tclx.model.precision import autocast
-from tclx.model.tcl import TCL, Encoded
-from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
-from tclx.tasks.retrieval.task import RetrievalSpec
-from tclx.tasks.task import Split
+
+if TYPE_CHECKING:
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.model.tcl import TCL, Encoded
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.retrieval.task import RetrievalSpec
+    from tclx.tasks.task import Split
 
 UNSCORED = -100.0
 """The score of keys that are not among a query's candidates, as in the official score matrices."""

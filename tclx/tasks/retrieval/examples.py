@@ -6,22 +6,24 @@ Pictures are kept as small JPEG files inside the JSON: a report, or an upload, t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from tclx.data.dataset import EvaluationSet
-from tclx.data.images import Picture
-from tclx.data.tokenizer import CaptionTokenizer
-from tclx.model.tcl import TCL
-from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.retrieval.attention import AttentionMaps, attention_maps
 from tclx.tasks.retrieval.evaluation import Retrieval, RetrievalEvaluation, Shortlist, reranked_scores
 from tclx.tasks.retrieval.ranks import rank_of_best_relevant
 from tclx.tasks.thumbnails import jpeg, small, spaced
+
+if TYPE_CHECKING:
+    from tclx.data.dataset import EvaluationSet
+    from tclx.data.images import Picture
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.model.tcl import TCL
+    from tclx.spec.experiment import ExperimentSpec
 
 NUM_CAPTION_QUERIES, NUM_PICTURE_QUERIES = 8, 4
 NUM_RESULTS = 5

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tclx.tasks.retrieval.task import CUTOFFS
+from tclx.tasks.retrieval import CUTOFFS
 
 DEFAULT_CHUNK = 1024
 """Queries ranked at a time: with 25,000 keys, 1,024 fp32 rows are 100 MB."""

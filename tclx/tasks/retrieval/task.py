@@ -11,6 +11,7 @@ from tclx.errors import Problem
 from tclx.section import BatchSize, Count
 from tclx.tasks.metric import Metric
 from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.retrieval import CUTOFFS
 from tclx.tasks.task import Evaluation, EvaluationTask, Split
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
 
-CUTOFFS = (1, 5, 10)
-"""K of R@K."""
 _DIRECTIONS = {"text_to_image": "T2I", "image_to_text": "I2T"}
 
 

@@ -13,7 +13,7 @@ from tclx.errors import MachineError
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.objectives import TERMS
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm
-from tclx.tasks.retrieval.task import CUTOFFS
+from tclx.tasks.retrieval import CUTOFFS
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
