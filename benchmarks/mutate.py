@@ -88,6 +88,19 @@ OPERATORS = {
 
 
 ELSEWHERE = {
+    "cli/sweep/": ("sweep/test_sweeps.py",),
+    "data/sources/": ("data/test_sources.py", "data/test_facts.py", "data/test_overlap.py", "data/test_dataset.py"),
+    "tasks/pretrain/terms/": (
+        "tasks/pretrain/test_step.py",
+        "tasks/pretrain/test_golden_steps.py",
+        "tasks/pretrain/test_sigmoid.py",
+    ),
+    "use/": ("cli/test_cli.py", "cli/test_sync.py"),
+    "files.py": ("test_runs.py",),
+    "sweep/showing.py": ("sweep/test_sweeps.py",),
+    "sweep/working.py": ("sweep/test_sweeps.py",),
+    "train/failures.py": ("train/test_precision.py", "train/test_loop.py"),
+    "train/session.py": ("train/test_loop.py",),
     "cli/data.py": ("cli/test_cli.py",),
     "cli/run.py": ("cli/test_cli.py", "cli/test_launching.py"),
     "cli/status.py": ("cli/test_launching.py", "cli/test_cli.py"),
@@ -109,7 +122,7 @@ ELSEWHERE = {
     "track/wandb/study_upload.py": ("sweep/test_wandb.py",),
     "train/heartbeat.py": ("test_runs.py",),
 }
-"""Modules of tclx/ without a test file of their own name, and the files of tests/ that are theirs: what they do shows there."""
+"""Modules of tclx/ without a test file of their own name, or whole folders, and the files of tests/ that are theirs."""
 
 
 class Mutant(NamedTuple):
@@ -312,8 +325,10 @@ def nearest_tests(path: Path, project: Path) -> list[Path]:
     own = room / f"test_{relative.stem}.py"
     if own.exists():
         return [own.relative_to(project)]
-    if (named := ELSEWHERE.get(str(relative))) is not None:
-        return [Path("tests") / name for name in named]
+    name = relative.as_posix()
+    whole_folders = [place for place in ELSEWHERE if place.endswith("/") and name.startswith(place)]
+    if (named := ELSEWHERE.get(name, ELSEWHERE.get(max(whole_folders, default="")))) is not None:
+        return [Path("tests") / test for test in named]
     beside = sorted(room.glob("test_*.py"))
     module = ".".join(("tclx", *relative.with_suffix("").parts)).removesuffix(".__init__")
     importing = [test for test in beside if _imports(test, module)]

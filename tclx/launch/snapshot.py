@@ -22,7 +22,7 @@ from tclx.files import machine_error
 from tclx.provenance import CODE_FILE, code_folder, describe_code, package_versions
 
 CODE_FOLDER = ".code"
-_TAKEN = (".py", ".css", ".js")
+_TAKEN = (".py", ".css", ".js", ".html")
 """What the package is made of; whatever else lies in somebody's tree (`.env`, weights, links to other places) stays there."""
 
 _LARGEST_BYTES = 2 * 2**20

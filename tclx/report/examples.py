@@ -7,8 +7,8 @@ from typing import Any
 
 from tclx.examples import Examples, read_examples
 from tclx.report import figures
+from tclx.report.markup import Html, details, figure, heading, joined, jpeg, part, text
 from tclx.report.material import Material
-from tclx.report.page import Html, details, escaped, figure, joined, jpeg, text
 from tclx.report.results import RunResult
 from tclx.runs import RunFolder
 
@@ -36,12 +36,12 @@ def examples(material: Material) -> list[Html]:
     if missing:
         blocks.append(text(f"No examples of {', '.join(missing)}: `tclx eval RUN` writes them.", kind="note"))
     found = {label: one for label, (_, one) in shown.items()}
-    for direction, heading, query in (
+    for direction, title, query in (
         ("text_to_image", "From text to pictures", _caption_query),
         ("image_to_text", "From pictures to text", _picture_query),
     ):
         queries = [query(number, found) for number in _numbers(direction, found)]
-        blocks.append(Html(f"<h3>{escaped(heading)}</h3>"))
+        blocks.append(heading(title))
         blocks += queries[:OPEN_QUERIES]
         if folded := queries[OPEN_QUERIES:]:
             blocks.append(details(f"{len(folded)} more", *folded))
@@ -82,17 +82,17 @@ def _looks(number: int, words: str, found: Mapping[str, Examples]) -> Html:
         for each in one["attention"]
         if (each["caption"], each["text"]) == (number, words)
     ]
-    asked = f'<div class="asked">{jpeg(seen[0][1], description="the picture of the caption")}<h3>{escaped(words)}</h3></div>'
-    lines = (
-        _line(label, f"ITM {each['score']:.2f}" if each["score"] is not None else "", joined(map(_word, each["words"])))
+    lines = [
+        (label, f"ITM {each['score']:.2f}" if each["score"] is not None else "", joined(map(_word, each["words"])))
         for label, _, each in seen
-    )
-    return Html(f'<div class="query looks">{asked}<div class="answers">{joined(lines)}</div></div>')
+    ]
+    picture = jpeg(seen[0][1], description="the picture of the caption")
+    return part("query", kind=" looks", picture=picture, words=words, lines=lines)
 
 
 def _word(word: Mapping[str, str]) -> Html:
     picture = jpeg(word["picture"], description=f"where {word['word']} looks")
-    return Html(f"<figure>{picture}<figcaption>{escaped(word['word'])}</figcaption></figure>")
+    return part("pictured", picture=picture, right=False, lines=[word["word"]])
 
 
 def _kept(material: Material) -> dict[str, tuple[RunResult, Examples]]:
@@ -131,46 +131,34 @@ def _caption_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Ht
     right = jpeg(
         first["pictures"][str(query["right_image"])], description="the picture that belongs to the caption", right=True
     )
-    asked = f'<div class="asked">{right}<h3>{escaped(query["text"])}</h3></div>'
-    lines = (
-        _line(label, _at(query), joined(_picture(one, result) for result in query["results"])) for label, one, query in answers
-    )
-    return Html(f'<div class="query">{asked}<div class="answers">{joined(lines)}</div></div>')
+    lines = [(label, _at(query), joined(_picture(one, result) for result in query["results"])) for label, one, query in answers]
+    return part("query", kind="", picture=right, words=query["text"], lines=lines)
 
 
 def _picture_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Html:
     answers = list(_answers("image_to_text", number, found))
     _, first, query = answers[0]
     picture = jpeg(first["pictures"][str(query["image"])], description="the picture that asks")
-    lines = (
-        _line(label, _at(query), Html(f"<ol>{joined(_caption(result) for result in query['results'][:SHOWN_CAPTIONS])}</ol>"))
+    lines = [
+        (label, _at(query), part("captions", results=[_caption(result) for result in query["results"][:SHOWN_CAPTIONS]]))
         for label, _, query in answers
-    )
-    return Html(f'<div class="query"><div class="asked">{picture}</div><div class="answers">{joined(lines)}</div></div>')
+    ]
+    return part("query", kind="", picture=picture, words="", lines=lines)
 
 
 def _at(query: Mapping[str, Any]) -> str:
     return f"right one at rank {query['rank']}"
 
 
-def _line(label: str, remark: str, content: Html) -> Html:
-    who = f'<div class="who"><b>{escaped(label)}</b><br><span class="small">{escaped(remark)}</span></div>'
-    return Html(f'<div class="answer">{who}<div class="found">{content}</div></div>')
-
-
 def _picture(one: Examples, result: Mapping[str, Any]) -> Html:
     right = bool(result["right"])
     description = f"picture {result['image']}" + (", the right one" if right else "")
     picture = jpeg(one["pictures"][str(result["image"])], description=description, right=right)
-    tick = '<span class="tick" aria-hidden="true">✓</span>' if right else ""
-    scores = "<br>".join(escaped(score) for score in _scores(result))
-    return Html(f"<figure>{picture}{tick}<figcaption>{scores}</figcaption></figure>")
+    return part("pictured", picture=picture, right=right, lines=_scores(result))
 
 
-def _caption(result: Mapping[str, Any]) -> Html:
-    kind, tick = (' class="right"', " ✓") if result["right"] else ("", "")
-    scores = f'<span class="small">{escaped(" · ".join(_scores(result)))}</span>'
-    return Html(f"<li{kind}>{escaped(result['text'] + tick)} {scores}</li>")
+def _caption(result: Mapping[str, Any]) -> tuple[str, bool, str]:
+    return result["text"], bool(result["right"]), " · ".join(_scores(result))
 
 
 def _scores(result: Mapping[str, Any]) -> list[str]:

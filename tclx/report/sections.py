@@ -12,8 +12,9 @@ from tclx.metrics import find_metric, is_evaluated, main_metrics, without_split
 from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
+from tclx.report.markup import Html, bold, code, details, download, facts, figure, grid, table, text
 from tclx.report.material import Material, read_spec
-from tclx.report.page import Html, Markup, bold, code, details, download, duration, facts, figure, grid, table, text
+from tclx.report.page import duration
 from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
@@ -194,9 +195,9 @@ def _doubts(material: Material) -> Iterator[str]:
         yield "One seed each: nothing here says whether a difference is more than chance."
 
 
-def _cell(spread: Spread | None, best: float | None) -> str | Markup:
+def _cell(spread: Spread | None, best: float | None) -> str:
     shown = format_spread(spread)
-    return Markup(bold(shown)) if spread is not None and spread.mean == best else shown
+    return bold(shown) if spread is not None and spread.mean == best else shown
 
 
 def _dots(material: Material) -> Iterator[Html]:
@@ -296,14 +297,14 @@ def _spread_of(values: Sequence[float]) -> str:
 # -------------------------------------------------------------------------------------------------------------- reproduction
 
 
-def _reproduction_row(material: Material, run: RunResult) -> list[str | Markup]:
+def _reproduction_row(material: Material, run: RunResult) -> list[str]:
     folder = RunFolder(run.folder)
     environment = folder.read_environment()
     packages = environment.packages
     named = ", ".join(f"{name} {packages[name]}" for name in ("tclx", "torch", "timm", "transformers") if packages.get(name))
     content = json.dumps(runnable(read_spec(run)), indent=1, ensure_ascii=False)
     return [
-        Markup(download(_spec_file(run), content)),
+        download(_spec_file(run), content),
         str(run.seed),
         "finished" if run.status.standing == "finished" else describe(run.status),
         _commit(environment),

@@ -9,8 +9,9 @@ import tclx
 from tclx.errors import InputError, Problem
 from tclx.report import sections
 from tclx.report.examples import attention, examples, similarities
+from tclx.report.markup import joined, text
 from tclx.report.material import Material, gather
-from tclx.report.page import Page, joined, text
+from tclx.report.page import Page
 from tclx.report.results import Selection
 
 

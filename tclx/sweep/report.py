@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 import tclx
-from tclx.report.page import Html, Page, bold, code, details, duration, facts, figure, grid, joined, table, text
+from tclx.report.markup import Html, bold, code, details, facts, figure, grid, joined, table, text
+from tclx.report.page import Page, duration
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text

@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 import pytest
 
 from tclx.found import find
-from tclx.report.page import COLORS, Markup, Page, code, details, escaped, figure, jpeg, styles, table, text
+from tclx.report.markup import code, details, escaped, figure, jpeg, table, text
+from tclx.report.page import COLORS, Page, styles
 from tclx.report.write import write_report
 from tclx.runs import RunFolder, RunState
 from tests.report.conftest import Trained
@@ -94,7 +95,7 @@ def test_the_functions_that_take_words_escape_them(make: object) -> None:
 
 
 def test_cells_are_escaped_but_for_markup() -> None:
-    made = table([HOSTILE, "b"], [[HOSTILE, Markup(escaped("x"))]])
+    made = table([HOSTILE, "b"], [[HOSTILE, escaped("x")]])
     assert [tag for tag, _ in Reader(made).tags if tag in ("script", "img")] == []
     assert Reader(made).tables == [[[HOSTILE, "b"], [HOSTILE, "x"]]]
 
