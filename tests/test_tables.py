@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from tclx.launch.backend import BACKENDS, Backend
 from tclx.metrics import OF_EVERY_RUN, find_metric, is_evaluated, of_terms
+from tclx.runs import Job
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
+from tclx.spec.launch import LaunchSpec
 from tclx.spec.objectives import TERMS, ObjectivesSpec
 from tclx.spec.schema import experiment_schema
 from tclx.tasks.pretrain.terms.term import Needs, Term
@@ -78,3 +82,12 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
     assert {name for name in logged if is_evaluated(name)} == evaluated
     test = folder.read_evaluations()["test"].metrics
     assert test.keys() == {name.replace("/val/", "/test/") for name in evaluated}
+
+
+def test_every_backend_of_a_spec_is_in_the_table_and_answers_all_that_is_asked() -> None:
+    kinds = {get_args(kind.model_fields["backend"].annotation)[0] for kind in get_args(get_args(LaunchSpec)[0])}
+    assert kinds == BACKENDS.keys() == set(get_args(get_type_hints(Job)["backend"]))
+    asked = {part for part in (*vars(Backend), *Backend.__annotations__) if not part.startswith("_")}
+    for name, backend in BACKENDS.items():
+        assert asked <= set(dir(backend)), name
+        assert f"backend: {name}" in "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))

@@ -48,9 +48,10 @@ def _before_training(folder: RunFolder) -> Path:
     Raises:
         InputError: that is nothing, too.
     """
+    from tclx.launch.backend import BACKENDS
+
     job = folder.read_job()
-    name = f"{job.job_id}_0_log.out" if job and job.backend == "slurm" else "queue.log"
-    if job is not None and (log := Path(job.folder) / name).is_file():
+    if job is not None and (log := BACKENDS[job.backend].log(job)).is_file():
         return log
     there = ", ".join(path.stem.removeprefix("rank") for path in sorted((folder.path / "logs").glob("rank*.log"))) or "none"
     raise InputError(Problem("--rank", f"{folder.run_id} has no log of this process yet", f"ranks with a log: {there}"))

@@ -40,9 +40,9 @@ def plan(
 
     runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir, without_data=without_data)
     if script:
-        from tclx.launch.submit import script_of
+        from tclx.launch.backend import by_backend
 
-        show(script_of(runs, runs_dir=runs_dir), end="")
+        show("\n".join(backend.script(own, runs_dir=runs_dir) for backend, own in by_backend(runs)), end="")
         return
     say_warnings(runs)
     if not without_data:  # which plans for another machine, with another cache

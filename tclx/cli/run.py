@@ -86,22 +86,18 @@ def say_warnings(runs: Sequence[PlannedRun]) -> None:
 
 def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, follow: bool) -> int:
     """Hand the runs to where each belongs; returns the exit code."""
-    from tclx.launch import local
+    from tclx.launch.backend import by_backend
     from tclx.launch.prepare import relatives
-    from tclx.launch.submit import submit
 
     for run in runs:
         for line in relatives(run, runs_dir=runs_dir):
             say(line)
 
     outcomes: list[Outcome] = []
-    here = [run for run in runs if run.spec.launch.backend == "local"]
-    there = [run for run in runs if run.spec.launch.backend == "slurm"]
-    if here:
-        launch = local.detach if detach else local.launch
-        outcomes += launch(here, runs_dir=runs_dir, again=again, say=say)
-    if there:
-        outcomes += submit(there, runs_dir=runs_dir, again=again, say=say)
+    here = there = False
+    for backend, own in by_backend(runs):
+        outcomes += backend.start(own, runs_dir=runs_dir, again=again, detach=detach, say=say)
+        here, there = here or backend.waits, there or not backend.waits
     if there and follow:
         from tclx.cli.status import follow_until_ended
 

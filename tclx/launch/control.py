@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tclx.launch import slurm
+from tclx.launch.backend import BACKENDS
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Say, prepared
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
@@ -30,10 +30,9 @@ def cancel_runs(folders: Sequence[Path], *, say: Say) -> list[RunStatus]:
         status.folder.write_json(status.folder.cancel, {"time": time.time(), "host": os.uname().nodename, "pid": os.getpid()})
         _signal_here(status.folder)
         say(f"{status.folder.run_id}: was {status.standing} at step {status.step}, asked to save and stop")
-    jobs = [job.job_id for one in asked if (job := one.folder.read_job()) and job.backend == "slurm" and job.job_id]
-    if jobs:
-        with suppress(slurm.SlurmRefused):  # one of them ended a moment ago
-            slurm.patiently(lambda: slurm.call(["scancel", *jobs]), say=say)
+    jobs = [job for one in asked if (job := one.folder.read_job()) is not None]
+    for name, backend in BACKENDS.items():
+        backend.cancel([job for job in jobs if job.backend == name], say=say)
     return asked
 
 
