@@ -171,6 +171,15 @@ def lock_is_free(file: int) -> bool:
     return True
 
 
+STALE_SECONDS = 90.0
+"""A heartbeat that is older has stopped: it beats every 5 s, and a network file system may show it up to a minute late."""
+
+
+def is_recent(at: float) -> bool:
+    """Whether whoever beat last at this time, in seconds since 1970, still lives."""
+    return time.time() - at < STALE_SECONDS
+
+
 @contextmanager
 def beating(path: Path, *, every_seconds: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Touch a file for as long as the block runs, from a thread: its age tells whether this process lives.

@@ -66,6 +66,17 @@ Status = Literal["created", "running", "interrupted", "failed", "finished", "unk
 """`unknown` is never written: it is what a state file says that cannot be read."""
 
 
+def checkpoint_name(step: int) -> str:
+    """What the folder of a checkpoint is called."""
+    return f"step-{step:08d}"
+
+
+def step_of_checkpoint(name: str) -> int | None:
+    """The optimizer steps that a checkpoint folder's name says were done; None for another name."""
+    found = re.fullmatch(r"step-(\d{8,})", name)
+    return int(found[1]) if found is not None else None
+
+
 @dataclass(frozen=True)
 class RunState:
     """Where a run stands; `reason` says why it is not going on."""
@@ -280,8 +291,8 @@ class RunFolder:
 
     def saved_step(self) -> int:
         """The newest checkpoint's step, by its name; torch is not needed to read it."""
-        steps = [int(path.parent.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*/manifest.json")]
-        return max(steps, default=0)
+        steps = [step_of_checkpoint(path.parent.name) for path in self.checkpoints.glob("step-*/manifest.json")]
+        return max((step for step in steps if step is not None), default=0)
 
     def read_job(self) -> Job | None:
         """Whom the run was last handed to, or None.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tclx.errors import MachineError
-from tclx.files import Unreadable, parse_json, read_as
+from tclx.files import STALE_SECONDS, Unreadable, is_recent, parse_json, read_as
 from tclx.launch import slurm
 from tclx.launch.ending import last_lines
 from tclx.runs import Attempt, Job, RunFolder, RunState, is_held
@@ -37,9 +37,6 @@ Standing = Literal[
 ]
 GOING_ON: tuple[Standing, ...] = ("queued", "starting", "running", "restarting")
 """Standings of a run that nobody needs to start."""
-
-STALE_SECONDS = 90.0
-"""A heartbeat that is older has stopped: it beats every 5 s, and a network file system may show it up to a minute late."""
 
 PRUNED = "pruned "
 """How the reason of a run begins that a sweep's pruner has stopped."""
@@ -256,7 +253,7 @@ def _judge_local(state: RunState, job: Job | None, alive: bool) -> tuple[Standin
 def queue_is_alive(job: Job) -> bool:
     """Whether the local queue that has the run still runs: it touches a file as runs do."""
     try:
-        return time.time() - (Path(job.folder) / "heartbeat").stat().st_mtime < STALE_SECONDS
+        return is_recent((Path(job.folder) / "heartbeat").stat().st_mtime)
     except OSError:
         return False
 
@@ -289,7 +286,7 @@ def _judge_ended(
         return state.status, state.reason
     if alive and seen is None:
         return "running", None  # just started: squeue was asked a moment before
-    if seen is None and time.time() - job.submitted_at < STALE_SECONDS:
+    if seen is None and is_recent(job.submitted_at):
         return "queued", "just submitted"
     if ours or (seen is not None and seen.state == "NODE_FAIL"):
         return "lost", f"{how}, and it left no word; tclx resume continues it from the newest checkpoint"

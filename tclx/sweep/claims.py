@@ -11,13 +11,11 @@ import json
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from tclx.files import beating, lock_is_free, write_atomically
-from tclx.launch.watch import STALE_SECONDS
+from tclx.files import beating, is_recent, lock_is_free, write_atomically
 from tclx.runs import BEAT_SECONDS
 from tclx.sweep.study import StudyFolder
 
@@ -67,7 +65,7 @@ def is_alive(folder: StudyFolder, claim: Claim) -> bool:
     with file:
         if claim.host == socket.gethostname():
             return not lock_is_free(file.fileno())
-        return time.time() - os.fstat(file.fileno()).st_mtime < STALE_SECONDS
+        return is_recent(os.fstat(file.fileno()).st_mtime)
 
 
 def read_claim(folder: StudyFolder, number: int) -> Claim | None:

@@ -36,13 +36,12 @@ from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, machine_error, parse_json, read_object, write_atomically
 from tclx.model.weights import KEY
 from tclx.model.weights import read_weights as read_file
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, checkpoint_name, step_of_checkpoint
 from tclx.spec.load import load_spec_json
 from tclx.track.jsonl import read
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-_FOLDER = re.compile(r"step-(\d{8,})")
 _MOST_NAMES = 5
 """Names that a message lists before it says how many more there are."""
 
@@ -179,15 +178,15 @@ def _sync(path: Path) -> None:
 
 def place(checkpoints: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
-    return checkpoints / f"step-{step:08d}"
+    return checkpoints / checkpoint_name(step)
 
 
 def step_of(folder: Path) -> int:
     """The optimizer steps that a checkpoint folder's name says were done."""
-    found = _FOLDER.fullmatch(folder.name)
-    if found is None:
+    step = step_of_checkpoint(folder.name)
+    if step is None:
         raise ValueError(f"{folder} is not named like a checkpoint")
-    return int(found[1])
+    return step
 
 
 def complete(checkpoints: Path) -> list[Path]:
@@ -202,7 +201,7 @@ def newest(checkpoints: Path) -> Path | None:
 
 def named(checkpoints: Path) -> list[Path]:
     """Whatever is named like a checkpoint, sound or not, newest first."""
-    folders = [folder for folder in checkpoints.glob("step-*") if _FOLDER.fullmatch(folder.name)]
+    folders = [folder for folder in checkpoints.glob("step-*") if step_of_checkpoint(folder.name) is not None]
     return sorted(folders, key=step_of, reverse=True)
 
 
@@ -235,7 +234,7 @@ def _read_manifest(folder: Path) -> _Manifest:
         if version != SCHEMA or set(manifest["files"]) != set(_FILES):
             raise _Damaged(f"{_MANIFEST} is not one of a checkpoint")
         found = _AS_MANIFEST.validate_python(manifest)
-    if (name := _FOLDER.fullmatch(folder.name)) and int(name[1]) != found.step:
+    if (step := step_of_checkpoint(folder.name)) is not None and step != found.step:
         raise _Damaged(f"{_MANIFEST} is that of step {found.step}")
     return found
 
@@ -452,7 +451,7 @@ def place_of(path: Path) -> Path:
         return found
     whole = path.resolve()
     folder = whole.parent if whole.name == _MODEL else whole
-    if (folder / _MANIFEST).exists() or _FOLDER.fullmatch(folder.name):
+    if (folder / _MANIFEST).exists() or step_of_checkpoint(folder.name) is not None:
         return folder
     if path.is_dir():
         raise InputError(Problem("", f"{path} is neither a run folder, a checkpoint folder nor a weights file"))

@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed
 from tclx.files import read_as
-from tclx.runs import RunFolder
+from tclx.runs import RunFolder, checkpoint_name
 from tclx.spec.tracking import WandbSpec
 from tclx.track.jsonl import Row
 from tclx.track.sink import Sink, TrackedRun
@@ -193,7 +193,7 @@ def digest(summary: Mapping[str, Any]) -> str:
 
 def _checkpoints(folder: RunFolder, spec: WandbSpec, events: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
     found = folder.read_best()
-    best = f"step-{found.step:08d}" if found is not None else None
+    best = checkpoint_name(found.step) if found is not None else None
     saved = [event["checkpoint"] for event in events if event["event"] == "saved" and "checkpoint" in event]
     ended = any(event["event"] == "finished" for event in events)
     if spec.checkpoints == "none" or (spec.checkpoints == "best" and not ended) or not saved:
