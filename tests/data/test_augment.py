@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -220,3 +220,24 @@ def test_pillow_evaluation_is_pillows_own_bicubic() -> None:
     picture = photograph(60, 90)
     expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
     assert np.array_equal(resize_for_evaluation(picture, image_size=32, decoder="pil"), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "place"),
+    [
+        ("TranslateX", 3.0, lambda x, y: (x + 3, y)),
+        ("TranslateY", -2.0, lambda x, y: (x, y - 2)),
+        ("ShearX", 1.0, lambda x, y: (x - y, y)),
+        ("ShearY", 1.0, lambda x, y: (x, y - x)),
+        ("Rotate", 180.0, lambda x, y: (8 - x, 8 - y)),
+        ("Identity", 0.0, lambda x, y: (x, y)),
+    ],
+)
+def test_geometry_takes_each_pixel_from_where_the_official_matrices_say(name: str, argument: float, place: Any) -> None:
+    picture = photograph(8, 8)
+    moved = apply_operation(picture, name, argument, official=False)
+    for y in range(8):
+        for x in range(8):
+            from_x, from_y = place(x, y)
+            if 0 <= from_x < 8 and 0 <= from_y < 8:
+                assert (moved[y, x] == picture[from_y, from_x]).all(), (x, y)

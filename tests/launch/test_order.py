@@ -76,7 +76,14 @@ def test_of_several_variants_the_named_one_is_what_a_run_starts_from(tmp_path: P
 def test_a_circle_of_experiments_is_refused_at_its_line(tmp_path: Path) -> None:
     one = write_spec(tmp_path, "one", init={"experiment": "two.yaml"})
     write_spec(tmp_path, "two", init={"experiment": "one.yaml"})
-    with pytest.raises(InputError, match=r"two\.yaml:\d+:\d+: init\.experiment: .*circle.*one\.yaml.*two\.yaml"):
+    with pytest.raises(InputError, match=r"two\.yaml:\d+:\d+: init\.experiment: .*circle: one\.yaml -> two\.yaml -> one"):
+        plan(one)
+
+
+def test_a_circle_through_a_variant_names_it(tmp_path: Path) -> None:
+    one = write_spec(tmp_path, "one", variants={"long": {"init": {"experiment": "two.yaml"}}})
+    write_spec(tmp_path, "two", init={"experiment": "one.yaml", "variant": "long"})
+    with pytest.raises(InputError, match=r"circle: one\.yaml \(long\) -> two\.yaml -> one\.yaml$"):
         plan(one)
 
 

@@ -142,6 +142,21 @@ def test_a_study_of_53ca314_knows_the_length_while_the_file_is_what_it_was(tmp_p
     assert (kept.training.steps, kept.training.batch_size_per_gpu) == (2, 8)
 
 
+def test_what_has_no_winner_says_why(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, space=RATE, constraints=[{"metric": "loss/total", "at_most": 1.0}])
+    sweep = load_sweep(path, runs_dir=tmp_path / "runs")
+    study = create_study(sweep, StudyFolder.of(sweep.spec.name, tmp_path / "runs"))
+    with pytest.raises(InputError, match=r"has no best trial .no trial is complete yet"):
+        experiment_of(study, sweep, beside=tmp_path)
+    trial = study.ask()
+    trial.set_constraint("loss/total", 0.5)
+    study.tell(trial, 1.0)
+    with pytest.raises(InputError, match=r"has no best trial .no complete trial keeps the constraints"):
+        experiment_of(study, sweep, beside=tmp_path)
+    with pytest.raises(InputError, match=r"--trial: trial 7 is not complete .complete are 0"):
+        experiment_of(study, sweep, number=7, beside=tmp_path)
+
+
 def test_the_command_writes_beside_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study_of(write_sweep(tmp_path, space=RATE, **SHORT))
     (tmp_path / "elsewhere").mkdir()

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from tclx.track.console import Clock, Progress, fitted, watch
+from tclx.track.console import Clock, Progress, fitted, watch, watch_each
 
 ROW = {"step": 5, "loss/total": 4.25, "loss/cma": 2.5, "loss/cma_image_to_text": 9.0, "speed/images_per_second": 123.4}
 EVALUATION = {"step": 5, "retrieval/val/r_mean": 31.25, "retrieval/val/dual/r_mean": 7.0}
@@ -118,6 +118,20 @@ def test_piped_lines_have_that_eta_too(monkeypatch: pytest.MonkeyPatch) -> None:
             now += 5.0
             watcher.row({**ROW, "step": step})
     assert file.getvalue().splitlines()[-1].endswith("ETA 0:08:05")
+
+
+def test_several_consoles_are_each_told_everything() -> None:
+    terminal, log = io.StringIO(), io.StringIO()
+    consoles = [Console(file=terminal, force_terminal=True, width=160, _environ={"TERM": "xterm-256color"}), Console(file=log)]
+    with watch_each(consoles, title="toy", first_step=0, total_steps=10) as watcher:
+        watcher.say("hello")
+        watcher.row(ROW)
+        watcher.step(7)
+    assert [line.split("  ETA")[0] for line in log.getvalue().splitlines()] == [
+        "hello",
+        "step 5/10  total 4.250  cma 2.500  123 images/s",
+    ]
+    assert all(part in terminal.getvalue() for part in ("hello", "total 4.250", "7/10"))
 
 
 def test_an_evaluations_line_fits_into_80_columns() -> None:
