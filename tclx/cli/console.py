@@ -16,7 +16,7 @@ from tclx.errors import TclxError
 from tclx.terminal import error_lines, one_line, printable
 
 RunsDir = Annotated[
-    Path, typer.Option("--runs-dir", envvar="TCLX_RUNS", metavar="FOLDER", help="Where runs are kept.", file_okay=False)
+    Path, typer.Option("--runs-dir", envvar="TCLX_RUNS", metavar="FOLDER", help="Folder of the runs.", file_okay=False)
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the spec; may be repeated.")

@@ -19,7 +19,10 @@ def dashboard(
     ],
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write its JSON and ask no server.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the workspace's JSON to this file, without contacting a server."),
+    ] = None,
 ) -> None:
     """Make or update the W&B workspace of a group of runs: losses side by side, bounds, health, retrieval, speed.
 

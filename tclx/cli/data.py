@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example:  tclx data write experiments/quickstart.yaml scenes"
 
-app = typer.Typer(no_args_is_help=True, help="Write generated data out; check pictures before training.", epilog=EXAMPLE)
+app = typer.Typer(no_args_is_help=True, help="Write generated data to files; check images before training.", epilog=EXAMPLE)
 
 
 @app.command(epilog=EXAMPLE)
@@ -24,8 +24,8 @@ def write(
     source: Annotated[
         str, typer.Argument(metavar="SPEC|scenes", help="An experiment file whose data are generated, or `scenes`.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; made if needed.", file_okay=False)],
-    num_images: Annotated[int, typer.Option("--num-images", min=1, help="With `scenes`: how many of each split.")] = 256,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if needed.", file_okay=False)],
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="With `scenes`: number of scenes per split.")] = 256,
     overrides: Overrides = None,
 ) -> None:
     """Write generated scenes as pictures and JSON files.

@@ -22,7 +22,7 @@ _COLOURS = {"ok": "32", "info": "36", "warning": "33", "problem": "1;31"}
 def doctor(
     spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="An experiment: what W&B will do for its runs.")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    deep: Annotated[bool, typer.Option("--deep", help="Import torch, too, in a process of its own, and try the GPU.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also import torch, in a separate process, and test the GPU.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at this machine: Python, GPUs, disk, runs folder, SLURM, logins; say what is missing and what to do.

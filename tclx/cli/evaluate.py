@@ -23,15 +23,17 @@ class Split(StrEnum):
 def evaluate(
     target: Annotated[
         str,
-        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="What stands for one run, a checkpoint folder, or an official .pth."),
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="A run (folder, id or unique name), a checkpoint folder, or an official .pth."
+        ),
     ],
     spec: Annotated[
-        Path | None, typer.Option("--spec", metavar="SPEC", help="What to evaluate and on which data; a run's own by default.")
+        Path | None, typer.Option("--spec", metavar="SPEC", help="Spec with model and data; the run's own by default.")
     ] = None,
     overrides: Overrides = None,
-    split: Annotated[Split, typer.Option("--split", help="On which data.")] = Split.TEST,
+    split: Annotated[Split, typer.Option("--split", help="Split to evaluate.")] = Split.TEST,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="WHICH", help="Of a run folder: best, last or a step.")
+        str, typer.Option("--checkpoint", metavar="WHICH", help="Checkpoint of a run: best, last or a step.")
     ] = "best",
     as_json: AsJson = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,

@@ -19,11 +19,11 @@ FOLLOW_SECONDS = 0.5
 
 
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or id, or what stands for one run alone.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a run id, or a name that matches a single run.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Of which training process.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print what is added; Ctrl-C leaves.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Rank of the training process.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output; Ctrl-C stops.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines to print from the end.")] = 50,
 ) -> None:
     """Print what a run's process has printed, over all of its starts.
 

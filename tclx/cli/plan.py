@@ -22,7 +22,7 @@ def plan(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Experiment files.")],
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the cost, whose estimate has to import torch.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the cost estimate, which imports torch.")] = False,
     without_data: Annotated[
         bool, typer.Option("--without-data", help="Count from `approximate_rows` where the data is not on this machine.")
     ] = False,

@@ -17,11 +17,13 @@ def report(
         list[str],
         typer.Argument(metavar="RUN|EXPERIMENT|SWEEP...", help=f"{RUNS_HELP}."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.", dir_okay=False)] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Output file.", dir_okay=False)] = Path(
         "report.html"
     ),
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="test or val; test where there is one.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
+    ] = None,
 ) -> None:
     """Write one HTML page about runs: curves, table, health, examples, cost, and how to get them again.
 

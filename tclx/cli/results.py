@@ -24,9 +24,11 @@ def results(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="test or val; test where there is one.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
+    ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table here.", dir_okay=False)
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this CSV file.", dir_okay=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -14,7 +14,7 @@ EXAMPLE = "Example:  tclx resume quickstart"
 def resume(
     runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    detach: Annotated[bool, typer.Option("--detach", help="Local runs: return at once.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Local runs: return immediately.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch.")] = False,
 ) -> None:
     """Continue runs from their newest checkpoints as they were asked for; no spec file is needed.

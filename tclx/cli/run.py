@@ -55,10 +55,10 @@ def run(
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     backend: BackendChoice = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Train from scratch what is there already; the old run folder is kept beside.")
+        bool, typer.Option("--again", help="Train existing runs again from scratch; their folders are renamed and kept.")
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Local runs: return at once; they go on when the terminal is closed.")
+        bool, typer.Option("--detach", help="Local runs: return immediately; they keep running when the terminal closes.")
     ] = False,
     dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch; Ctrl-C leaves them running.")] = False,

@@ -21,9 +21,9 @@ class Kind(StrEnum):
 
 
 def schema(
-    kind: Annotated[Kind, typer.Argument(help="Of which kind of file.")] = Kind.EXPERIMENT,
+    kind: Annotated[Kind, typer.Argument(help="File type to print the schema of.")] = Kind.EXPERIMENT,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file; stdout by default.", dir_okay=False)
     ] = None,
 ) -> None:
     """Print the JSON Schema of a spec file, for editors and other tools."""

@@ -27,7 +27,7 @@ Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{R
 def status(
     runs: Runs = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and report every change until all have ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep reporting changes until all runs have ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show every run: how far it is, what it waits for, why it ended.

@@ -17,8 +17,10 @@ def sync(
         typer.Argument(metavar="[RUNS...]", help=f"{RUNS_HELP}; all by default."),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    again: Annotated[bool, typer.Option("--again", help="Upload the whole run as a new one, also when W&B has it.")] = False,
-    timeout: Annotated[int, typer.Option("--timeout", min=10, metavar="SECONDS", help="Per run or study.")] = 600,
+    again: Annotated[
+        bool, typer.Option("--again", help="Upload the whole run as a new W&B run, even if W&B already has it.")
+    ] = False,
+    timeout: Annotated[int, typer.Option("--timeout", min=10, metavar="SECONDS", help="Time limit per run or study.")] = 600,
     as_json: AsJson = False,
 ) -> None:
     """Upload to W&B what it does not have yet: offline runs, and what was left when W&B could not be reached.

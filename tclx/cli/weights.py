@@ -25,7 +25,7 @@ class Form(StrEnum):
 @app.command("import", epilog=EXAMPLE)
 def import_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="An official checkpoint; nothing in it is executed.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Where to write; for init.checkpoint.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Output file, for init.checkpoint.")],
 ) -> None:
     """Translate an official checkpoint into tclx's names, as safetensors."""
     from tclx.model.weights import import_official, write_tensors
@@ -37,9 +37,9 @@ def import_weights(
 
 @app.command("export", epilog="Example:  tclx weights export runs/quickstart-s0-68463135 tcl.pth --form pretrain")
 def export_weights(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="What stands for one run, or a checkpoint folder.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.pth", help="Where to write.")],
-    form: Annotated[Form, typer.Option("--form", help="The official script that will read it.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (folder, id or unique name) or a checkpoint folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.pth", help="Output file.")],
+    form: Annotated[Form, typer.Option("--form", help="Official script that will load it.")],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Write a run's best weights as an official checkpoint."""

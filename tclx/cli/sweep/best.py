@@ -16,9 +16,11 @@ EXAMPLE = "Example:  tclx sweep best loss-weights -o experiments/best.yaml"
 def best(
     sweep: StudyName,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here, not to stdout.", dir_okay=False)
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file; stdout by default.", dir_okay=False)
     ] = None,
-    trial: Annotated[int | None, typer.Option("--trial", help="This trial, not the best: one of a Pareto front.")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", help="Trial number instead of the best, for instance one of the Pareto front.")
+    ] = None,
     keep_changes: Annotated[
         bool, typer.Option("--keep-changes", help="Keep the sweep's `changes`, such as fewer steps, as its trials had them.")
     ] = False,

@@ -16,7 +16,7 @@ EXAMPLE = "Example:  tclx sweep report loss-weights -o loss-weights.html"
 def report(
     sweep: StudyName,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="NAME.html by default.", dir_okay=False)
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Output file; NAME.html by default.", dir_okay=False)
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:

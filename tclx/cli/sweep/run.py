@@ -18,12 +18,17 @@ def run(
     overrides: Overrides = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     backend: BackendChoice = None,
-    again: Annotated[bool, typer.Option("--again", help="Begin the study anew; the old one is kept beside.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start a new study; the existing one is renamed and kept.")] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option("--accept-changes", help="The sweep has changed: begin anew with the earlier trials that still count."),
+        typer.Option(
+            "--accept-changes",
+            help="The sweep file has changed: start a new study with the earlier trials that are still valid.",
+        ),
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Here: return at once; workers outlive the terminal.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Local: return immediately; workers keep running when the terminal closes.")
+    ] = False,
     dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--follow", help="On SLURM: wait and watch; Ctrl-C leaves the jobs running.")] = False,
 ) -> None:
