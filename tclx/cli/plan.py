@@ -35,8 +35,8 @@ def plan(
     Nothing is started and no GPU is needed. What is wrong with the specs is printed at once, all of it.
     """
     from tclx.launch.costs import sections_of
+    from tclx.launch.local.slots import check_fits
     from tclx.launch.order import plan_runs
-    from tclx.launch.slots import check_fits
 
     runs = plan_runs(specs, with_backend(overrides, backend), runs_dir=runs_dir, without_data=without_data)
     if script:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tclx.doctor.check import Check
 from tclx.errors import MachineError
-from tclx.launch import slurm
+from tclx.launch.slurm import commands as slurm
 from tclx.system import Mount
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tclx.errors import InputError, Problem
+from tclx.launch.local.backend import Local
+from tclx.launch.slurm.backend import Slurm
 from tclx.runs import Job
 
 if TYPE_CHECKING:
@@ -50,56 +50,9 @@ class Backend(Protocol):
         ...
 
 
-class _Local:
-    """This machine: in the foreground, or by a queue that outlives the terminal."""
-
-    waits = True
-
-    def start(self, runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, say: Say) -> list[Outcome]:
-        from tclx.launch import local
-
-        return (local.detach if detach else local.launch)(runs, runs_dir=runs_dir, again=again, say=say)
-
-    def log(self, job: Job) -> Path:
-        return Path(job.folder) / "queue.log"
-
-    def cancel(self, jobs: Sequence[Job], *, say: Say) -> None:
-        """The queue passes over runs that were asked to stop."""
-
-    def script(self, runs: Sequence[PlannedRun], *, runs_dir: Path) -> str:
-        raise InputError(Problem("launch.backend", f"{runs[0].plan.run_id} is a local run", "`--backend slurm` submits it"))
-
-
-class _Slurm:
-    """A SLURM cluster."""
-
-    waits = False
-
-    def start(self, runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, say: Say) -> list[Outcome]:
-        from tclx.launch.submit import submit
-
-        return submit(runs, runs_dir=runs_dir, again=again, say=say)
-
-    def log(self, job: Job) -> Path:
-        return Path(job.folder) / f"{job.job_id}_0_log.out"
-
-    def cancel(self, jobs: Sequence[Job], *, say: Say) -> None:
-        from tclx.launch import slurm
-
-        ids = [job.job_id for job in jobs if job.job_id]
-        if ids:
-            with suppress(slurm.SlurmRefused):  # one of them ended a moment ago
-                slurm.patiently(lambda: slurm.call(["scancel", *ids]), say=say)
-
-    def script(self, runs: Sequence[PlannedRun], *, runs_dir: Path) -> str:
-        from tclx.launch.submit import script_of
-
-        return script_of(runs, runs_dir=runs_dir)
-
-
 BACKENDS: dict[str, Backend] = {
-    "local": _Local(),
-    "slurm": _Slurm(),
+    "local": Local(),
+    "slurm": Slurm(),
 }
 """By `launch.backend`, in the order in which a command serves them."""
 

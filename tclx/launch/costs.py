@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from tclx.errors import InputError, MachineError, Problem
-from tclx.launch import slots, slurm
+from tclx.launch.local import slots
 from tclx.launch.order import PlannedRun, without_first_weights
+from tclx.launch.slurm import commands as slurm
 from tclx.plan import Plan
 from tclx.spec.data import TokenizerSpec, TrainedTokenizer
 from tclx.spec.experiment import ExperimentSpec

@@ -7,6 +7,8 @@ the run folder, tells torch.distributed who it is, and becomes the worker.
 run ended, and decides: finished; stopped at SLURM's request, so requeue; killed without a word, so requeue unless that happened
 twice at the same step; stood still, so requeue unless that happened four times at the same step; failed by itself, so leave it
 failed. A node on which runs of this kind ended twice is left out from then on. A cancelled job is never brought back.
+
+This module's name stands in the scripts of jobs that wait in a queue, so it stays where it is.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from tclx.errors import InputError, MachineError, Problem, RunFailed, TclxError
-from tclx.launch import slurm
 from tclx.launch.ending import find_cause, last_lines
+from tclx.launch.slurm import commands as slurm
 from tclx.launch.snapshot import check_running_copy
 from tclx.printing import survive_unprintable
 from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, read_submitted

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from tclx.errors import MachineError
 from tclx.files import STALE_SECONDS, Unreadable, is_recent, parse_json, read_as
-from tclx.launch import slurm
 from tclx.launch.ending import last_lines
+from tclx.launch.slurm import commands as slurm
 from tclx.runs import Attempt, Job, RunFolder, RunState, is_held
 
 Standing = Literal[

@@ -17,11 +17,11 @@ import optuna
 
 from tclx.errors import InputError, MachineError, Problem
 from tclx.files import write_atomically
-from tclx.launch import slurm
 from tclx.launch.prepare import Say, new_submission
-from tclx.launch.script import batch_script, job_name
+from tclx.launch.slurm import commands as slurm
+from tclx.launch.slurm.script import batch_script, job_name
+from tclx.launch.slurm.submit import refusal, submitting
 from tclx.launch.snapshot import snapshot_code
-from tclx.launch.submit import refusal, submitting
 from tclx.spec.launch import SlurmLaunch
 from tclx.sweep import claims
 from tclx.sweep.load import Sweep

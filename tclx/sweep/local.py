@@ -18,7 +18,7 @@ from pathlib import Path
 from tclx.errors import Interrupted, RunFailed
 from tclx.files import holding
 from tclx.launch.ending import last_lines
-from tclx.launch.local import POLL_SECONDS, kill_all, passing_signals, say_when, worker_environment
+from tclx.launch.local.queue import POLL_SECONDS, kill_all, passing_signals, say_when, worker_environment
 from tclx.launch.prepare import Say
 from tclx.printing import survive_unprintable
 from tclx.sweep.claims import living_workers

@@ -21,7 +21,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tclx.launch.local import outcome_of, pass_on, worker_command
+from tclx.launch.local.queue import outcome_of, pass_on, worker_command
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome
 from tclx.runs import Attempt, RunFolder

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tclx.errors import RunFailed, TclxError
-from tclx.launch import slurm
+from tclx.launch.slurm import commands as slurm
 from tclx.launch.task import SIGNALLED, STILL_OURS, job_id_of, requeue, state_of_job
 from tclx.sweep.cluster import STUDY
 from tclx.sweep.study import StudyFolder

@@ -16,9 +16,9 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from tclx.errors import InputError, MachineError
+from tclx.launch.local.slots import Slot, take
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome, check_beginnings, prepare
-from tclx.launch.slots import Slot, take
 from tclx.launch.watch import PRUNED
 from tclx.runs import RunFolder, TrialOf, is_held
 from tclx.sweep import metrics, process, space

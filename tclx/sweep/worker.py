@@ -22,7 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tclx.errors import MachineError, TclxError
-from tclx.launch.local import passing_signals, say_when, worker_environment
+from tclx.launch.local.queue import passing_signals, say_when, worker_environment
 from tclx.printing import survive_unprintable
 from tclx.runs import RunFolder
 from tclx.sweep import claims, process, tracking

@@ -296,12 +296,12 @@ def test_the_exit_code_of_several_runs_is_that_of_the_last_that_did_not_finish(
             for number, one in enumerate(codes)
         ]
 
-    monkeypatch.setattr("tclx.launch.local.launch", launch)
+    monkeypatch.setattr("tclx.launch.local.queue.launch", launch)
     assert Ended("run", write_spec(tmp_path), "--runs-dir", tmp_path / "runs").code == code
 
 
 def test_a_longer_run_is_told_from_the_shorter_one_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tclx.launch.local.launch", lambda runs, **options: [])
+    monkeypatch.setattr("tclx.launch.local.queue.launch", lambda runs, **options: [])
     shorter = prepared_run(tmp_path)
     shorter.write_state(RunState("finished", step=2, total_steps=2))
     spec = tmp_path / "toy.yaml"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tclx.errors import InputError
-from tclx.launch import control, slurm
+from tclx.launch import control
 from tclx.launch.control import cancel_runs, resumable
+from tclx.launch.slurm import commands as slurm
 from tclx.runs import Attempt, RunFolder, RunState
 from tests.launch.handed import Commands, handed_over, prepared_run
 

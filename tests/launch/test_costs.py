@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tclx.errors import MachineError
-from tclx.launch import costs, slots, slurm
+from tclx.launch import costs
 from tclx.launch.costs import GIB, Estimate, estimate_costs, refuse_what_does_not_fit
+from tclx.launch.local import slots
 from tclx.launch.order import PlannedRun, plan_runs
+from tclx.launch.slurm import commands as slurm
 from tclx.system import memory
 from tests.launch.toy import write_spec
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tclx.files import STALE_SECONDS
 from tclx.launch.prepare import hand_over
-from tclx.launch.slurm import JobState
+from tclx.launch.slurm.commands import JobState
 from tclx.launch.watch import GOING_ON, Standing, describe, judge, last_row, watch_runs
 from tclx.runs import Attempt, Job, RunFolder, RunState, Status
 from tests.launch.handed import Commands, handed_over, prepared_run

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tclx.launch import slurm
+from tclx.launch.slurm import commands as slurm
 from tclx.runs import RunFolder
 from tclx.sweep.cluster import living_jobs
 from tclx.sweep.study import StudyFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tclx.launch import slurm
+from tclx.launch.slurm import commands as slurm
 from tclx.sweep.begin import create_study
 from tclx.sweep.cluster import cancel_workers, submit_workers
 from tclx.sweep.study import StudyFolder

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tclx.launch.local import launch
+from tclx.launch.local.queue import launch
 from tclx.launch.order import plan_runs
 from tclx.runs import RunFolder
 from tclx.sweep.study import StudyFolder

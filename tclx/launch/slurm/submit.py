@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from tclx.errors import InputError, MachineError, Problem
 from tclx.files import machine_error
-from tclx.launch import slurm
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import (
     SUBMISSIONS,
@@ -29,7 +28,8 @@ from tclx.launch.prepare import (
     prepare,
     set_aside,
 )
-from tclx.launch.script import batch_script, job_name, refuse_unwritable
+from tclx.launch.slurm import commands as slurm
+from tclx.launch.slurm.script import batch_script, job_name, refuse_unwritable
 from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
 from tclx.runs import Job, RunFolder, is_held, read_submitted, write_submitted

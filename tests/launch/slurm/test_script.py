@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tclx.errors import InputError
-from tclx.launch.script import batch_script, job_name
+from tclx.launch.slurm.script import batch_script, job_name
 from tclx.spec.launch import SlurmLaunch
 
 FOLDER = Path("/shared/runs/.submissions/0a1b2c3d")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tclx.errors import InputError, MachineError
-from tclx.launch import slurm
 from tclx.launch.order import plan_runs
 from tclx.launch.prepare import Outcome, hand_over
-from tclx.launch.submit import adopt, submit
+from tclx.launch.slurm import commands as slurm
+from tclx.launch.slurm.submit import adopt, submit
 from tclx.runs import Job, RunFolder, RunState, write_submitted
 from tests.launch.handed import Commands, handed_over, prepared_run
 from tests.launch.toy import write_spec

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tclx.errors import MachineError
+from tclx.launch.local.slots import Slot, check_fits, num_parallel, take, visible_gpus
 from tclx.launch.order import PlannedRun
-from tclx.launch.slots import Slot, check_fits, num_parallel, take, visible_gpus
 from tests.launch.handed import Commands, planned
 from tests.launch.toy import SPEC
 
@@ -142,7 +142,9 @@ def test_a_run_on_the_cpu_needs_no_gpu(tmp_path: Path, four_gpus: None, gpus_for
 
 
 def test_the_gpus_of_a_killed_queue_are_free(tmp_path: Path, four_gpus: None, gpus_for: Take) -> None:
-    code = "import sys; from tclx.launch import slots; kept = slots._lock('0'); print('taken', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from tclx.launch.local import slots; kept = slots._lock('0'); print('taken', flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(PROJECT), "TMPDIR": str(tmp_path / "locks")},

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tclx.errors import InputError, MachineError
-from tclx.launch import local
-from tclx.launch.local import Outcome, launch, worker_command
+from tclx.launch.local import queue as local
+from tclx.launch.local.queue import Outcome, launch, worker_command
 from tclx.launch.order import PlannedRun, plan_runs
 from tclx.runs import Attempt, RunFolder, RunState, Status
 from tests.launch.toy import write_spec
@@ -205,7 +205,7 @@ def interrupted(tmp_path: Path, stand_in: Path, *, ending: str, times: int) -> l
     code = f"""
 import sys
 from pathlib import Path
-from tclx.launch import local
+from tclx.launch.local import queue as local
 from tclx.launch.order import plan_runs
 local.INSISTED_SECONDS = 0.5
 local.worker_command = lambda folder, n: [sys.executable, {str(stand_in)!r}, str(folder.path)]

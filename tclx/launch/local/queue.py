@@ -29,8 +29,9 @@ import psutil
 import tclx
 from tclx.errors import Interrupted, MachineError, RunFailed, TclxError
 from tclx.files import Unreadable, beating, machine_error
-from tclx.launch import slots
 from tclx.launch.ending import find_cause, tail
+from tclx.launch.local import slots
+from tclx.launch.local.slots import Slot
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import (
     Outcome,
@@ -45,7 +46,6 @@ from tclx.launch.prepare import (
     prepared,
     set_aside,
 )
-from tclx.launch.slots import Slot
 from tclx.launch.watch import GOING_ON, watch_runs
 from tclx.printing import survive_unprintable
 from tclx.runs import BEAT_SECONDS, RunFolder, RunState, is_held, read_submitted, write_submitted
@@ -456,7 +456,7 @@ def _start_queue(submission: Path, folders: Sequence[RunFolder]) -> None:
     (submission / "heartbeat").touch()
     with (submission / "queue.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tclx.launch.local", str(submission)],
+            [sys.executable, "-m", "tclx.launch.local.queue", str(submission)],
             env=worker_environment(1),
             stdin=subprocess.DEVNULL,
             stdout=log,

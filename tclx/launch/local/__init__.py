@@ -1,0 +1,1 @@
+"""This machine: runs in the foreground, and a queue that outlives the terminal."""

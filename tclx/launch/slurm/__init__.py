@@ -1,0 +1,1 @@
+"""A SLURM cluster: submission, its commands, what a job does."""
