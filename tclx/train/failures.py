@@ -7,7 +7,7 @@ import re
 import torch
 
 from tclx import distributed
-from tclx.data.dataset import worker_death
+from tclx.data.loading import worker_death
 from tclx.errors import Interrupted, LostPeer, MachineError, RunFailed, TclxError
 from tclx.plan import Plan
 from tclx.runs import RunFolder, RunState, Status, Superseded
