@@ -134,9 +134,6 @@ class TrainDataset(Dataset[Batch | TclxError]):
         self._official = spec.compat == "official"
         self._two_views = spec.objectives.need(Needs.SECOND_VIEW)
         allowed = np.arange(tokenizer.vocab_size)
-        # The published pre-training tells pairs apart by row: a picture that is listed twice is its own negative there.
-        by_row = self._official and getattr(spec.data.train, "form", None) == "pretrain"
-        self._image_index = np.arange(source.num_rows) if by_row else source.image_index
         self._random_ids = allowed if self._official else np.setdiff1d(allowed, tokenizer.special_ids)
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | TclxError:
@@ -195,7 +192,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
             masked_input_ids=torch.from_numpy(masked.input_ids) if masked else None,
             mlm_positions=torch.from_numpy(masked.positions) if masked else None,
             mlm_labels=torch.from_numpy(masked.labels) if masked else None,
-            image_index=torch.from_numpy(self._image_index[rows]),
+            image_index=torch.from_numpy(self._source.image_index[rows]),
             row=torch.from_numpy(rows),
             num_bad_images=sum(pair.replaced for pair in pairs),
         )

@@ -2,35 +2,96 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from tclx.data.sources.opening import open_source
 from tclx.data.sources.source import Rows, Source
 from tclx.spec.data import DataSource, SourceSection
+from tclx.spec.schema import experiment_schema
+from tests.data.small import encoded, experiment, photograph
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 SECTIONS = {kind.model_fields["source"].annotation.__args__[0]: kind for kind in get_args(get_args(DataSource)[0])}
 
 
-SAMPLES = {
-    "files": {"form": "pretrain", "files": ("/x.json",), "image_root": "/x"},
+SAMPLES: dict[str, dict[str, Any]] = {
+    "files": {"form": "pretrain", "files": ["rows.json"], "image_root": "."},
     "scenes": {"num_images": 3, "split": "val"},
 }
+"""One small source of each kind: three rows, and three different images unless it says otherwise."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What samples that read files find: three images, `rows.json` and `twice.json`, in which the first image stands twice."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(photograph(32, 32, seed=number)))
+    for name, numbers in (("rows.json", (0, 1, 2)), ("twice.json", (0, 0, 2))):
+        rows = [{"image": f"{n}.jpg", "caption": [f"{place} {k}" for k in range(5)]} for place, n in enumerate(numbers)]
+        (tmp_path / name).write_text(json.dumps(rows), encoding="utf-8")
+    return tmp_path
+
+
+def sample(name: str, folder: Path, **changes: Any) -> DataSource:
+    fields = {"source": name, **SAMPLES[name], **changes}
+    if "files" in fields:
+        fields |= {"files": [str(folder / file) for file in fields["files"]], "image_root": str(folder)}
+    section: DataSource = SECTIONS[name].model_validate_json(json.dumps(fields))
+    return section
+
+
+def asked(protocol: type) -> set[str]:
+    return {part for part in vars(protocol) if not part.startswith("_")}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_source_has_docs_and_answers_all_that_is_asked(name: str) -> None:
+def test_a_source_stands_in_docs_and_schema(name: str) -> None:
     assert f"source: {name}" in DOCS.read_text(encoding="utf-8")
-    assert issubclass(SECTIONS[name], SourceSection)
-    asked = {part for part in vars(Source) if not part.startswith("_")}
-    assert asked <= set(dir(open_source(SECTIONS[name](source=name, **SAMPLES[name]), key="data.val")))
+    section = SECTIONS[name]
+    assert issubclass(section, SourceSection)
+    definition = experiment_schema()["$defs"][section.__name__]
+    assert definition["properties"]["source"]["const"] == name
+    assert definition["description"]
+    assert all(field.get("description") for field in definition["properties"].values())
 
 
-def test_rows_answer_all_that_is_asked() -> None:
-    scenes = SECTIONS["scenes"](source="scenes", **SAMPLES["scenes"])
-    rows = open_source(scenes, key="data.val").rows(None)  # type: ignore[arg-type]  # scenes are drawn, not decoded
-    assert {part for part in vars(Rows) if not part.startswith("_")} <= set(dir(rows))
-    assert (rows.num_rows, len(rows.captions(2)), rows.picture(2).shape) == (3, 5, (32, 32, 3))
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_source_answers_all_that_is_asked(name: str, folder: Path) -> None:
+    source = open_source(sample(name, folder), key="data.val")
+    assert asked(Source) <= set(dir(source))
+    assert (source.size.num_rows, source.size.num_images, source.size.num_captions) == (3, 3, 15)
+    assert len(list(source.captions())) == 15
+    assert all(source.path_of(image).is_file() for image in source.image_names)
+    assert not [*source.missing(all_needed=True), *source.repeats()]
+    assert source.shares_with(source, names=("data.train", "data.val"))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_rows_answer_all_that_is_asked(name: str, folder: Path) -> None:
+    rows = open_source(sample(name, folder), key="data.val").rows(experiment())
+    assert asked(Rows) <= set(dir(rows))
+    assert (rows.num_rows, rows.image_index.tolist(), len(rows.captions(2))) == (3, [0, 1, 2], 5)
+    picture = rows.picture(2)
+    assert (picture.shape, picture.dtype) == ((32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.val", "data.test"])
+@pytest.mark.parametrize("compat", [None, "official"])
+def test_an_image_that_is_listed_twice_is_one_except_in_the_published_pretraining(
+    key: str, compat: str | None, folder: Path
+) -> None:
+    rows = open_source(sample("files", folder, files=["twice.json"]), key=key).rows(experiment(compat=compat))
+    by_row = compat == "official" and key == "data.train"
+    assert rows.image_index.tolist() == ([0, 1, 2] if by_row else [0, 0, 1])
+
+
+def test_the_published_fine_tuning_knows_an_image_that_is_listed_twice(folder: Path) -> None:
+    listed = [{"image": f"{number}.jpg", "image_id": number, "caption": "a"} for number in (0, 0, 2)]
+    (folder / "retrieval.json").write_text(json.dumps(listed), encoding="utf-8")
+    source = sample("files", folder, form="retrieval", files=["retrieval.json"])
+    assert open_source(source, key="data.train").rows(experiment(compat="official")).image_index.tolist() == [0, 0, 1]

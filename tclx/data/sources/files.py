@@ -50,7 +50,9 @@ class Files:
         return self.annotations.captions
 
     def rows(self, spec: ExperimentSpec) -> FileRows:
-        return FileRows(self._source, self.annotations, spec)
+        # The published pre-training tells pairs apart by row: an image that is listed twice is its own negative there.
+        by_row = self._training and self._source.form == "pretrain" and spec.compat == "official"
+        return FileRows(self._source, self.annotations, spec, by_row=by_row)
 
     @property
     def image_names(self) -> Sequence[str]:
@@ -109,10 +111,11 @@ def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 class FileRows:
     """Images are decoded when asked for."""
 
-    def __init__(self, source: FilesSource, annotations: Annotations, spec: ExperimentSpec) -> None:
+    def __init__(self, source: FilesSource, annotations: Annotations, spec: ExperimentSpec, *, by_row: bool) -> None:
         from tclx.data.images import read_image  # planning needs none of it
 
         self._source, self._annotations = source, annotations
+        self.image_index = np.arange(annotations.num_rows) if by_row else annotations.image_index
         as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
         decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
         self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
@@ -120,10 +123,6 @@ class FileRows:
     @property
     def num_rows(self) -> int:
         return self._annotations.num_rows
-
-    @property
-    def image_index(self) -> NDArray[np.int64]:
-        return self._annotations.image_index
 
     def captions(self, row: int) -> Sequence[str]:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]

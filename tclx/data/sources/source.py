@@ -31,7 +31,7 @@ class Rows(Protocol):
 
     @property
     def image_index(self) -> NDArray[np.int64]:
-        """[num_rows] equal for rows of one image, dense from 0."""
+        """[num_rows] equal for rows that must not be each other's negatives, those of one image; dense from 0."""
         ...
 
     def captions(self, row: int) -> Sequence[str]:
