@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,12 @@ def upload(folder: RunFolder, body: Callable[[], None], *, say: Say = lambda lin
 
 def children(name: str, *, parent: psutil.Process | None = None) -> list[psutil.Process]:
     """The uploading process (`tclx.track.wandb.upload`), or its service (`wandb-core`); other tests may have one, too."""
-    alive = [child for child in (parent or psutil.Process()).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if name in " ".join(child.cmdline())]
+    found = []
+    for child in (parent or psutil.Process()).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends while it is looked at
+            if child.status() != psutil.STATUS_ZOMBIE and name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- what arrives
