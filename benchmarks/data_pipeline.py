@@ -1,9 +1,9 @@
-"""How many training pictures a second does one core prepare, with `decoder: fast` and with `decoder: pil`?
+"""How many training images a second does one core prepare, with `decoder: fast` and with `decoder: pil`?
 
-Each picture is read, decoded and augmented into two views at the published settings (256 pixels, all operations), from 500 x
-375 JPEGs made here. The two decoders take turns picture by picture, so that a busy machine slows both alike.
+Each image is read, decoded and augmented into two views at the published settings (256 pixels, all operations), from 500 x
+375 JPEGs made here. The two decoders take turns image by image, so that a busy machine slows both alike.
 
-    python benchmarks/data_pipeline.py [--pictures 200] [--image-size 256]
+    python benchmarks/data_pipeline.py [--images 200] [--image-size 256]
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def make_photographs(folder: Path, count: int) -> list[Path]:
 
 
 def prepare(path: Path, decoder: Decoder, rng: np.random.Generator, image_size: int) -> None:
-    """What a loader worker does for one picture with IMC or LMI on."""
-    picture = read_image(path, decoder=decoder, max_pixels=50_000_000)
+    """What a loader worker does for one image with IMC or LMI on."""
+    image = read_image(path, decoder=decoder, max_pixels=50_000_000)
     for _ in range(2):
-        view = draw_view(rng, AugmentationSpec(), height=picture.shape[0], width=picture.shape[1])
-        apply_view(picture, view, image_size=image_size, decoder=decoder)
+        view = draw_view(rng, AugmentationSpec(), height=image.shape[0], width=image.shape[1])
+        apply_view(image, view, image_size=image_size, decoder=decoder)
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:
@@ -56,14 +56,14 @@ def cpu_seconds(work: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--image-size", type=int, default=256)
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     seconds: dict[Decoder, list[float]] = {decoder: [] for decoder in DECODERS}
     with tempfile.TemporaryDirectory() as folder:
-        paths = make_photographs(Path(folder), min(arguments.pictures, 50))
-        for number in range(arguments.pictures):
+        paths = make_photographs(Path(folder), min(arguments.images, 50))
+        for number in range(arguments.images):
             for decoder in DECODERS:
                 rng = np.random.default_rng(number)  # the same two views for both
                 path = paths[number % len(paths)]
@@ -74,7 +74,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "pictures_per_cpu_second": {decoder: round(rate, 1) for decoder, rate in rates.items()},
+                "images_per_cpu_second": {decoder: round(rate, 1) for decoder, rate in rates.items()},
                 "fast_over_pil": {"overall": round(rates["fast"] / rates["pil"], 2), "median_of_pairs": round(ratio, 2)},
                 "mean_jpeg_megabytes": round(megabytes, 3),
             },

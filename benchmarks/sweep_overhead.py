@@ -1,6 +1,6 @@
 """What does a sweep cost beside the training? Seconds per trial of next to nothing, through tclx and through Hydra.
 
-- tclx: the smallest experiment (one step, one evaluation on 8 pictures, one checkpoint) through `tclx sweep`: a run folder, a
+- tclx: the smallest experiment (one step, one evaluation on 8 images, one checkpoint) through `tclx sweep`: a run folder, a
   process of its own, evaluation and checkpoint a trial; one worker, journal file.
 - Hydra: its Optuna sweeper with its basic launcher, in memory, calling a function that squares a number; then the same where
   that function's module also imports torch, timm and transformers, as one that trains would.

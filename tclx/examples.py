@@ -30,7 +30,7 @@ class _CaptionQuery(TypedDict):
     results: list[_Result]
 
 
-class _PictureQuery(TypedDict):
+class _ImageQuery(TypedDict):
     image: int
     rank: int
     results: list[_Result]
@@ -44,7 +44,7 @@ class _Similarity(TypedDict):
 
 class _Word(TypedDict):
     word: str
-    picture: str
+    image: str
 
 
 class _Explained(TypedDict):
@@ -59,7 +59,7 @@ class _Kept(TypedDict):
     """What `tclx.tasks.retrieval.examples.examples_of` writes; earlier versions kept no similarities and no attention."""
 
     text_to_image: list[_CaptionQuery]
-    image_to_text: list[_PictureQuery]
+    image_to_text: list[_ImageQuery]
     pictures: dict[str, str]
     similarity: NotRequired[_Similarity]
     attention: NotRequired[list[_Explained]]
@@ -76,7 +76,7 @@ def read_examples(path: Path) -> Examples:
     shown |= {result.get("image", -1) for query in kept["text_to_image"] for result in query["results"]}
     shown |= {explained["image"] for explained in kept.get("attention", ())}
     if missing := shown - {int(number) for number in kept["pictures"] if number.isdecimal()}:
-        raise Unreadable(path, f"picture {min(missing)} is not in it")
+        raise Unreadable(path, f"image {min(missing)} is not in it")
     if any("text" not in result for query in kept["image_to_text"] for result in query["results"]):
         raise Unreadable(path, "an answer has no text")
     similarity = kept.get("similarity")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from tclx.errors import InputError, MachineError, Problem
 
 MAX_JSON_BYTES = 512 * 2**20
-"""Of one file; an evaluation's examples, with their pictures, are the largest and have a few MB."""
+"""Of one file; an evaluation's examples, with their images, are the largest and have a few MB."""
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ class DataFacts(NamedTuple):
     num_train_rows: int
     """Image-text pairs to train on."""
     num_train_images: int
-    """Different pictures among them."""
+    """Different images among them."""
     num_val_images: int | None = None
     num_val_captions: int | None = None
     num_test_images: int | None = None
@@ -61,11 +61,11 @@ class Plan:
     needs_second_view: bool
     needs_fusion: bool
     num_patches: int | None
-    """Patches of a picture; None where only timm knows."""
+    """Patches of an image; None where only timm knows."""
     num_lmi_locals: int | None
-    """Local image features of a picture in LMI; None without LMI, or where only timm knows."""
+    """Local image features of an image in LMI; None without LMI, or where only timm knows."""
     num_negatives: dict[str, int | None]
-    """Negatives that each contrastive term has for one anchor once the queue is full, if no picture comes twice."""
+    """Negatives that each contrastive term has for one anchor once the queue is full, if no image comes twice."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

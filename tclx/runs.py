@@ -107,6 +107,11 @@ class Job:
     job_id: str | None = None
     """SLURM's (`123` or `123_4`), or the process id of the local queue; None until it is known."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine's own queue has it, rather than a cluster."""
+        return self.backend == "local"
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -225,7 +230,7 @@ class RunFolder:
         return self.evaluation / f"{task}-{split}.json"
 
     def examples(self, task: str, split: str, *, step: int | None = None) -> Path:
-        """What people look at of an evaluation, with pictures; beside the figures, which are read often.
+        """What people look at of an evaluation, with images; beside the metrics, which are read often.
 
         Args:
             task, split: that was evaluated.
@@ -409,7 +414,7 @@ class RunFolder:
         for path in sorted(self.evaluation.glob("*.json"), key=lambda path: ("-" in path.stem, path)):
             evaluated, split = read_as(path, Evaluated), path.stem.rpartition("-")[2]
             if not all(map(math.isfinite, evaluated.metrics.values())):
-                raise Unreadable(path, "a figure is not finite")
+                raise Unreadable(path, "a metric is not finite")
             # Files without a task in their name are of earlier versions and come first: a newer evaluation takes their place.
             before = found[split].metrics if split in found else {}
             found[split] = replace(evaluated, metrics={**before, **evaluated.metrics})

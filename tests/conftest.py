@@ -56,7 +56,7 @@ def handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded official numbers and real pictures beside the project."""
+    """The folder of recorded official numbers and real images beside the project."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("no ../shared beside the project: the official numbers are not at hand")

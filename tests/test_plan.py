@@ -233,7 +233,7 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
         (
             ["objectives={cma: null, itm: null, imc: {}}"],
             "objectives.cma: at odds with evaluation.retrieval (toy.yaml:28:14): "
-            "no term that is on brings pictures and texts together "
+            "no term that is on brings images and texts together "
             f"(switch on one of {', '.join(name for name, term in TERMS.items() if term.aligns)}, or set null)",
         ),
         (
@@ -413,7 +413,7 @@ def test_a_batch_of_one_with_a_queue_contrasts_with_the_queue(tmp_path: Path) ->
 
 def test_files_and_folders_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "here.json").write_text("[]")
-    source = "{source: files, form: pretrain, files: [here.json, gone.json], image_root: pictures}"
+    source = "{source: files, form: pretrain, files: [here.json, gone.json], image_root: images}"
     text = GOOD.replace("{source: scenes, split: train, num_images: 5000}", source)
     text = text.replace("weights: null", "weights: w.pth").replace(
         "max_caption_tokens: 24", "tokenizer: {source: pretrained, name: ./words}"
@@ -423,7 +423,7 @@ def test_files_and_folders_that_are_missing_are_named(tmp_path: Path) -> None:
         check_spec(spec, origins)
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
         "toy.yaml:16:61: data.train.files[1]: no such file: gone.json",
-        "toy.yaml:16:73: data.train.image_root: no such folder: pictures",
+        "toy.yaml:16:73: data.train.image_root: no such folder: images",
         "toy.yaml:5:78: model.image_encoder.weights: no such file: w.pth",
         "toy.yaml:18:35: data.tokenizer.name: no such folder: words",
         "toy.yaml:29:8: init.experiment: no such file: first.yaml",

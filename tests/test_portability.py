@@ -48,12 +48,12 @@ def test_the_stand_in_for_a_mac_lacks_what_a_mac_lacks(tmp_path: Path) -> None:
 
 
 def test_own_photos_are_checked_trained_on_and_evaluated(tmp_path: Path) -> None:
-    """With pictures for more than one checking process, and a loader process."""
+    """With images for more than one checking process, and a loader process."""
     rows = []
     for number in range(130):
         colour = np.full((20, 24, 3), number, np.uint8)
         Image.fromarray(colour).save(tmp_path / f"{number}.png")
-        rows.append({"image": f"{number}.png", "caption": f"a picture of grey number {number}"})
+        rows.append({"image": f"{number}.png", "caption": f"an image of grey number {number}"})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     (tmp_path / "few.json").write_text(json.dumps(rows[:8]))
     files = {"source": "files", "form": "pretrain", "image_root": "."}

@@ -31,7 +31,7 @@ NUM_ROWS = 1_000_000
 class Trainer:
     """What `tclx.train.loop` does in a step, without data, rows and files: the step's own time.
 
-    The pictures are random bytes and the captions random words of full length, made on the device once.
+    The images are random bytes and the captions random words of full length, made on the device once.
     """
 
     def __init__(self, spec: ExperimentSpec, *, vocab_size: int, backend: str) -> None:
@@ -51,7 +51,7 @@ class Trainer:
         self.num_draws = 0
 
     def batch(self, size: int) -> Batch:
-        """Random pairs, all of different pictures, 15 % of the tokens hidden."""
+        """Random pairs, all of different images, 15 % of the tokens hidden."""
         side, length = self.spec.model.image_encoder.image_size, self.spec.data.max_caption_tokens
         images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8, device=self.device)
         ids = torch.randint(5, self.vocab_size, (size, length), device=self.device)

@@ -1,4 +1,4 @@
-"""`tclx data`: look at generated data, and check pictures before training."""
+"""`tclx data`: look at generated data, and check images before training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="With `scenes`: number of scenes per split.")] = 256,
     overrides: Overrides = None,
 ) -> None:
-    """Write generated scenes as pictures and JSON files.
+    """Write generated scenes as images and JSON files.
 
     The files are in the official form, so that they can be looked at, or trained on as `source: files`.
     """
@@ -44,9 +44,9 @@ def check(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Open every picture of a spec's data and list the bad ones; exit code 2 where there are any.
+    """Open every image of a spec's data and list the bad ones; exit code 2 where there are any.
 
-    Pictures, rows and ids that are the same where they should differ are warned of, by path and by content.
+    Images, rows and ids that are the same where they should differ are warned of, by path and by content.
     """
     from tclx.data.facts import check_images, examine
     from tclx.spec.load import load_experiments
@@ -61,12 +61,12 @@ def check(
         for warning in warnings:
             say(f"warning: {warning}")
         if as_json:
-            bad = [picture._asdict() for picture in report.bad]
-            trees.append({"num_pictures": report.num_pictures, "bad": bad, "warnings": warnings})
+            bad = [image._asdict() for image in report.bad]
+            trees.append({"num_images": report.num_images, "bad": bad, "warnings": warnings})
             continue
-        for picture in report.bad:
-            show(one_line(f"{picture.path}: {picture.reason}"))
-        say(report.summary() if report.num_pictures else "the data are generated: there are no pictures to check")
+        for image in report.bad:
+            show(one_line(f"{image.path}: {image.reason}"))
+        say(report.summary() if report.num_images else "the data are generated: there are no images to check")
     if as_json:
         print_json(trees)
     raise typer.Exit(InputError.exit_code if num_bad else 0)

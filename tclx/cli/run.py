@@ -79,7 +79,7 @@ def run(
 
 
 def say_warnings(runs: Sequence[PlannedRun]) -> None:
-    """What makes the figures of these runs doubtful, each once."""
+    """What makes the metrics of these runs doubtful, each once."""
     for warning in dict.fromkeys(warning for run in runs for warning in run.warnings):
         say(f"warning: {warning}")
 

@@ -1,1 +1,1 @@
-"""From annotation files, pictures and generated scenes to batches of tensors."""
+"""From annotation files, images and generated scenes to batches of tensors."""

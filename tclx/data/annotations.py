@@ -1,4 +1,4 @@
-"""Which pictures and captions do the annotation files name? Read once, checked row by row, kept in a few flat arrays.
+"""Which images and captions do the annotation files name? Read once, checked row by row, kept in a few flat arrays.
 
 The arrays matter: loader processes are forked, and four million Python strings would be copied into each of them as soon as
 their reference counts are touched.
@@ -59,20 +59,20 @@ class PackedStrings(Sequence[str]):
 
 @dataclass(frozen=True)
 class Annotations:
-    """R rows that name P different pictures and hold C captions."""
+    """R rows that name P different images and hold C captions."""
 
-    pictures: PackedStrings
+    images: PackedStrings
     """[P] image paths as written in the files, each once."""
     captions: PackedStrings
     """[C] captions, row after row."""
     caption_start: NDArray[np.int64]
     """[R + 1]: row r owns the captions caption_start[r] to caption_start[r + 1]."""
-    picture_of_row: NDArray[np.int64]
-    """[R] index into `pictures`."""
+    image_of_row: NDArray[np.int64]
+    """[R] index into `images`."""
     image_index: NDArray[np.int64]
-    """[R] equal for rows of one `image_id` (where the rows have one), else for rows of one picture; dense from 0."""
+    """[R] equal for rows of one `image_id` (where the rows have one), else for rows of one image; dense from 0."""
     row_digests: NDArray[np.int64]
-    """[R] equal for rows of one picture with the same captions; of this process alone."""
+    """[R] equal for rows of one image with the same captions; of this process alone."""
     file_start: NDArray[np.int64]
     """[F]: the first row of each file."""
     num_empty_captions: int
@@ -80,7 +80,7 @@ class Annotations:
 
     @property
     def num_rows(self) -> int:
-        return len(self.picture_of_row)
+        return len(self.image_of_row)
 
     def captions_of(self, row: int) -> range:
         """The row's captions, as indices into `captions`."""
@@ -117,8 +117,8 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
     return packer.packed()
 
 
-def picture_path(source: FilesSource, image: str) -> Path:
-    """Where a row's picture lies: absolute as written, relative from the image root."""
+def image_path(source: FilesSource, image: str) -> Path:
+    """Where a row's image lies: absolute as written, relative from the image root."""
     return Path(source.image_root, image)
 
 
@@ -152,9 +152,9 @@ def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple
         if name not in item:
             yield f"`{name}` is missing", _similar_key(name, item)
     if "image" in item and (not isinstance(item["image"], str) or not item["image"]):
-        yield f"`image` is {_kind(item['image'])}", "expected the picture's path"
+        yield f"`image` is {_kind(item['image'])}", "expected the image's path"
     if not isinstance(item.get("image_id"), str | int | None) or isinstance(item.get("image_id"), bool):
-        yield f"`image_id` is {_kind(item['image_id'])}", "expected text or a whole number, equal for captions of one picture"
+        yield f"`image_id` is {_kind(item['image_id'])}", "expected text or a whole number, equal for captions of one image"
     if "caption" in item:
         yield from _caption_faults(item["caption"], row_per_caption=row_per_caption)
     for name in ("image", "image_id", "caption"):
@@ -182,11 +182,11 @@ class _Packer:
 
     def __init__(self) -> None:
         self.image_index = array("q")
-        self._pictures: dict[str, int] = {}
+        self._images: dict[str, int] = {}
         self._identities: dict[tuple[str, str | int], int] = {}
         self._captions = PackedStrings()
         self._caption_start = array("q", [0])
-        self._picture_of_row = array("q")
+        self._image_of_row = array("q")
         self._row_digests = array("q")
         self._file_start = array("q")
         self._num_empty_captions = 0
@@ -197,22 +197,22 @@ class _Packer:
     def add(self, row: dict[str, Any]) -> None:
         image, image_id, caption = row["image"], row.get("image_id"), row["caption"]
         captions = [caption] if isinstance(caption, str) else caption
-        picture = self._pictures.setdefault(image, len(self._pictures))
+        number = self._images.setdefault(image, len(self._images))
         identity = ("path", image) if image_id is None else ("id", image_id)
         self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
-        self._picture_of_row.append(picture)
+        self._image_of_row.append(number)
         for text in captions:
             self._captions.append(text)
             self._num_empty_captions += not text.translate(_NOTHING_LEFT)
         self._caption_start.append(len(self._captions))
-        self._row_digests.append(hash((picture, *captions)))
+        self._row_digests.append(hash((number, *captions)))
 
     def packed(self) -> Annotations:
         return Annotations(
-            pictures=PackedStrings(self._pictures),
+            images=PackedStrings(self._images),
             captions=self._captions,
             caption_start=np.frombuffer(self._caption_start, np.int64),
-            picture_of_row=np.frombuffer(self._picture_of_row, np.int64),
+            image_of_row=np.frombuffer(self._image_of_row, np.int64),
             image_index=np.frombuffer(self.image_index, np.int64),
             row_digests=np.frombuffer(self._row_digests, np.int64),
             file_start=np.frombuffer(self._file_start, np.int64),

@@ -1,4 +1,4 @@
-"""How is a training picture varied? The official operations in the official order, drawn first, then applied.
+"""How is a training image varied? The official operations in the official order, drawn first, then applied.
 
 `draw_view` decides everything about a view; `apply_view` carries it out with OpenCV and NumPy (`fast`) or with Pillow (`pil`),
 so both give the same view up to rounding and resampling. RandAugment is OpenCV in both, as in the official code.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 if TYPE_CHECKING:
-    from tclx.data.images import Decoder, Picture
+    from tclx.data.images import Decoder, Pixels
     from tclx.spec.data import AugmentationSpec
 
 Adjustment = Literal["brightness", "contrast", "saturation", "hue"]
@@ -51,7 +51,7 @@ OPERATIONS: tuple[Operation, ...] = ("Identity", "AutoContrast", "Equalize", *EN
 
 @dataclass(frozen=True)
 class Crop:
-    """A box in pixels of the original picture."""
+    """A box in pixels of the original image."""
 
     top: int
     left: int
@@ -68,14 +68,14 @@ class ViewParameters:
     """Adjustments in the order of application; empty for none."""
     grayscale: bool
     blur_sigma: float | None
-    """Pixels of the resized picture."""
+    """Pixels of the resized image."""
     flip: bool
     operations: tuple[tuple[Operation, float], ...]
     """RandAugment operations that are applied, with their arguments (0 where there is none)."""
 
 
 def draw_view(rng: np.random.Generator, spec: AugmentationSpec, *, height: int, width: int) -> ViewParameters:
-    """Draw a view of a picture of `height` x `width` pixels."""
+    """Draw a view of an image of `height` x `width` pixels."""
     return ViewParameters(
         crop=_draw_crop(rng, spec.crop_scale, height=height, width=width),
         jitter=_draw_jitter(rng) if rng.random() < spec.color_jitter else (),
@@ -86,34 +86,34 @@ def draw_view(rng: np.random.Generator, spec: AugmentationSpec, *, height: int, 
     )
 
 
-def apply_view(picture: Picture, view: ViewParameters, *, image_size: int, decoder: Decoder, official: bool = False) -> Picture:
-    """The view of a picture.
+def apply_view(pixels: Pixels, view: ViewParameters, *, image_size: int, decoder: Decoder, official: bool = False) -> Pixels:
+    """The view of an image.
 
     Args:
-        picture: [H, W, 3] uint8 RGB, of the size that the view was drawn for.
+        pixels: [H, W, 3] uint8 RGB, of the size that the view was drawn for.
         image_size: side S of the result in pixels.
         decoder: `fast` or `pil`.
         official: see `apply_operation`.
 
     Returns:
-        [S, S, 3] uint8 RGB; may share memory with `picture`.
+        [S, S, 3] uint8 RGB; may share memory with `image`.
     """
-    varied = (_vary_fast if decoder == "fast" else _vary_with_pillow)(picture, view, image_size)
+    varied = (_vary_fast if decoder == "fast" else _vary_with_pillow)(pixels, view, image_size)
     if view.flip:
-        varied = _as_picture(cv2.flip(varied, 1))
+        varied = _as_pixels(cv2.flip(varied, 1))
     for name, argument in view.operations:
         varied = apply_operation(varied, name, argument, official=official)
     return varied
 
 
-def resize_for_evaluation(picture: Picture, *, image_size: int, decoder: Decoder) -> Picture:
-    """The whole picture, squeezed to a square of `image_size` pixels; returned untouched where it is one already."""
-    if picture.shape[:2] == (image_size, image_size):
-        return picture
-    whole = Crop(0, 0, *picture.shape[:2])
+def resize_for_evaluation(pixels: Pixels, *, image_size: int, decoder: Decoder) -> Pixels:
+    """The whole image, squeezed to a square of `image_size` pixels; returned untouched where it is one already."""
+    if pixels.shape[:2] == (image_size, image_size):
+        return pixels
+    whole = Crop(0, 0, *pixels.shape[:2])
     if decoder == "fast":
-        return _crop_and_resize(picture, whole, image_size)
-    return np.asarray(_crop_and_resize_with_pillow(picture, whole, image_size))
+        return _crop_and_resize(pixels, whole, image_size)
+    return np.asarray(_crop_and_resize_with_pillow(pixels, whole, image_size))
 
 
 # What is drawn
@@ -161,61 +161,61 @@ def operation_argument(name: Operation, *, magnitude: int) -> float:
 # Crop, jitter, grayscale and blur with OpenCV
 
 
-def _vary_fast(picture: Picture, view: ViewParameters, image_size: int) -> Picture:
-    varied = _crop_and_resize(picture, view.crop, image_size)
+def _vary_fast(pixels: Pixels, view: ViewParameters, image_size: int) -> Pixels:
+    varied = _crop_and_resize(pixels, view.crop, image_size)
     for name, factor in view.jitter:
         varied = _adjust(varied, name, factor)
     if view.grayscale:
         varied = _spread(cv2.cvtColor(varied, cv2.COLOR_RGB2GRAY))
     if view.blur_sigma is not None:
-        varied = _as_picture(cv2.GaussianBlur(varied, (0, 0), view.blur_sigma, borderType=cv2.BORDER_REPLICATE))
+        varied = _as_pixels(cv2.GaussianBlur(varied, (0, 0), view.blur_sigma, borderType=cv2.BORDER_REPLICATE))
     return varied
 
 
-def _crop_and_resize(picture: Picture, crop: Crop, image_size: int) -> Picture:
-    part = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+def _crop_and_resize(pixels: Pixels, crop: Crop, image_size: int) -> Pixels:
+    part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     return _resize(part, image_size)
 
 
-def _resize(picture: Picture, side: int) -> Picture:
+def _resize(pixels: Pixels, side: int) -> Pixels:
     """Shrink what is longer than `side`, then enlarge what is shorter; OpenCV's cubic alone would alias when it shrinks.
 
     Mean distance from Pillow's bicubic on photographs: 0.4 to 1.9 of 255. Below a reduction of 1.5, linear is as close as
     area at a sixth of its cost.
     """
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     kept = min(width, side), min(height, side)
     if kept != (width, height):
         mild = max(width, height) < LINEAR_REDUCTION * side
-        picture = _as_picture(cv2.resize(picture, kept, interpolation=cv2.INTER_LINEAR if mild else cv2.INTER_AREA))
+        pixels = _as_pixels(cv2.resize(pixels, kept, interpolation=cv2.INTER_LINEAR if mild else cv2.INTER_AREA))
     if kept != (side, side):
-        picture = _as_picture(cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC))
-    return picture
+        pixels = _as_pixels(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC))
+    return pixels
 
 
-def _adjust(picture: Picture, name: Adjustment, factor: float) -> Picture:
+def _adjust(pixels: Pixels, name: Adjustment, factor: float) -> Pixels:
     if name == "brightness":
-        return _as_picture(cv2.convertScaleAbs(picture, alpha=factor))
+        return _as_pixels(cv2.convertScaleAbs(pixels, alpha=factor))
     if name == "contrast":
-        mean = round(float(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).mean()))
-        return _as_picture(cv2.LUT(picture, _as_bytes(np.arange(256) * factor + mean * (1 - factor))))
+        mean = round(float(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()))
+        return _as_pixels(cv2.LUT(pixels, _as_bytes(np.arange(256) * factor + mean * (1 - factor))))
     if name == "saturation":
-        gray = _spread(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
-        return _as_picture(cv2.addWeighted(picture, factor, gray, 1 - factor, 0))
-    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)
+        gray = _spread(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+        return _as_pixels(cv2.addWeighted(pixels, factor, gray, 1 - factor, 0))
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(round(factor * 255) % 256)  # uint8 wraps around as the colour circle does
-    return _as_picture(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+    return _as_pixels(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
 
 
-def _spread(gray: NDArray[np.uint8] | cv2.typing.MatLike) -> Picture:
-    return _as_picture(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB))
+def _spread(gray: NDArray[np.uint8] | cv2.typing.MatLike) -> Pixels:
+    return _as_pixels(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB))
 
 
 # The same with Pillow
 
 
-def _vary_with_pillow(picture: Picture, view: ViewParameters, image_size: int) -> Picture:
-    image = _crop_and_resize_with_pillow(picture, view.crop, image_size)
+def _vary_with_pillow(pixels: Pixels, view: ViewParameters, image_size: int) -> Pixels:
+    image = _crop_and_resize_with_pillow(pixels, view.crop, image_size)
     for name, factor in view.jitter:
         image = _adjust_with_pillow(image, name, factor)
     if view.grayscale:
@@ -225,9 +225,9 @@ def _vary_with_pillow(picture: Picture, view: ViewParameters, image_size: int) -
     return np.asarray(image)
 
 
-def _crop_and_resize_with_pillow(picture: Picture, crop: Crop, image_size: int) -> Image.Image:
+def _crop_and_resize_with_pillow(pixels: Pixels, crop: Crop, image_size: int) -> Image.Image:
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-    return Image.fromarray(picture).crop(box).resize((image_size, image_size), Image.Resampling.BICUBIC)
+    return Image.fromarray(pixels).crop(box).resize((image_size, image_size), Image.Resampling.BICUBIC)
 
 
 def _adjust_with_pillow(image: Image.Image, name: Adjustment, factor: float) -> Image.Image:
@@ -242,47 +242,47 @@ def _adjust_with_pillow(image: Image.Image, name: Adjustment, factor: float) -> 
 # RandAugment's operations
 
 
-def apply_operation(picture: Picture, name: Operation, argument: float, *, official: bool = False) -> Picture:
+def apply_operation(pixels: Pixels, name: Operation, argument: float, *, official: bool = False) -> Pixels:
     """One RandAugment operation; all but Sharpness are the official ones pixel for pixel.
 
     Args:
-        picture: [H, W, 3] uint8 RGB.
+        pixels: [H, W, 3] uint8 RGB.
         argument: a factor (Brightness, Sharpness), slope, number of pixels or angle in degrees; the others ignore it.
         official: let Sharpness overflow as the official code does, which turns 256 into black; else it saturates.
     """
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     match name:
         case "Identity":
-            return picture
+            return pixels
         case "AutoContrast":
-            return _per_channel(picture, _stretch_table)
+            return _per_channel(pixels, _stretch_table)
         case "Equalize":
-            return _per_channel(picture, _equalize_table)
+            return _per_channel(pixels, _equalize_table)
         case "Brightness":
-            return _as_picture(cv2.LUT(picture, _as_bytes(np.arange(256, dtype=np.float32) * argument)))
+            return _as_pixels(cv2.LUT(pixels, _as_bytes(np.arange(256, dtype=np.float32) * argument)))
         case "Sharpness":
-            return _sharpen(picture, argument, overflow=official)
+            return _sharpen(pixels, argument, overflow=official)
         case "Rotate":
-            return _warp(picture, cv2.getRotationMatrix2D((width / 2, height / 2), argument, 1))
+            return _warp(pixels, cv2.getRotationMatrix2D((width / 2, height / 2), argument, 1))
         case "ShearX":
-            return _warp(picture, [[1, argument, 0], [0, 1, 0]])
+            return _warp(pixels, [[1, argument, 0], [0, 1, 0]])
         case "ShearY":
-            return _warp(picture, [[1, 0, 0], [argument, 1, 0]])
+            return _warp(pixels, [[1, 0, 0], [argument, 1, 0]])
         case "TranslateX":
-            return _warp(picture, [[1, 0, -argument], [0, 1, 0]])
+            return _warp(pixels, [[1, 0, -argument], [0, 1, 0]])
         case "TranslateY":
-            return _warp(picture, [[1, 0, 0], [0, 1, -argument]])
+            return _warp(pixels, [[1, 0, 0], [0, 1, -argument]])
 
 
-def _warp(picture: Picture, matrix: cv2.typing.MatLike | list[list[float]]) -> Picture:
-    height, width = picture.shape[:2]
-    return _as_picture(cv2.warpAffine(picture, np.asarray(matrix, np.float64), (width, height), borderValue=FILL))
+def _warp(pixels: Pixels, matrix: cv2.typing.MatLike | list[list[float]]) -> Pixels:
+    height, width = pixels.shape[:2]
+    return _as_pixels(cv2.warpAffine(pixels, np.asarray(matrix, np.float64), (width, height), borderValue=FILL))
 
 
-def _per_channel(picture: Picture, make_table: TableMaker) -> Picture:
-    histograms = [cv2.calcHist([picture], [channel], None, [256], [0, 256]).ravel().astype(np.int64) for channel in range(3)]
+def _per_channel(pixels: Pixels, make_table: TableMaker) -> Pixels:
+    histograms = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel().astype(np.int64) for channel in range(3)]
     tables = np.stack([make_table(histogram) for histogram in histograms], axis=-1)
-    return _as_picture(cv2.LUT(picture, tables[None]))
+    return _as_pixels(cv2.LUT(pixels, tables[None]))
 
 
 def _stretch_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -305,21 +305,21 @@ def _equalize_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     return _as_bytes((below + step // 2) // step)
 
 
-def _sharpen(picture: Picture, factor: float, *, overflow: bool) -> Picture:
-    """Away from (factor > 1) or towards the picture smoothed with 3 x 3 weights of 1, 5 in the middle; the border stays."""
+def _sharpen(pixels: Pixels, factor: float, *, overflow: bool) -> Pixels:
+    """Away from (factor > 1) or towards the image smoothed with 3 x 3 weights of 1, 5 in the middle; the border stays."""
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
-    smooth = cv2.filter2D(picture, -1, kernel / 13).astype(np.float32)[1:-1, 1:-1]
-    sharpened = picture.copy()
-    inner = smooth + factor * (picture[1:-1, 1:-1] - smooth)
+    smooth = cv2.filter2D(pixels, -1, kernel / 13).astype(np.float32)[1:-1, 1:-1]
+    sharpened = pixels.copy()
+    inner = smooth + factor * (pixels[1:-1, 1:-1] - smooth)
     sharpened[1:-1, 1:-1] = (inner.astype(np.int32) & 255) if overflow else _as_bytes(inner)
     return sharpened
 
 
-def _as_picture(array: cv2.typing.MatLike) -> Picture:
+def _as_pixels(array: cv2.typing.MatLike) -> Pixels:
     """OpenCV's stubs say any dtype; 8-bit input gives 8-bit output."""
-    picture: Picture = array.astype(np.uint8, copy=False)
-    return picture
+    pixels: Pixels = array.astype(np.uint8, copy=False)
+    return pixels
 
 
 def _as_bytes(values: NDArray[np.floating | np.integer]) -> NDArray[np.uint8]:

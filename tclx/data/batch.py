@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """B image-text pairs of one process: pictures as bytes, captions as token ids padded to the longest, L tokens."""
+    """B image-text pairs of one process: images as bytes, captions as token ids padded to the longest, L tokens."""
 
     images: Tensor
     """[B, 3, S, S] uint8: the first augmented view."""
@@ -32,11 +32,11 @@ class Batch:
     mlm_labels: Tensor | None
     """[M] int64: the true ids there."""
     image_index: Tensor
-    """[B] int64: equal for equal pictures, dense from 0."""
+    """[B] int64: equal for equal images, dense from 0."""
     row: Tensor
     """[B] int64: the training rows these pairs come from."""
     num_bad_images: int
-    """Pictures that could not be read and were replaced by the next good row."""
+    """Images that could not be read and were replaced by the next good row."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
@@ -53,7 +53,7 @@ class Batch:
 
 
 def normalise(images: Tensor, spec: NormalizationSpec) -> Tensor:
-    """Pictures as the image encoder reads them, on the device they are on.
+    """Images as the image encoder reads them, on the device they are on.
 
     Args:
         images: [B, 3, H, W] uint8, RGB.

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from tclx.data.augment import apply_view, draw_view, resize_for_evaluation
 from tclx.data.batch import Batch
 from tclx.data.captions import clean_caption
-from tclx.data.images import BadImage, Picture
+from tclx.data.images import BadImage, Pixels
 from tclx.data.loading import stream
 from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.shared_memory import check_shared_memory
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tclx.tasks.task import Split
 
 MAX_BAD_IN_A_ROW = 100
-"""Consecutive unreadable rows after which a run stops under `bad_images.policy: skip`: the folder is gone, not a picture."""
+"""Consecutive unreadable rows after which a run stops under `bad_images.policy: skip`: the folder is gone, not an image."""
 
 
 def training_captions(data: DataSpec) -> Iterator[str]:
@@ -104,14 +104,14 @@ class KeyedOrder(Sampler[MicroBatch]):
 
 
 class Pair(NamedTuple):
-    """One picture with one caption, before they are put into a batch."""
+    """One image with one caption, before they are put into a batch."""
 
     row: int
     caption: str
-    first_view: Picture
-    second_view: Picture | None
+    first_view: Pixels
+    second_view: Pixels | None
     replaced: bool
-    """Whether another row stands in for one without a readable picture."""
+    """Whether another row stands in for one without a readable image."""
 
 
 class TrainDataset(Dataset[Batch | TclxError]):
@@ -144,35 +144,35 @@ class TrainDataset(Dataset[Batch | TclxError]):
 
     def _pair(self, epoch: int, row: int) -> Pair:
         data = self._spec.data
-        used, picture = self._readable_picture(row)
+        used, image = self._readable_image(row)
         captions = self._source.captions(used)
         caption = captions[int(self._generator(Draw.CAPTION, epoch, row).integers(len(captions)))]
         return Pair(
             row=used,
             caption=clean_caption(caption, max_words=data.max_caption_words),
-            first_view=self._view(picture, self._generator(Draw.FIRST_VIEW, epoch, row)),
-            second_view=self._view(picture, self._generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
+            first_view=self._view(image, self._generator(Draw.FIRST_VIEW, epoch, row)),
+            second_view=self._view(image, self._generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
             replaced=used != row,
         )
 
-    def _readable_picture(self, row: int) -> tuple[int, Picture]:
-        """The row's picture, or under `skip` that of the first readable row after it."""
+    def _readable_image(self, row: int) -> tuple[int, Pixels]:
+        """The row's image, or under `skip` that of the first readable row after it."""
         skips = self._spec.data.bad_images.policy == "skip"
         for used in range(row, row + (MAX_BAD_IN_A_ROW if skips else 1)):
             try:
-                return used % self._source.num_rows, self._source.picture(used % self._source.num_rows)
+                return used % self._source.num_rows, self._source.image(used % self._source.num_rows)
             except BadImage as error:
                 reason = error
         if skips:
             raise RunFailed(
-                f"{MAX_BAD_IN_A_ROW} successive rows have no readable picture, the last: {reason}. Is the folder there?"
+                f"{MAX_BAD_IN_A_ROW} successive rows have no readable image, the last: {reason}. Is the folder there?"
             )
-        raise RunFailed(f"a picture turned bad during training: {reason}. Mend it, or set data.bad_images.policy to skip")
+        raise RunFailed(f"an image turned bad during training: {reason}. Mend it, or set data.bad_images.policy to skip")
 
-    def _view(self, picture: Picture, rng: np.random.Generator) -> Picture:
+    def _view(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         data, size = self._spec.data, self._spec.model.image_encoder.image_size
-        view = draw_view(rng, data.augmentation, height=picture.shape[0], width=picture.shape[1])
-        return apply_view(picture, view, image_size=size, decoder=data.decoder, official=self._official)
+        view = draw_view(rng, data.augmentation, height=image.shape[0], width=image.shape[1])
+        return apply_view(image, view, image_size=size, decoder=data.decoder, official=self._official)
 
     def _generator(self, draw: Draw, epoch: int, row: int) -> np.random.Generator:
         return keyed_generator(draw, seed=self._spec.seed, epoch=epoch, row=row)
@@ -185,8 +185,8 @@ class TrainDataset(Dataset[Batch | TclxError]):
         rows = np.array([pair.row for pair in pairs])
         masked = self._mask(micro_batch, encoded)
         return Batch(
-            images=stack_pictures([pair.first_view for pair in pairs]),
-            images_second=stack_pictures(second_views) if self._two_views else None,
+            images=stack_images([pair.first_view for pair in pairs]),
+            images_second=stack_images(second_views) if self._two_views else None,
             input_ids=torch.from_numpy(encoded.input_ids),
             attention_mask=torch.from_numpy(encoded.attention_mask),
             masked_input_ids=torch.from_numpy(masked.input_ids) if masked else None,
@@ -221,9 +221,9 @@ class TrainDataset(Dataset[Batch | TclxError]):
         )
 
 
-def stack_pictures(pictures: Sequence[Picture]) -> Tensor:
-    """[B, 3, H, W] uint8 from B pictures [H, W, 3]."""
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
+def stack_images(images: Sequence[Pixels]) -> Tensor:
+    """[B, 3, H, W] uint8 from B images [H, W, 3]."""
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
 
 
 def train_batches(
@@ -242,7 +242,7 @@ def train_batches(
 
     Raises:
         InputError: the data are wrong or smaller than one optimizer step.
-        RunFailed: (while iterating) a picture cannot be read and nothing may take its place.
+        RunFailed: (while iterating) an image cannot be read and nothing may take its place.
         MachineError: shared memory is too small; (while iterating) a worker process died, or there is no room for its batch.
         StandStill: (while iterating) the worker processes live and do nothing.
     """
@@ -271,11 +271,11 @@ def train_batches(
 
 
 class EvaluationSet:
-    """Every picture of a source once, with all its captions.
+    """Every image of a source once, with all its captions.
 
     Attributes:
-        captions: T cleaned captions, those of picture 0 first.
-        image_of_caption: [T] int64, the number of the picture that each describes, 0 to num_images - 1.
+        captions: T cleaned captions, those of image 0 first.
+        image_of_caption: [T] int64, the number of the image that each describes, 0 to num_images - 1.
     """
 
     def __init__(self, source: Rows, data: DataSpec, *, image_size: int) -> None:
@@ -286,7 +286,7 @@ class EvaluationSet:
         order: list[int] = np.argsort(source.image_index, kind="stable").tolist()
         texts = [(int(source.image_index[row]), caption) for row in order for caption in source.captions(row)]
         self.captions = [clean_caption(caption, max_words=data.max_caption_words) for _, caption in texts]
-        self.image_of_caption: NDArray[np.int64] = np.array([picture for picture, _ in texts])
+        self.image_of_caption: NDArray[np.int64] = np.array([image for image, _ in texts])
 
     @property
     def num_images(self) -> int:
@@ -296,30 +296,30 @@ class EvaluationSet:
     def num_captions(self) -> int:
         return len(self.captions)
 
-    def image(self, number: int) -> Picture:
-        """[S, S, 3] uint8 RGB: the whole picture, squeezed to the encoder's square.
+    def image(self, number: int) -> Pixels:
+        """[S, S, 3] uint8 RGB: the whole image, squeezed to the encoder's square.
 
         Raises:
             RunFailed: it cannot be read. A test set with holes compares with nothing, so no policy skips here.
         """
         try:
-            picture = self._source.picture(int(self._first_rows[number]))
+            image = self._source.image(int(self._first_rows[number]))
         except BadImage as error:
-            raise RunFailed(f"a picture to evaluate on cannot be read: {error}") from error
-        return resize_for_evaluation(picture, image_size=self._image_size, decoder=self._data.decoder)
+            raise RunFailed(f"an image to evaluate on cannot be read: {error}") from error
+        return resize_for_evaluation(image, image_size=self._image_size, decoder=self._data.decoder)
 
     def image_batches(self, numbers: Sequence[int] | None = None, *, batch_size: int) -> Iterator[Tensor]:
-        """Pictures [b, 3, S, S] uint8 by number, in the order given (all of them by default), `batch_size` at a time.
+        """Images [b, 3, S, S] uint8 by number, in the order given (all of them by default), `batch_size` at a time.
 
         Raises:
-            RunFailed: (while iterating) a picture cannot be read.
+            RunFailed: (while iterating) an image cannot be read.
             MachineError: (while iterating) a worker process died.
         """
         wanted = range(self.num_images) if numbers is None else numbers
         parts = [list(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
         # Starting a worker costs more than decoding a handful of batches.
         num_workers = min(self._data.num_workers, len(parts) // 4)
-        return stream(_PictureDataset(self), parts, num_workers=num_workers)
+        return stream(_ImageDataset(self), parts, num_workers=num_workers)
 
     def encode_captions(self, tokenizer: CaptionTokenizer, numbers: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Ids [T, L] int64 and mask [T, L] bool of captions by number (all of them by default), padded to the longest."""
@@ -329,7 +329,7 @@ class EvaluationSet:
 
 
 def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
-    """The pictures and captions of `data.val` or `data.test`.
+    """The images and captions of `data.val` or `data.test`.
 
     Raises:
         InputError: the spec has no such split, or its files are wrong.
@@ -341,12 +341,12 @@ def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
     return EvaluationSet(rows, spec.data, image_size=spec.model.image_encoder.image_size)
 
 
-class _PictureDataset(Dataset[Tensor | TclxError]):
-    def __init__(self, pictures: EvaluationSet) -> None:
-        self._pictures = pictures
+class _ImageDataset(Dataset[Tensor | TclxError]):
+    def __init__(self, images: EvaluationSet) -> None:
+        self._images = images
 
     def __getitem__(self, numbers: Sequence[int]) -> Tensor | TclxError:
         try:
-            return stack_pictures([self._pictures.image(number) for number in numbers])
+            return stack_images([self._images.image(number) for number in numbers])
         except TclxError as error:
             return error

@@ -1,4 +1,4 @@
-"""How much data is there, and can every picture be read? Counted and checked before anything starts, without torch."""
+"""How much data is there, and can every image be read? Counted and checked before anything starts, without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tclx.spec.data import BadImagesSpec, DataSpec
 
 MAX_BAD_SHOWN = 20
-PICTURES_PER_TASK = 64
+IMAGES_PER_TASK = 64
 """About half a second of decoding: long against handing a task over, short against the whole."""
 
 
@@ -43,15 +43,15 @@ def collect_facts(data: DataSpec, *, without_data: bool = False) -> DataFacts:
 
 
 def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: bool = False) -> Examination:
-    """Count rows, pictures and captions of every split, and look for a few of the pictures; none is opened.
+    """Count rows, images and captions of every split, and look for a few of the images; none is opened.
 
     Args:
         data: the data section.
         without_data: believe `approximate_rows` and open no file.
-        some_may_be_missing: refuse only where none of the pictures looked for is there.
+        some_may_be_missing: refuse only where none of the images looked for is there.
 
     Raises:
-        InputError: annotation files are wrong or the pictures are elsewhere (all problems of all splits), or
+        InputError: annotation files are wrong or the images are elsewhere (all problems of all splits), or
             `approximate_rows` is needed and missing.
     """
     problems: list[Problem] = []
@@ -82,8 +82,8 @@ def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: 
     return Examination(facts, () if without_data else tuple(overlaps(sources)))
 
 
-class BadPicture(NamedTuple):
-    """A picture that cannot be used."""
+class BadImageFile(NamedTuple):
+    """An image that cannot be used."""
 
     key: str
     """Of its source: `data.train`."""
@@ -92,20 +92,20 @@ class BadPicture(NamedTuple):
 
 
 class ImageCheck(NamedTuple):
-    """What opening every picture found."""
+    """What opening every image found."""
 
-    num_pictures: int
-    bad: list[BadPicture]
+    num_images: int
+    bad: list[BadImageFile]
     """In the order of the files."""
     seconds: float
     warnings: tuple[str, ...] = ()
-    """Pictures with the same bytes where they should differ."""
+    """Images with the same bytes where they should differ."""
 
     def summary(self) -> str:
         """One line for people."""
-        rate = self.num_pictures / max(self.seconds, 1e-9)
+        rate = self.num_images / max(self.seconds, 1e-9)
         found = f"{len(self.bad):,} bad" if self.bad else "all readable"
-        return f"{self.num_pictures:,} pictures checked in {self.seconds:.1f} s ({rate:,.0f} a second): {found}"
+        return f"{self.num_images:,} images checked in {self.seconds:.1f} s ({rate:,.0f} a second): {found}"
 
 
 def check_images(
@@ -116,14 +116,14 @@ def check_images(
     num_processes: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> ImageCheck:
-    """Decode every picture of the splits in full, in parallel; generated scenes need no check.
+    """Decode every image of the splits in full, in parallel; generated scenes need no check.
 
     Args:
         data: the data section.
         splits: which of its sources.
         others: more image files to open, by key path.
         num_processes: defaults to the CPUs that this process may use.
-        report: called with the number of pictures done and their total, for a progress display.
+        report: called with the number of images done and their total, for a progress display.
 
     Raises:
         InputError: annotation files are wrong.
@@ -137,7 +137,7 @@ def check_images(
     }
     tasks = [task for key, each in {**paths, **(others or {})}.items() for task in _tasks(key, each)]
     total, done = sum(len(task.paths) for task in tasks), 0
-    bad: list[BadPicture] = []
+    bad: list[BadImageFile] = []
     digests: dict[str, dict[str, bytes]] = {}
     for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
         bad += found.bad
@@ -156,13 +156,13 @@ def refuse_bad_images(
 ) -> ImageCheck:
     """Check what the policy wants checked before training.
 
-    Under `skip` that is only what is evaluated on: a test set with holes gives figures that compare with nothing.
+    Under `skip` that is only what is evaluated on: a test set with holes gives metrics that compare with nothing.
 
     Args:
         data, others, report: as `check_images`.
 
     Raises:
-        InputError: with the first 20 bad pictures and their number.
+        InputError: with the first 20 bad images and their number.
         MachineError: a checking process died.
     """
     skips = data.bad_images.policy == "skip"
@@ -171,9 +171,9 @@ def refuse_bad_images(
     if check.bad:
         shown = [Problem(bad.key, f"{bad.path}: {bad.reason}") for bad in check.bad[:MAX_BAD_SHOWN]]
         hint = "mend or remove them" if skips else "mend or remove them, or train past them with data.bad_images.policy: skip"
-        if len(check.bad) == check.num_pictures:
+        if len(check.bad) == check.num_images:
             hint = "when none can be used, look at data.train.image_root and data.val.image_root"
-        raise InputError(*shown, Problem("", f"{len(check.bad):,} of {check.num_pictures:,} pictures cannot be used", hint))
+        raise InputError(*shown, Problem("", f"{len(check.bad):,} of {check.num_images:,} images cannot be used", hint))
     return check
 
 
@@ -183,12 +183,12 @@ class _Task(NamedTuple):
 
 
 def _tasks(key: str, paths: Sequence[Path]) -> Iterator[_Task]:
-    for start in range(0, len(paths), PICTURES_PER_TASK):
-        yield _Task(key, list(paths[start : start + PICTURES_PER_TASK]))
+    for start in range(0, len(paths), IMAGES_PER_TASK):
+        yield _Task(key, list(paths[start : start + IMAGES_PER_TASK]))
 
 
 class _Found(NamedTuple):
-    bad: list[BadPicture]
+    bad: list[BadImageFile]
     digests: dict[str, bytes]
     """Of the files' bytes, by path: 4 million take about a gigabyte."""
 
@@ -204,7 +204,7 @@ def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[_Fo
         with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=_ignore_interrupts) as pool:
             yield from pool.map(check, tasks)
     except BrokenProcessPool as error:
-        raise MachineError("a process that checks pictures died; most often the machine ran out of memory") from error
+        raise MachineError("a process that checks images died; most often the machine ran out of memory") from error
 
 
 def _ignore_interrupts() -> None:
@@ -222,5 +222,5 @@ def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImag
             digests[str(path)] = hashlib.blake2b(content, digest_size=16).digest()
             decode_image(content, path, decoder=decoder, max_pixels=limits.max_pixels)
         except BadImage as error:
-            bad.append(BadPicture(task.key, str(path), error.reason))
+            bad.append(BadImageFile(task.key, str(path), error.reason))
     return _Found(bad, digests)

@@ -21,11 +21,11 @@ from tclx.data.rendering import FORMATS, Coding, Unshowable, has_other_colours, 
 from tclx.data.structure import Excessive, Jpeg, walk_bmp, walk_gif, walk_jpeg, walk_png, walk_tiff
 
 Decoder = Literal["fast", "pil"]
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
 MAX_BYTES_BESIDE_PIXELS = 64 << 20
-"""Of a file, besides 8 bytes for each of `max_pixels` (the most that a picture of 16 bits a channel takes uncompressed)."""
+"""Of a file, besides 8 bytes for each of `max_pixels` (the most that an image of 16 bits a channel takes uncompressed)."""
 READ_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF"
 
 _JPEG_START = b"\xff\xd8\xff"
@@ -33,7 +33,7 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class BadImage(Exception):
-    """A picture that cannot be used: missing, truncated, not a picture, or too large to decode safely."""
+    """An image that cannot be used: missing, truncated, not an image, or too large to decode safely."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)
@@ -44,8 +44,8 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Picture:
-    """Read and decode one picture.
+def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Pixels:
+    """Read and decode one image.
 
     Raises:
         BadImage: with the reason.
@@ -56,7 +56,7 @@ def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool
 
 
 def read_bytes(path: Path, *, max_pixels: int) -> bytes:
-    """A picture's file: of ordinary files alone, and no more than a picture of `max_pixels` can need.
+    """An image's file: of ordinary files alone, and no more than an image of `max_pixels` can need.
 
     Raises:
         BadImage: with the reason.
@@ -76,8 +76,8 @@ def read_bytes(path: Path, *, max_pixels: int) -> bytes:
         raise BadImage(path, f"is no path that a file can have: {error}") from None
 
 
-def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Picture:
-    """Decode one picture in full, as a viewer shows it, after its header has been found small enough.
+def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Pixels:
+    """Decode one image in full, as a viewer shows it, after its header has been found small enough.
 
     `fast` takes turbo-JPEG for ordinary JPEGs; everything else, and every JPEG that turbo-JPEG finds fault with, goes through
     Pillow, so that both decoders refuse the same files.
@@ -101,9 +101,9 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
         if content.startswith(_JPEG_START):
             jpeg = walk_jpeg(content)
             if decoder == "fast" and (as_stored or not _is_seen_otherwise(content, jpeg)):
-                picture = _decode_jpeg(content, path, max_pixels)
-                if picture is not None:
-                    return picture
+                image = _decode_jpeg(content, path, max_pixels)
+                if image is not None:
+                    return image
         else:
             coding = _walk(content)
         return _decode_with_pillow(content, path, max_pixels, coding, as_stored=as_stored)
@@ -143,22 +143,20 @@ def _opened(content: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Picture | None:
+def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Pixels | None:
     """None where Pillow is to decide: CMYK, or anything that turbo-JPEG complains about."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(content)
         if color_space not in {"YCbCr", "RGB", "Gray"}:
             return None
         _check_size(path, width, height, max_pixels)
-        picture: Picture = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        image: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
     except ValueError:
         return None
-    return picture
+    return image
 
 
-def _decode_with_pillow(
-    content: bytes, path: Path | str, max_pixels: int, coding: Coding | None, *, as_stored: bool
-) -> Picture:
+def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int, coding: Coding | None, *, as_stored: bool) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities (broken EXIF, sizes) that decoding itself settles
@@ -183,10 +181,10 @@ def _decode_with_pillow(
 def _unknown(content: bytes) -> str:
     kind = kind_of_file(content)
     if kind is None:
-        return f"is not a picture in a known format ({READ_FORMATS} are read)"
+        return f"is not an image in a known format ({READ_FORMATS} are read)"
     if any(kind.startswith(f"a{n} {name} ") for n in ("", "n") for name in READ_FORMATS.replace(" and", ",").split(", ")):
         return f"cannot be decoded: it begins as {kind}, but is damaged or of a kind that is not read (save it as PNG)"
-    return f"is {kind}, not a picture in one of the formats that are read ({READ_FORMATS})"
+    return f"is {kind}, not an image in one of the formats that are read ({READ_FORMATS})"
 
 
 def _check_size(path: Path | str, width: int, height: int, max_pixels: int) -> None:

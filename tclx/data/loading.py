@@ -45,7 +45,7 @@ STOPPED_SECONDS = 60.0
 """The same where one of them was stopped by a signal: nothing is to be expected of it."""
 
 IDLE_CPU_SECONDS = 0.02
-"""What a process may use of a processor in that time and still count as idle: it looks for work every 5 s. Five pictures take
+"""What a process may use of a processor in that time and still count as idle: it looks for work every 5 s. Five images take
 more, so that a slow file system is told from one that does not answer."""
 
 
@@ -164,7 +164,7 @@ def _wait_for_next(items: Iterator[Item | TclxError]) -> Item | TclxError:
             _kill(items)
             raise StandStill(
                 f"no batch has come for {idle + POLL_SECONDS:.0f} s and no data loader process does anything: {seen.words}. "
-                "If nobody stopped them, the file system with the pictures does not answer"
+                "If nobody stopped them, the file system with the images does not answer"
             )
 
 

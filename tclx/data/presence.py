@@ -1,4 +1,4 @@
-"""Are the pictures where the spec says? A few of each annotation file are looked for, before anything is planned with them."""
+"""Are the images where the spec says? A few of each annotation file are looked for, before anything is planned with them."""
 
 from __future__ import annotations
 
@@ -10,67 +10,65 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tclx.data.annotations import Annotations, picture_path
+from tclx.data.annotations import Annotations, image_path
 from tclx.errors import Problem
 
 if TYPE_CHECKING:
     from tclx.spec.data import FilesSource
 
 LOOKED_AT = 16
-"""Pictures of one file: its first, its last, and others evenly between."""
+"""Images of one file: its first, its last, and others evenly between."""
 MAX_LISTED = 10_000
 """Names of a folder that are compared with the one that is missing, and folders that are tried instead of image_root."""
 
 
-def missing_pictures(source: FilesSource, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
-    """At most one problem: the pictures looked for are not there.
+def missing_images(source: FilesSource, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
+    """At most one problem: the images looked for are not there.
 
     Args:
         source: where they should be.
         annotations: the rows that name them.
         key: the source's key path in the spec.
-        all_needed: whether one missing picture is too many; else only all of them are.
+        all_needed: whether one missing image is too many; else only all of them are.
     """
     images = _sample(annotations)
     missing = [image for image in images if not _is_there(source, image)]
     if len(missing) == len(images):
         root = Path(source.image_root)
-        example = f"none of {len(images)} pictures looked for is there: {picture_path(source, missing[0])} does not exist"
+        example = f"none of {len(images)} images looked for is there: {image_path(source, missing[0])} does not exist"
         yield Problem(f"{key}.image_root", example, way_on(root, missing))
     elif missing and all_needed:
-        example = (
-            f"{len(missing)} of {len(images)} pictures looked for do not exist, the first: {picture_path(source, missing[0])}"
-        )
-        hint = near_name(picture_path(source, missing[0])) or "`tclx data check` names all that are missing"
+        example = f"{len(missing)} of {len(images)} images looked for do not exist, the first: {image_path(source, missing[0])}"
+        hint = near_name(image_path(source, missing[0])) or "`tclx data check` names all that are missing"
         yield Problem(f"{key}.files", example, hint)
 
 
 def _sample(annotations: Annotations) -> list[str]:
-    """Pictures of rows spread over every file."""
+    """Images of rows spread over every file."""
     ends = [*annotations.file_start[1:], annotations.num_rows]
     rows = [
         np.linspace(start, end - 1, LOOKED_AT, dtype=int)
         for start, end in zip(annotations.file_start, ends, strict=True)
         if end > start
     ]
-    numbers = dict.fromkeys(annotations.picture_of_row[np.concatenate(rows)].tolist())
-    return [annotations.pictures[number] for number in numbers]
+    numbers = dict.fromkeys(annotations.image_of_row[np.concatenate(rows)].tolist())
+    return [annotations.images[number] for number in numbers]
 
 
 def _is_there(source: FilesSource, image: str) -> bool:
-    """Anything of that name; whether it is a picture is seen when it is opened."""
+    """Anything of that name; whether it is an image is seen when it is opened."""
     try:
-        return picture_path(source, image).exists()
+        return image_path(source, image).exists()
     except OSError:  # a folder that may not be entered: opening says so
         return True
 
 
 def way_on(root: Path, images: Sequence[str]) -> str:
-    """What would make pictures be found of which none is under the root."""
+    """What would make images be found of which none is under the root."""
     if any("\\" in image for image in images):
         return f"the paths have backslashes, as written on Windows: write {images[0].replace(chr(92), '/')}"
     if images[0].startswith(("http://", "https://", "s3://", "gs://")):
-        return "these are web addresses: fetch the pictures, and name the files"
+        return "these are web addresses: fetch the images, and name the files"
     if Path(images[0]).is_absolute():
         return "the paths are absolute, as on the machine where they were written: image_root does not count for them"
     for other in _other_roots(root):

@@ -1,4 +1,4 @@
-"""What does a viewer show of a picture's file? Depth, transparency, colour and orientation become plain RGB, or are refused.
+"""What does a viewer show of an image's file? Depth, transparency, colour and orientation become plain RGB, or are refused.
 
 docs/data.md has the table of what each format can say; here it is done.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow's names of what is read; a JPEG with several pictures (MPO) is a JPEG to it. Pillow's other readers stay shut: some
+"""Pillow's names of what is read; a JPEG with several images (MPO) is a JPEG to it. Pillow's other readers stay shut: some
 start programs (EPS), some take minutes in Python (PPM), some drop what the file says (JPEG 2000's profiles)."""
 
 _TURNS = {
@@ -44,7 +44,7 @@ class Coding(NamedTuple):
 
 
 def rendered(image: ImageFile.ImageFile, *, coding: Coding | None = None, as_stored: bool = False) -> Image.Image:
-    """An opened picture as a viewer shows its first frame or page, in RGB.
+    """An opened image as a viewer shows its first frame or page, in RGB.
 
     Args:
         image: of one of `FORMATS`, not decoded yet.
@@ -88,7 +88,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def has_other_colours(image: Image.Image) -> bool:
-    """Whether the picture has a colour profile that can be honoured and is not sRGB's."""
+    """Whether the image has a colour profile that can be honoured and is not sRGB's."""
     base = "CMYK" if image.mode == "CMYK" else "L" if image.mode == "L" else "RGB"
     profile = image.info.get("icc_profile")
     return bool(profile) and _to_srgb(profile, base) is not None
@@ -116,7 +116,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _alpha(image: Image.Image, stored_as: str) -> Image.Image | None:
-    """The picture's opacity as L, None where all of it is opaque.
+    """The image's opacity as L, None where all of it is opaque.
 
     PNG names its one transparent grey in the file's depth; Pillow spreads 2 and 4 bits over 8, and keeps 8 of a colour's 16.
     """
@@ -165,7 +165,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         )
     if 50706 in tags or tags.get(254, 0) & 1:
         raise Unshowable(
-            "is a raw photograph or begins with a thumbnail of another page: save the picture itself, as JPEG or PNG"
+            "is a raw photograph or begins with a thumbnail of another page: save the image itself, as JPEG or PNG"
         )
     if tags.get(284) == 2 and (max(tags.get(258, (1,))) > 8 or len(tags.get(273, tags.get(324, ()))) < len(tags.get(258, ()))):
         raise Unshowable("stores each channel by itself, with more than 8 bits or in too few strips: save it as PNG")
@@ -194,7 +194,7 @@ def _coloured(opaque: Image.Image, image: Image.Image, coding: Coding | None, *,
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile's colours to sRGB; None for what is sRGB, is damaged, or is for another kind of picture.
+    """The way from a profile's colours to sRGB; None for what is sRGB, is damaged, or is for another kind of image.
 
     Viewers ignore the last two as well.
     """
@@ -242,7 +242,7 @@ def _video_colours(coding: Coding) -> tuple[tuple[float, ...], float | None]:
     return _PRIMARIES[coding.primaries], _EXPONENTS[coding.transfer]
 
 
-def _from_primaries(picture: Image.Image, chromaticities: tuple[float, ...], exponent: float | None) -> Image.Image:
+def _from_primaries(image: Image.Image, chromaticities: tuple[float, ...], exponent: float | None) -> Image.Image:
     """sRGB from colours with other primaries, and a power in place of sRGB's curve (None has that).
 
     A power within 5 % of 2.2, and primaries within 0.01 of sRGB's, are taken for sRGB, as by libpng.
@@ -250,17 +250,17 @@ def _from_primaries(picture: Image.Image, chromaticities: tuple[float, ...], exp
     same_curve = exponent is None or abs(exponent / 2.2 - 1) <= 0.05
     same_primaries = np.abs(np.subtract(chromaticities, _D65_BT709)).max() <= 0.01
     if same_curve and same_primaries:
-        return picture
+        return image
     levels = np.arange(256) / 255
     linear = _decoded(levels) if exponent is None else levels**exponent
     if same_primaries:
-        return picture.point(list(_encoded(linear)) * 3)
+        return image.point(list(_encoded(linear)) * 3)
     try:
         matrix = np.linalg.inv(_to_xyz(_D65_BT709)) @ _to_xyz(chromaticities)
     except np.linalg.LinAlgError:
-        return picture  # they span no colours: viewers ignore them
-    pixels = np.asarray(picture).copy()
-    for start in range(0, len(pixels), 64):  # floating-point rows of the whole picture would take 12 bytes a channel
+        return image  # they span no colours: viewers ignore them
+    pixels = np.asarray(image).copy()
+    for start in range(0, len(pixels), 64):  # floating-point rows of the whole image would take 12 bytes a channel
         pixels[start : start + 64] = _encoded(linear[pixels[start : start + 64]] @ matrix.T)
     return Image.fromarray(pixels)
 

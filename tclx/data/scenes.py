@@ -1,6 +1,6 @@
-"""What can be learned from without any download? Generated pictures of coloured shapes with five varied captions each.
+"""What can be learned from without any download? Generated images of coloured shapes with five varied captions each.
 
-A scene is facts first (which shapes, where, on what background); its picture and its captions are drawn from the facts, so that
+A scene is facts first (which shapes, where, on what background); its image and its captions are drawn from the facts, so that
 questions, statements and boxes can be derived from the same facts later.
 """
 
@@ -53,7 +53,7 @@ SHAPES = {
 SIZES = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
 """Each size and the words for it."""
 RADII = {"small": 0.16, "big": 0.25}
-"""Share of the picture's side. Shapes half this large were not learnable at 32 pixels."""
+"""Share of the image's side. Shapes half this large were not learnable at 32 pixels."""
 NUM_CAPTIONS = 5
 
 NUM_OBJECTS = (1, 2, 2)
@@ -90,7 +90,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of a picture: one or two shapes that do not overlap, on a plain background."""
+    """The facts of an image: one or two shapes that do not overlap, on a plain background."""
 
     objects: tuple[SceneObject, ...]
     background: str
@@ -108,7 +108,7 @@ class Scene:
 
 
 class Scenes:
-    """The scenes of one source: facts, pictures and captions, each a pure function of the source's fields and a number.
+    """The scenes of one source: facts, images and captions, each a pure function of the source's fields and a number.
 
     The first n of N scenes are the same for every N >= n.
 
@@ -125,11 +125,11 @@ class Scenes:
         return len(self.facts)
 
     @cached_property
-    def pictures(self) -> NDArray[np.uint8]:
+    def images(self) -> NDArray[np.uint8]:
         """[N, S, S, 3] uint8 RGB, drawn once when first asked for."""
         import numpy as np
 
-        return np.stack([draw_picture(scene) for scene in self.facts])
+        return np.stack([draw_image(scene) for scene in self.facts])
 
     def _random(self, purpose: str, number: int) -> Random:
         return _random(self.source, purpose, str(number))
@@ -178,7 +178,7 @@ def _place(random: Random, others: list[SceneObject], picture_size: int) -> Scen
     return None
 
 
-def draw_picture(scene: Scene) -> NDArray[np.uint8]:
+def draw_image(scene: Scene) -> NDArray[np.uint8]:
     """[S, S, 3] uint8 RGB: the shapes on their background, with the same grey noise in every channel."""
     import numpy as np
     from PIL import Image, ImageDraw
@@ -276,7 +276,7 @@ def relation(first: SceneObject, second: SceneObject) -> str:
 
 
 def position(scene: Scene, item: SceneObject) -> str:
-    """The ninth of the picture that holds the centre, in words."""
+    """The ninth of the image that holds the centre, in words."""
     third = scene.picture_size / 3
     vertical = "top" if item.y < third else "bottom" if item.y > 2 * third else ""
     horizontal = "left" if item.x < third else "right" if item.x > 2 * third else ""
@@ -289,7 +289,7 @@ Row = dict[str, str | list[str]]
 
 
 def write_scenes(folder: Path, source: ScenesSource) -> Path:
-    """Write a source as pictures and ALBEF JSON, to look at or to train on as files.
+    """Write a source as images and ALBEF JSON, to look at or to train on as files.
 
     `images/<split>/*.png`, and beside them `pretrain.json` and `retrieval_train.json` for the train split, `val.json` or
     `test.json` for the others; image paths start at `folder`.
@@ -304,7 +304,7 @@ def write_scenes(folder: Path, source: ScenesSource) -> Path:
     paths = [f"images/{source.split}/{number:06d}.png" for number in range(len(scenes))]
     rows: list[Row] = [{"image": path, "caption": [*texts]} for path, texts in zip(paths, scenes.captions, strict=True)]
     try:
-        _write_pictures(folder, paths, scenes.pictures)
+        _write_images(folder, paths, scenes.images)
         if source.split != "train":
             return _write_rows(folder / f"{source.split}.json", rows)
         _write_rows(folder / "retrieval_train.json", list(_row_per_caption(rows)))
@@ -319,12 +319,12 @@ def _row_per_caption(rows: list[Row]) -> Iterator[Row]:
             yield {"image": row["image"], "image_id": f"scene-{number}", "caption": caption}
 
 
-def _write_pictures(folder: Path, paths: list[str], pictures: NDArray[np.uint8]) -> None:
+def _write_images(folder: Path, paths: list[str], images: NDArray[np.uint8]) -> None:
     from PIL import Image
 
     (folder / paths[0]).parent.mkdir(parents=True, exist_ok=True)
-    for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture).save(folder / path)
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(folder / path)
 
 
 def _write_rows(path: Path, rows: list[Row]) -> Path:

@@ -55,7 +55,7 @@ def check_shared_memory(spec: ExperimentSpec) -> None:
 
 
 def _bytes_of_batch(spec: ExperimentSpec) -> int:
-    """Of its pictures, which are nearly all of it."""
+    """Of its images, which are nearly all of it."""
     views = 2 if spec.objectives.need(Needs.SECOND_VIEW) else 1
     return spec.training.batch_size_per_gpu * views * 3 * spec.model.image_encoder.image_size**2
 

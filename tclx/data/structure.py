@@ -1,6 +1,6 @@
-"""What does a picture's file hold besides pixels, and may it be opened at all? Its structure is walked before it is decoded.
+"""What does an image's file hold besides pixels, and may it be opened at all? Its structure is walked before it is decoded.
 
-Pillow walks segments, chunks and blocks in Python and libjpeg decodes every scan of a JPEG over the whole picture, so that a
+Pillow walks segments, chunks and blocks in Python and libjpeg decodes every scan of a JPEG over the whole image, so that a
 small file can take minutes. Each walk here is bounded, and refuses what no camera and no program writes.
 """
 
@@ -38,7 +38,7 @@ class Jpeg(NamedTuple):
 
 
 def walk_jpeg(content: bytes) -> Jpeg:
-    """Look at every segment of the first picture in a JPEG file.
+    """Look at every segment of the first image in a JPEG file.
 
     Raises:
         Excessive: there are too many scans, segments or bytes that belong to neither.
@@ -55,7 +55,7 @@ def walk_jpeg(content: bytes) -> Jpeg:
         num_scans += marker[1] == b"\xda"
         num_segments += 1
         if num_scans > MAX_JPEG_SCANS:
-            raise Excessive(f"is a JPEG of more than {MAX_JPEG_SCANS} scans: each costs as much time as a whole picture")
+            raise Excessive(f"is a JPEG of more than {MAX_JPEG_SCANS} scans: each costs as much time as a whole image")
         if num_segments > MAX_PARTS or filler > MAX_FILLER_BYTES:
             raise Excessive(f"is a JPEG of more than {MAX_PARTS:,} segments or {MAX_FILLER_BYTES:,} bytes of filler")
     return Jpeg(has_exif, has_profile)
@@ -80,7 +80,7 @@ def walk_png(content: bytes) -> bytes | None:
 
 
 def walk_gif(content: bytes) -> None:
-    """Look at every block before a GIF's first picture.
+    """Look at every block before a GIF's first image.
 
     Raises:
         Excessive: there are too many.
@@ -94,7 +94,7 @@ def walk_gif(content: bytes) -> None:
             return
         position += byte[0] + 1 if inside else 2
         inside = not inside or byte != b"\0"
-    raise Excessive(f"is a GIF of more than {MAX_PARTS:,} blocks before its first picture")
+    raise Excessive(f"is a GIF of more than {MAX_PARTS:,} blocks before its first image")
 
 
 def walk_bmp(content: bytes) -> None:

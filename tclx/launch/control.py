@@ -39,7 +39,7 @@ def cancel_runs(folders: Sequence[Path], *, say: Say) -> list[RunStatus]:
 def _signal_here(folder: RunFolder) -> None:
     """A process on this machine is told at once; one elsewhere finds the file at its next heartbeat."""
     state, job = folder.read_state(), folder.read_job()
-    if job is not None and job.backend == "slurm":
+    if job is not None and not job.is_local:
         return
     if state is not None and state.status == "running" and state.host == os.uname().nodename and state.pid:
         with suppress(ProcessLookupError, PermissionError):

@@ -25,7 +25,7 @@ class PlannedRun(NamedTuple):
     asked_for: bool
     """False for a run that only another one needs."""
     warnings: tuple[str, ...] = ()
-    """What stops no run, and is hardly meant or makes its figures doubtful: one line each."""
+    """What stops no run, and is hardly meant or makes its metrics doubtful: one line each."""
 
 
 Step = tuple[Path, str | None]
@@ -128,7 +128,7 @@ class _Planner:
 
 
 def queue_warnings(spec: ExperimentSpec, plan: Plan) -> tuple[str, ...]:
-    """A queue that holds every picture more than once has a row's own epoch-old features among its negatives."""
+    """A queue that holds every image more than once has a row's own epoch-old features among its negatives."""
     if not plan.needs_momentum or spec.model.queue_size <= plan.num_train_rows:
         return ()
     held = f"the queue of {spec.model.queue_size:,} holds more than an epoch ({plan.num_train_rows:,} rows)"

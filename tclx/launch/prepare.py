@@ -1,4 +1,4 @@
-"""What happens to a run before it is handed to anybody, here or on a cluster? Its pictures are checked, its folder is made."""
+"""What happens to a run before it is handed to anybody, here or on a cluster? Its images are checked, its folder is made."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def describe(outcome: Outcome) -> str:
 
 
 def check_beginnings(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, say: Say) -> None:
-    """Of every run that is about to take its first step: is what it takes from the hub at hand, and are its pictures as its
+    """Of every run that is about to take its first step: is what it takes from the hub at hand, and are its images as its
     policy asks? Each data set is opened once.
 
     Raises:
-        InputError: with the bad pictures.
+        InputError: with the bad images.
         MachineError: something of the hub is neither in the cache nor to be had.
     """
     states = [RunFolder(runs_dir / run.plan.run_id).read_state() for run in runs]
@@ -70,7 +70,7 @@ def check_beginnings(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool,
         say(f"warning: {warning}")
     for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in beginning):
         found = refuse_bad_images(data, others=evaluation.images())
-        if found.num_pictures:
+        if found.num_images:
             say(found.summary())
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tclx.errors import MachineError
 from tclx.files import STALE_SECONDS, Unreadable, is_recent, parse_json, read_as
+from tclx.launch.backend import BACKENDS
 from tclx.launch.ending import last_lines
-from tclx.launch.slurm import commands as slurm
+from tclx.launch.jobs import Jobs, JobState
 from tclx.runs import Attempt, Job, RunFolder, RunState, is_held
 
 Standing = Literal[
@@ -91,33 +92,11 @@ class _Read(NamedTuple):
 def watch_runs(folders: Iterable[Path]) -> list[RunStatus]:
     """The status of each run folder, in order; SLURM is asked at most twice."""
     read = [_read(RunFolder(folder)) for folder in folders]
-    unsettled = [
-        one.job.job_id for one in read if one.job and one.job.backend == "slurm" and one.job.job_id and not _settled(one)
-    ]
-    jobs = _ask_slurm(unsettled)
-    return [_status(one, jobs) for one in read]
-
-
-class _Jobs(NamedTuple):
-    """What SLURM says of some jobs."""
-
-    states: dict[str, slurm.JobState]
-    silent: str | None
-    """Why SLURM could not be asked, where it could not."""
-
-
-def _ask_slurm(job_ids: Sequence[str]) -> _Jobs:
-    if not job_ids:
-        return _Jobs({}, None)
-    try:
-        states = slurm.squeue(job_ids)
-    except MachineError as error:
-        return _Jobs({}, str(error))
-    missing = [job_id for job_id in job_ids if job_id not in states]
-    try:
-        return _Jobs({**slurm.sacct(missing), **states}, None)
-    except MachineError:
-        return _Jobs(states, None)  # squeue has answered: a job that it does not list is over; sacct would only say how
+    jobs = {}
+    for name, backend in BACKENDS.items():
+        own = [one.job.job_id for one in read if one.job and one.job.backend == name and one.state.status != "finished"]
+        jobs[name] = backend.ask([job_id for job_id in own if job_id])
+    return [_status(one, jobs[one.job.backend] if one.job else Jobs({})) for one in read]
 
 
 def _read(folder: RunFolder) -> _Read:
@@ -150,11 +129,6 @@ def _is_gone(state: RunState) -> bool:
     return False
 
 
-def _settled(read: _Read) -> bool:
-    """Whether no job can still change it."""
-    return read.state.status == "finished"
-
-
 def last_row(folder: RunFolder) -> dict[str, Any]:
     """The newest complete row of metrics; empty before the first."""
     if not folder.metrics.is_file():
@@ -175,11 +149,11 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
     return {}
 
 
-def _status(read: _Read, jobs: _Jobs) -> RunStatus:
+def _status(read: _Read, jobs: Jobs) -> RunStatus:
     if read.unreadable is not None:
         return RunStatus(read.folder, "unknown", 0, 0, read.unreadable)
     standing, reason = judge(read.state, read.job, read.attempt, read.beat_age, jobs.states.get(_id(read.job)), jobs.silent)
-    waits_here = standing in ("queued", "created") and (read.job is None or read.job.backend == "local")
+    waits_here = standing in ("queued", "created") and (read.job is None or read.job.is_local)
     if standing == "interrupted" and (reason or "").startswith(PRUNED):
         standing = "pruned"
     elif read.cancel_asked and (standing in ("interrupted", "lost") or waits_here):
@@ -207,7 +181,7 @@ def judge(
     job: Job | None,
     attempt: Attempt | None,
     beat_age: float | None,
-    seen: slurm.JobState | None,
+    seen: JobState | None,
     silent: str | None,
 ) -> tuple[Standing, str | None]:
     """Where a run stands, and why. Pure: everything that was read comes in.
@@ -217,18 +191,18 @@ def judge(
         job: whom it was handed to.
         attempt: its newest start.
         beat_age: seconds since its last heartbeat.
-        seen: its job, as SLURM sees it; None when SLURM does not list it.
-        silent: why SLURM could not be asked; None when it answered.
+        seen: its job, as its cluster sees it; None when it is not listed.
+        silent: why the cluster could not be asked; None when it answered.
     """
     if state.status == "finished":
         return "finished", None
     alive = beat_age is not None and beat_age < STALE_SECONDS and state.status not in ("interrupted", "failed")
-    if job is None or job.backend == "local":
+    if job is None or job.is_local:
         return _judge_local(state, job, alive)
     if job.job_id is None and silent is None and seen is None:
         return "unknown", "it was being submitted and the submitting process died; tclx run finds its job again or submits it"
     if silent is not None:
-        return ("running", None) if alive else ("unknown", f"SLURM does not answer: {silent}")
+        return ("running", None) if alive else ("unknown", f"{BACKENDS[job.backend].title} does not answer: {silent}")
     ours = attempt is not None and attempt.job_id == job.job_id
     if seen is not None and seen.lives:
         return _judge_living(state, seen, restarted=ours, alive=alive)
@@ -258,7 +232,7 @@ def queue_is_alive(job: Job) -> bool:
         return False
 
 
-def _judge_living(state: RunState, seen: slurm.JobState, *, restarted: bool, alive: bool) -> tuple[Standing, str | None]:
+def _judge_living(state: RunState, seen: JobState, *, restarted: bool, alive: bool) -> tuple[Standing, str | None]:
     waits = seen.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "CONFIGURING")
     if waits and seen.reason == "DependencyNeverSatisfied":
         return "failed", "the run that it starts from has failed (DependencyNeverSatisfied)"
@@ -276,10 +250,11 @@ def _judge_living(state: RunState, seen: slurm.JobState, *, restarted: bool, ali
     return "starting", None
 
 
-def _judge_ended(
-    state: RunState, seen: slurm.JobState | None, *, ours: bool, alive: bool, job: Job
-) -> tuple[Standing, str | None]:
-    how = f"SLURM says {seen.state}" + (f" ({seen.reason})" if seen.reason else "") if seen else "SLURM no longer lists its job"
+def _judge_ended(state: RunState, seen: JobState | None, *, ours: bool, alive: bool, job: Job) -> tuple[Standing, str | None]:
+    cluster = BACKENDS[job.backend].title
+    how = f"{cluster} no longer lists its job"
+    if seen is not None:
+        how = f"{cluster} says {seen.state}" + (f" ({seen.reason})" if seen.reason else "")
     if seen is not None and seen.state == "CANCELLED":
         return "cancelled", state.reason if state.status == "interrupted" and ours else how
     if state.status in ("failed", "interrupted") and ours:

@@ -52,16 +52,16 @@ def mask_out(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def target_distribution(query_index: Tensor, key_index: Tensor) -> Tensor:
-    """The ground truth: a row's mass, shared equally by all keys of its own picture.
+    """The ground truth: a row's mass, shared equally by all keys of its own image.
 
     Args:
-        query_index: [B] int64, which picture a row belongs to; each occurs among the keys.
+        query_index: [B] int64, which image a row belongs to; each occurs among the keys.
         key_index: [M] int64, the same for the keys; a negative number that no row has at a slot that belongs to none.
 
     Returns:
-        [B, M] fp32, rows sum to 1. A row whose picture is not among the keys is 0 and costs nothing.
+        [B, M] fp32, rows sum to 1. A row whose image is not among the keys is 0 and costs nothing.
 
-    Source: for one caption a picture the one-hot target of Yang et al. 2022, arXiv:2202.10401; for several, their released
+    Source: for one caption an image the one-hot target of Yang et al. 2022, arXiv:2202.10401; for several, their released
         retrieval fine-tuning.
     """
     same = (query_index[:, None] == key_index).float()

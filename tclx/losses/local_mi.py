@@ -1,4 +1,4 @@
-"""Does a [CLS] embedding know the parts of its own sample? LMI, against the patches of a picture or the tokens of a caption."""
+"""Does a [CLS] embedding know the parts of its own sample? LMI, against the patches of an image or the tokens of a caption."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def local_mutual_information_loss(
         temperature: softmax temperature, > 0.
         valid: [M, N] bool, False at padding; None when every position is real (patches).
         own_row: [B] int64, which row of `local` an anchor belongs to; None when anchor i belongs to row i.
-        excluded: [B, M] bool, True at a row whose features are no negatives of an anchor: another caption of its picture, or
-            the same picture again. None excludes only the anchor's own row, as the released code does.
+        excluded: [B, M] bool, True at a row whose features are no negatives of an anchor: another caption of its image, or
+            the same image again. None excludes only the anchor's own row, as the released code does.
 
     Returns:
         Scalar in nats, >= 0: mean over the valid positions of a sample, then over samples. A sample without a valid position

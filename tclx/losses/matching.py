@@ -12,14 +12,14 @@ from tclx.losses.precision import full_precision
 
 @torch.no_grad()
 def draw_hard_negatives(logits: Tensor, *, same_image: Tensor, noise: Tensor, own_column: Tensor | None = None) -> Tensor:
-    """Draw one wrong partner a row, the more similar the likelier: softmax(logits) over the columns of other pictures.
+    """Draw one wrong partner a row, the more similar the likelier: softmax(logits) over the columns of other images.
 
     The maximum of logits plus Gumbel noise is such a draw, for all rows at once and without normalising; masking the logits
     cannot underflow to a row of zero probabilities, as masking the softmax does.
 
     Args:
         logits: [B, M] similarity logits of the rows to the batch's candidates (not the queue: it keeps no tokens).
-        same_image: [B, M] bool, True at a candidate of the row's own picture. A row with no other candidate draws uniformly
+        same_image: [B, M] bool, True at a candidate of the row's own image. A row with no other candidate draws uniformly
             among all columns but its own.
         noise: [B, M] fp32 uniform in [0, 1], the draw's only randomness.
         own_column: [B] int64, which column a row is itself; None when row i is column i.

@@ -1,7 +1,7 @@
-"""How text and picture meet: layers that read the text through self-attention and the picture through cross-attention.
+"""How text and image meet: layers that read the text through self-attention and the image through cross-attention.
 
-The picture's keys and values depend on neither the text nor its masking, so they are computed once for B pictures; positive,
-hard-negative and masked texts then run as one pass that looks its picture up by row.
+The image's keys and values depend on neither the text nor its masking, so they are computed once for B images; positive,
+hard-negative and masked texts then run as one pass that looks its image up by row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from transformers.activations import ACT2FN
 
 
 class KeysValues(NamedTuple):
-    """What one fusion layer attends to: keys and values of B pictures, each [B, heads, N, head width]."""
+    """What one fusion layer attends to: keys and values of B images, each [B, heads, N, head width]."""
 
     keys: Tensor
     values: Tensor
 
     def of_rows(self, rows: Tensor | None) -> KeysValues:
-        """The pictures in the order of `rows`, [R] int64; None keeps them as they are."""
+        """The images in the order of `rows`, [R] int64; None keeps them as they are."""
         # Indexing, not index_select: its backward sorts instead of adding atomically, so a GPU repeats itself bit for bit.
         return self if rows is None else KeysValues(self.keys[rows], self.values[rows])
 
@@ -69,19 +69,19 @@ class CrossAttention(nn.Module):
         """[B, N, image width] -> what `forward` attends to."""
         return KeysValues(self._split(self.key(image_tokens)), self._split(self.value(image_tokens)))
 
-    def weights(self, states: Tensor, pictures: KeysValues) -> Tensor:
-        """What a text token looks at: states [R, L, D], the keys of R pictures -> [R, heads, L, N], each row sums to 1."""
+    def weights(self, states: Tensor, images: KeysValues) -> Tensor:
+        """What a text token looks at: states [R, L, D], the keys of R images -> [R, heads, L, N], each row sums to 1."""
         queries = self._split(self.query(states))
-        scores: Tensor = queries @ pictures.keys.transpose(2, 3) / queries.shape[-1] ** 0.5
+        scores: Tensor = queries @ images.keys.transpose(2, 3) / queries.shape[-1] ** 0.5
         return scores.softmax(dim=-1)
 
-    def forward(self, states: Tensor, pictures: KeysValues, weights: Tensor | None = None) -> Tensor:
-        """States [R, L, D] and the keys and values of R pictures -> [R, L, D]; `weights` stand in for what it would look at."""
+    def forward(self, states: Tensor, images: KeysValues, weights: Tensor | None = None) -> Tensor:
+        """States [R, L, D] and the keys and values of R images -> [R, L, D]; `weights` stand in for what it would look at."""
         if weights is None:
             dropout = self.attention_dropout if self.training else 0.0
-            heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *pictures, dropout_p=dropout)
+            heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *images, dropout_p=dropout)
         else:
-            heads = weights @ pictures.values
+            heads = weights @ images.values
         mixed = self.dropout(self.dense(heads.transpose(1, 2).flatten(2)))
         normalised: Tensor = self.norm(mixed + states)
         return normalised
@@ -106,17 +106,17 @@ class FusionLayer(nn.Module):
         self.intermediate = layer.get_submodule("intermediate")
         self.output = layer.get_submodule("output")
 
-    def forward(self, states: Tensor, mask: Tensor, pictures: KeysValues, rows: Tensor | None) -> Tensor:
-        """States [R, L, D], mask [R, 1, 1, L], the picture of each by row -> [R, L, D]."""
+    def forward(self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | None) -> Tensor:
+        """States [R, L, D], mask [R, 1, 1, L], the image of each by row -> [R, L, D]."""
         read = self.attention(states, mask)[0]
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
-        return self._feed_forward(self.cross_attention(read, pictures.of_rows(rows)))
+        return self._feed_forward(self.cross_attention(read, images.of_rows(rows)))
 
-    def explained(self, states: Tensor, mask: Tensor, pictures: KeysValues) -> tuple[Tensor, Tensor]:
+    def explained(self, states: Tensor, mask: Tensor, images: KeysValues) -> tuple[Tensor, Tensor]:
         """As `forward`, and the cross-attention weights [R, heads, L, N] as a leaf that gradients can be asked of."""
         read = self.attention(states, mask)[0]
-        weights = self.cross_attention.weights(read, pictures).detach().requires_grad_()
-        return self._feed_forward(self.cross_attention(read, pictures, weights)), weights
+        weights = self.cross_attention.weights(read, images).detach().requires_grad_()
+        return self._feed_forward(self.cross_attention(read, images, weights)), weights
 
     def _feed_forward(self, seen: Tensor) -> Tensor:
         fused: Tensor = self.output(self.intermediate(seen), seen)
@@ -143,20 +143,20 @@ class FusionEncoder(nn.Module):
         keys_values: Sequence[KeysValues],
         image_rows: Tensor | None = None,
     ) -> Tensor:
-        """Fuse R texts with a picture each.
+        """Fuse R texts with an image each.
 
         Args:
             text_states: [R, L, D] from the text encoder.
             attention_mask: [R, L] bool, False at padding.
-            keys_values: of B pictures, from `keys_values`.
-            image_rows: [R] int64, which of the B pictures each text is read with; None where R = B and they pair up in order.
+            keys_values: of B images, from `keys_values`.
+            image_rows: [R] int64, which of the B images each text is read with; None where R = B and they pair up in order.
 
         Returns:
-            [R, L, D]; the first token tells whether text and picture match, every token what stands there.
+            [R, L, D]; the first token tells whether text and image match, every token what stands there.
         """
         mask, states = padding_mask(attention_mask), text_states
-        for layer, pictures in zip(self.layers, keys_values, strict=True):
-            states = run_layer(layer, states, mask, pictures, image_rows, recompute=self.activation_checkpointing)
+        for layer, images in zip(self.layers, keys_values, strict=True):
+            states = run_layer(layer, states, mask, images, image_rows, recompute=self.activation_checkpointing)
         return states
 
     def explained(
@@ -174,11 +174,11 @@ class FusionEncoder(nn.Module):
         mask, states = padding_mask(attention_mask), text_states
         weights: Tensor | None = None
         layers = cast("Iterable[FusionLayer]", self.layers)
-        for number, (one, pictures) in enumerate(zip(layers, keys_values, strict=True)):
+        for number, (one, images) in enumerate(zip(layers, keys_values, strict=True)):
             if number == layer:
-                states, weights = one.explained(states, mask, pictures)
+                states, weights = one.explained(states, mask, images)
             else:
-                states = one(states, mask, pictures, None)
+                states = one(states, mask, images, None)
         if weights is None:
             raise ValueError(f"the fusion encoder has {len(self.layers)} layers, none of them number {layer}")
         return states, weights

@@ -1,8 +1,8 @@
-"""What the tokens of a timm model are: which one stands for the whole picture, which are patches, and in which grid?
+"""What the tokens of a timm model are: which one stands for the whole image, which are patches, and in which grid?
 
-Told by the built model and by what its `forward_features` gives for a square picture, never by the model's name:
+Told by the built model and by what its `forward_features` gives for a square image, never by the model's name:
 
-| what it gives          | patches                                  | the whole picture                             |
+| what it gives          | patches                                  | the whole image                             |
 |------------------------|------------------------------------------|-----------------------------------------------|
 | [B, C, rows, columns]  | the cells, row by row                    | the mean of the cells                         |
 | [B, rows, columns, C]  | the same; `num_features` tells the order | the same                                      |
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     num_prefix_tokens: int
     """Tokens before the patches."""
     has_class_token: bool
-    """Whether the first of them stands for the whole picture; otherwise the mean of the patches does."""
+    """Whether the first of them stands for the whole image; otherwise the mean of the patches does."""
     channels_last: bool
     """Of a feature map: [B, rows, columns, C] instead of [B, C, rows, columns]."""
 
@@ -43,7 +43,7 @@ def layout_of(body: nn.Module, features: object, *, name: str, key: str) -> Layo
 
     Args:
         body: the timm model, on any device.
-        features: what its `forward_features` gives for a square picture.
+        features: what its `forward_features` gives for a square image.
         name, key: of the model and of its spec key, for messages.
 
     Raises:
@@ -56,7 +56,7 @@ def layout_of(body: nn.Module, features: object, *, name: str, key: str) -> Layo
         rows, columns = features.shape[1:3] if last else features.shape[2:]
         return Layout(features.shape[3 if last else 1], (rows, columns), 0, has_class_token=False, channels_last=last)
     if features.ndim != 3:
-        raise _refused(f"{name} gives {features.ndim - 1} numbers a picture, not patches", key=key)
+        raise _refused(f"{name} gives {features.ndim - 1} numbers an image, not patches", key=key)
     num_tokens, width = features.shape[1:]
     class_tokens = _class_tokens(body)
     prefix = getattr(body, "num_prefix_tokens", None)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NO_IMAGE = -100
-"""Image index of an entry that no picture has filled yet."""
+"""Image index of an entry that no image has filled yet."""
 
 
 class FeatureQueue(nn.Module):
-    """The last K momentum embeddings of images and of texts, with the index of the picture each belongs to.
+    """The last K momentum embeddings of images and of texts, with the index of the image each belongs to.
 
     Entries start as random unit vectors, as in the official code; `valid` tells them from real ones.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Encoded(NamedTuple):
-    """A batch of pictures or captions."""
+    """A batch of images or captions."""
 
     tokens: Tensor
     """[B, 1 + N, width]; the first one is [CLS]."""

@@ -1,4 +1,4 @@
-"""What a picture shows: any timm ViT, or a CNN whose grid cells serve as patches, as [CLS] and patch tokens."""
+"""What an image shows: any timm ViT, or a CNN whose grid cells serve as patches, as [CLS] and patch tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = "model.image_encoder"
 class ImageEncoder(nn.Module):
     """A timm model without its classifier.
 
-    The first token stands for the whole picture: the model's class token, or the mean of the patches where it has none.
+    The first token stands for the whole image: the model's class token, or the mean of the patches where it has none.
     Register and distillation tokens are dropped.
 
     Args:
@@ -156,7 +156,7 @@ def _probe(spec: ImageEncoderSpec, body: nn.Module) -> Probe:
 
 
 def _refused_size(spec: ImageEncoderSpec, error: Exception) -> InputError:
-    message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} pictures: {first_line(error)}"
+    message = f"timm's {spec.name} cannot run on {spec.image_size} x {spec.image_size} images: {first_line(error)}"
     native = native_size(spec.name)
     hint = f"its own size is {native}" if native not in (None, spec.image_size) else "another multiple of its stride may do"
     return InputError(Problem(f"{KEY}.image_size", message, hint))
@@ -172,7 +172,7 @@ def _check_sizes(spec: ImageEncoderSpec, body: nn.Module) -> None:
     if spec.stem == "conv" and not isinstance(body, VisionTransformer):
         problems.append(Problem(f"{KEY}.stem", f"timm's {spec.name} has its own stem", "only plain ViTs take `conv`"))
     elif spec.stem == "conv" and (patch < 2 or patch & (patch - 1)):
-        message = f"a conv stem halves the picture until a patch is left, which patch size {patch} does not allow"
+        message = f"a conv stem halves the image until a patch is left, which patch size {patch} does not allow"
         problems.append(Problem(f"{KEY}.patch_size", message, "choose a power of two"))
     if problems:
         raise InputError(*problems)
@@ -246,7 +246,7 @@ def _check_name(name: str) -> None:
 
 
 def native_size(name: str) -> int | None:
-    """Side of the pictures that a timm model was made for, in pixels; None where timm does not say."""
+    """Side of the images that a timm model was made for, in pixels; None where timm does not say."""
     config = timm.get_pretrained_cfg(name)
     return int(config.input_size[-1]) if config else None
 
@@ -295,7 +295,7 @@ def _has_hub_weights(name: str) -> bool:
 
 def _refused_override(spec: ImageEncoderSpec, error: TypeError) -> InputError:
     if "'img_size'" in str(error):
-        message = f"timm's {spec.name} takes pictures of one size alone, {native_size(spec.name)}"
+        message = f"timm's {spec.name} takes images of one size alone, {native_size(spec.name)}"
         return InputError(Problem(f"{KEY}.image_size", message, "set it to that"))
     keys = {"embed_dim": "width", "embed_layer": "stem", "drop_path_rate": "drop_path"}
     named = [word for word in (*keys, "patch_size", "depth", "num_heads") if f"'{word}'" in str(error)]

@@ -39,7 +39,7 @@ from tclx.model.queue import NO_IMAGE
 KEY = "init.checkpoint"
 
 OfficialForm = Literal["pretrain", "retrieval"]
-"""`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with picture indices in the queue."""
+"""`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with image indices in the queue."""
 
 
 def on_meta() -> bool:
@@ -172,7 +172,7 @@ def load_initial_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, sou
     """Start a TCL model from a checkpoint: all of the model that it has.
 
     Momentum encoders that it lacks are set to the online ones. Queued features are taken over where the queues have the same
-    size, without their picture indices: those count the pictures of other data.
+    size, without their image indices: those count the images of other data.
 
     Args:
         model: a TCL.
@@ -188,7 +188,7 @@ def load_initial_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, sou
 
 
 def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str = "the state dict") -> LoadReport:
-    """Continue an official model: as `load_initial_weights`, from a state dict at hand and with the queue's picture indices.
+    """Continue an official model: as `load_initial_weights`, from a state dict at hand and with the queue's image indices.
 
     Raises:
         InputError: as there.

@@ -15,7 +15,7 @@ from tclx.runs import RunFolder
 OPEN_QUERIES = 3
 """Queries of a direction that are shown at once; the others are folded away."""
 SHOWN_CAPTIONS = 3
-"""Of those kept for a picture: a phone shows one below the other."""
+"""Of those kept for an image: a phone shows one below the other."""
 
 
 def examples(material: Material) -> list[Html]:
@@ -37,8 +37,8 @@ def examples(material: Material) -> list[Html]:
         blocks.append(text(f"No examples of {', '.join(missing)}: `tclx eval RUN` writes them.", kind="note"))
     found = {label: one for label, (_, one) in shown.items()}
     for direction, title, query in (
-        ("text_to_image", "From text to pictures", _caption_query),
-        ("image_to_text", "From pictures to text", _picture_query),
+        ("text_to_image", "From text to images", _caption_query),
+        ("image_to_text", "From images to text", _image_query),
     ):
         queries = [query(number, found) for number in _numbers(direction, found)]
         blocks.append(heading(title))
@@ -55,19 +55,19 @@ def similarities(material: Material) -> list[Html]:
         return [text("No similarities of pairs were kept: `tclx eval RUN` on a finished run writes them.", kind="note")]
     plot = figures.shares({label: figures.Shares(**one) for label, one in kept.items()}, material.styles)
     title = f"Similarity of pairs on {material.results.split}, % of pairs"
-    caption = "Cosine of the dual encoder. Filled: captions with their own picture. Dotted: with all others."
+    caption = "Cosine of the dual encoder. Filled: captions with their own image. Dotted: with all others."
     return [figure(plot, title=title, caption=caption)]
 
 
 def attention(material: Material) -> list[Html]:
-    """What words look at in the picture of their caption."""
+    """What words look at in the image of their caption."""
     found = {label: one for label, (_, one) in _kept(material).items() if one.get("attention")}
     if not found:
         advice = "a model without a fusion encoder has none; for others `tclx eval RUN` on a finished run writes them."
         return [text(f"No attention maps were kept: {advice}", kind="note")]
     captions = dict.fromkeys((each["caption"], each["text"]) for one in found.values() for each in one["attention"])
     explained = (
-        "Bright is where the cross-attention of a word raises the matching head's logit for its caption and picture "
+        "Bright is where the cross-attention of a word raises the matching head's logit for its caption and image "
         "(Grad-CAM in the middle layer of the fusion encoder), each map on a scale of its own."
     )
     blocks = [_looks(number, words, found) for number, words in captions]
@@ -86,13 +86,13 @@ def _looks(number: int, words: str, found: Mapping[str, Examples]) -> Html:
         (label, f"ITM {each['score']:.2f}" if each["score"] is not None else "", joined(map(_word, each["words"])))
         for label, _, each in seen
     ]
-    picture = jpeg(seen[0][1], description="the picture of the caption")
-    return part("query", kind=" looks", picture=picture, words=words, lines=lines)
+    image = jpeg(seen[0][1], description="the image of the caption")
+    return part("query", kind=" looks", image=image, words=words, lines=lines)
 
 
 def _word(word: Mapping[str, str]) -> Html:
-    picture = jpeg(word["picture"], description=f"where {word['word']} looks")
-    return part("pictured", picture=picture, right=False, lines=[word["word"]])
+    image = jpeg(word["picture"], description=f"where {word['word']} looks")
+    return part("shown", image=image, right=False, lines=[word["word"]])
 
 
 def _kept(material: Material) -> dict[str, tuple[RunResult, Examples]]:
@@ -128,33 +128,31 @@ def _answers(direction: str, number: tuple[int, str], found: Mapping[str, Exampl
 def _caption_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Html:
     answers = list(_answers("text_to_image", number, found))
     _, first, query = answers[0]
-    right = jpeg(
-        first["pictures"][str(query["right_image"])], description="the picture that belongs to the caption", right=True
-    )
-    lines = [(label, _at(query), joined(_picture(one, result) for result in query["results"])) for label, one, query in answers]
-    return part("query", kind="", picture=right, words=query["text"], lines=lines)
+    right = jpeg(first["pictures"][str(query["right_image"])], description="the image that belongs to the caption", right=True)
+    lines = [(label, _at(query), joined(_image(one, result) for result in query["results"])) for label, one, query in answers]
+    return part("query", kind="", image=right, words=query["text"], lines=lines)
 
 
-def _picture_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Html:
+def _image_query(number: tuple[int, str], found: Mapping[str, Examples]) -> Html:
     answers = list(_answers("image_to_text", number, found))
     _, first, query = answers[0]
-    picture = jpeg(first["pictures"][str(query["image"])], description="the picture that asks")
+    image = jpeg(first["pictures"][str(query["image"])], description="the image that asks")
     lines = [
         (label, _at(query), part("captions", results=[_caption(result) for result in query["results"][:SHOWN_CAPTIONS]]))
         for label, _, query in answers
     ]
-    return part("query", kind="", picture=picture, words="", lines=lines)
+    return part("query", kind="", image=image, words="", lines=lines)
 
 
 def _at(query: Mapping[str, Any]) -> str:
     return f"right one at rank {query['rank']}"
 
 
-def _picture(one: Examples, result: Mapping[str, Any]) -> Html:
+def _image(one: Examples, result: Mapping[str, Any]) -> Html:
     right = bool(result["right"])
-    description = f"picture {result['image']}" + (", the right one" if right else "")
-    picture = jpeg(one["pictures"][str(result["image"])], description=description, right=right)
-    return part("pictured", picture=picture, right=right, lines=_scores(result))
+    description = f"image {result['image']}" + (", the right one" if right else "")
+    image = jpeg(one["pictures"][str(result["image"])], description=description, right=right)
+    return part("shown", image=image, right=right, lines=_scores(result))
 
 
 def _caption(result: Mapping[str, Any]) -> tuple[str, bool, str]:

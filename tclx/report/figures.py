@@ -107,7 +107,7 @@ class Shares(NamedTuple):
     edges: Sequence[float]
     """[bins + 1]"""
     matched: Sequence[int]
-    """[bins] of captions and their own picture."""
+    """[bins] of captions and their own image."""
     unmatched: Sequence[int]
     """[bins] of all other pairs."""
 
@@ -121,7 +121,7 @@ def shares(by_group: Mapping[str, Shares], styles: Mapping[str, Style]) -> go.Fi
         key, color = group_key(label), styles[label].color
         middles = [(low + high) / 2 for low, high in pairwise(one.edges)]
         for kind, counts, look in (
-            ("own picture", one.matched, {"fill": "tozeroy", "fillcolor": _faint(color), "line": {"color": color, "width": 2}}),
+            ("own image", one.matched, {"fill": "tozeroy", "fillcolor": _faint(color), "line": {"color": color, "width": 2}}),
             ("others", one.unmatched, {"line": {"color": color, "width": 2, "dash": "dot"}}),
         ):
             shown = [number for number in bins if number < len(counts)]

@@ -94,7 +94,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Html:
 
 
 def jpeg(encoded: str, *, description: str, right: bool = False) -> Html:
-    """A small picture from base64; `right` marks it as what was asked for."""
+    """A small image from base64; `right` marks it as what was asked for."""
     clean = base64.b64encode(base64.b64decode(encoded, validate=True)).decode()
     return part("jpeg", data=clean, description=description, right=right)
 

@@ -114,7 +114,7 @@ def read_runs(selection: Selection) -> list[RunResult]:
 
 
 def _read(folder: Path, trial: TrialOf | None) -> RunResult:
-    """One run; one whose figures cannot be read has none, and is `unknown` with the reason."""
+    """One run; one whose metrics cannot be read has none, and is `unknown` with the reason."""
     run = RunFolder(folder)
     shown = read_as(run.spec, _Shown)
     state, evaluations = run.read_state() or RunState("created"), dict[str, dict[str, float]]()
@@ -263,7 +263,7 @@ def as_csv(results: Results) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Everything, for machines: rows with mean, deviation and each seed's own figures; runs that are not finished."""
+    """Everything, for machines: rows with mean, deviation and each seed's own metrics; runs that are not finished."""
     return {
         "split": results.split,
         "rows": [

@@ -25,7 +25,7 @@ SPEED = ("speed/", "memory/")
 
 
 def summary(material: Material) -> list[Html]:
-    """A few figures that stand out, and what is missing."""
+    """A few metrics that stand out, and what is missing."""
     results, runs = material.results, material.runs
     cards = [("runs", f"{len(runs)}, {len(runs) - len(results.unfinished)} finished")]
     if best := _best(material):
@@ -40,7 +40,7 @@ def summary(material: Material) -> list[Html]:
 
 
 def comparison(material: Material) -> list[Html]:
-    """The table of final figures, and each seed beside its group's mean."""
+    """The table of final metrics, and each seed beside its group's mean."""
     results = material.results
     blocks = [text(note, kind="note") for note in _doubts(material)]
     if results.rows and results.metrics:
@@ -108,7 +108,7 @@ def evaluations(material: Material) -> list[Html]:
     evaluated = [name for name in material.metrics() if is_evaluated(name)]
     names = [name for name in evaluated if (metric := find_metric(name)) is None or metric.better is not None]
     main = [name for short in main_metrics() for name in names if without_split(name) == short]
-    return _curve_blocks(material, main, [name for name in names if name not in main], "All other figures")
+    return _curve_blocks(material, main, [name for name in names if name not in main], "All other metrics")
 
 
 def health(material: Material) -> list[Html]:
@@ -176,20 +176,20 @@ def _doubts(material: Material) -> Iterator[str]:
     """What a reader must know before comparing."""
     results = material.results
     if not results.rows:
-        yield "No run is finished, so there are no final figures yet."
+        yield "No run is finished, so there are no final metrics yet."
         return
     if not results.metrics:
         yield f"No finished run was evaluated on {results.split}; evaluation.at_end or `tclx eval RUN` gives them."
         return
     without = [material.label_of(row.runs[0]) for row in results.rows if not row.metrics]
     if without:
-        yield f"No figures on {results.split} for {', '.join(without)}."
+        yield f"No metrics on {results.split} for {', '.join(without)}."
     shared = set.intersection(*(set(row.metrics) for row in results.rows if row.metrics))
     if not shared:
-        yield "These experiments have no figure in common: the table shows them side by side, and nothing in it compares."
+        yield "These experiments have no metric in common: the table shows them side by side, and nothing in it compares."
     data = {json.dumps(read_spec(row.runs[0])["data"].get(results.split), sort_keys=True) for row in results.rows}
     if len(data) > 1:
-        yield f"Not all were evaluated on the same data: data.{results.split} differs, and so its figures do not compare."
+        yield f"Not all were evaluated on the same data: data.{results.split} differs, and so its metrics do not compare."
     num_seeds = {len(row.runs) for row in results.rows}
     if len(results.rows) > 1 and max(num_seeds) < 2:
         yield "One seed each: nothing here says whether a difference is more than chance."

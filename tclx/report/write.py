@@ -21,7 +21,7 @@ def write_report(selection: Selection, output: Path, *, split: str | None = None
     Args:
         selection: one run at least.
         output: the file, replaced where it exists.
-        split: whose final figures are shown; test where there is one.
+        split: whose final metrics are shown; test where there is one.
 
     Raises:
         InputError: there is nothing to show, or a run cannot be read.

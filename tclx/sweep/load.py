@@ -54,7 +54,7 @@ class Sweep:
     """What the file asks for without the sweep's `changes`, paths absolute; None where it cannot stand without them, and in
     studies that were begun before this was written down."""
     warnings: tuple[str, ...] = ()
-    """What makes the figures of its trials doubtful; known when its file is read, not to workers."""
+    """What makes the metrics of its trials doubtful; known when its file is read, not to workers."""
 
     def is_experiment(self, spec: ExperimentSpec) -> bool:
         """Whether a trial's run is one that the experiment's own file asks for, whatever its seed."""

@@ -60,7 +60,7 @@ def reached(folders: Sequence[RunFolder], sweep: SweepSpec) -> Reached:
     Raises:
         KeyError: a run does not have one of the metrics.
     """
-    values = [mean([figure(folder, objective) for folder in folders]) for objective in sweep.objective]
+    values = [mean([value_of(folder, objective) for folder in folders]) for objective in sweep.objective]
     margins = {}
     for one in sweep.constraints:
         last = mean([last_figure(folder, one.metric) for folder in folders])
@@ -68,7 +68,7 @@ def reached(folders: Sequence[RunFolder], sweep: SweepSpec) -> Reached:
     return Reached(values, margins)
 
 
-def figure(folder: RunFolder, objective: ObjectiveSpec) -> float:
+def value_of(folder: RunFolder, objective: ObjectiveSpec) -> float:
     """What a finished run reached: the best evaluation; of what is measured at every logged step, the last.
 
     Raises:
@@ -81,7 +81,7 @@ def figure(folder: RunFolder, objective: ObjectiveSpec) -> float:
 
 
 def last_figure(folder: RunFolder, metric: str) -> float:
-    """As `figure`, for a constraint: the last evaluation."""
+    """As `value_of`, for a constraint: the last evaluation."""
     return _values(folder, metric)[-1]
 
 

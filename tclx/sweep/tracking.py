@@ -72,8 +72,8 @@ def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str
 def _best(summary: Summary, sweep: Sweep) -> dict[str, Any]:
     best = summary.best[0] if summary.best else None
     values = values_of_trial(best) if best is not None else {}
-    figures = {"best/trial": best.number if best is not None else None, **_reached(best, sweep, "best")}
-    return figures | {f"best/{key}": values.get(key) for key in _keys(sweep)}
+    metrics = {"best/trial": best.number if best is not None else None, **_reached(best, sweep, "best")}
+    return metrics | {f"best/{key}": values.get(key) for key in _keys(sweep)}
 
 
 def _reached(trial: FrozenTrial | None, sweep: Sweep, name: str) -> dict[str, Any]:
@@ -94,13 +94,13 @@ def _reach(front: Iterable[FrozenTrial], place: int, aim: ObjectiveSpec) -> floa
 
 
 def _importances(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     enough = len(counted_complete(study)) >= FEWEST_FOR_IMPORTANCE
     for place, aim in enumerate(sweep.spec.objective):
         shares = (importances_of(study, place) if enough else None) or {}
         name = "importance" if len(sweep.spec.objective) == 1 else f"importance/{aim.metric}"
-        figures |= {f"{name}/{parameter.name}": shares.get(parameter.name) for parameter in space.parameters(sweep.spec)}
-    return figures
+        metrics |= {f"{name}/{parameter.name}": shares.get(parameter.name) for parameter in space.parameters(sweep.spec)}
+    return metrics
 
 
 def _hours(study: optuna.Study, folder: StudyFolder) -> float:
@@ -220,11 +220,11 @@ def sync_study(folder: StudyFolder, *, seconds: float, say: Say) -> Synced:
         with holding(folder.path / "wandb.lock") as free:
             if not free:
                 return Synced(0, len(due.rows), "is being uploaded by its own worker")
-        say(f"{sweep.spec.name}: uploading the study's figures and {len(due.rows)} trials")
+        say(f"{sweep.spec.name}: uploading the study's metrics and {len(due.rows)} trials")
         ended = send_study(folder.path, due, seconds=seconds)
     except TclxError as error:
         say(f"{folder.path.name}: {error}")
         return Synced(error.exit_code, 0, "could not be read")
     if ended.problem is not None:
         say(f"{folder.path.name}: W&B: {ended.problem}")
-    return Synced(ended.exit_code, len(due.rows), "complete" if ended.problem is None else "lacks its newest figures")
+    return Synced(ended.exit_code, len(due.rows), "complete" if ended.problem is None else "lacks its newest metrics")

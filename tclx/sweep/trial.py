@@ -136,7 +136,7 @@ def _train_all(trial: Trial, runs: list[PlannedRun], claim: Claim, worker: Worke
         _train(run, folder, look, claim, worker)
         finished.append(folder)
         if over_seeds:
-            _report(trial, [metrics.figure(one, objective) for one in finished], worker)
+            _report(trial, [metrics.value_of(one, objective) for one in finished], worker)
     return finished
 
 

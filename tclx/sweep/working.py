@@ -24,7 +24,7 @@ Ended = Callable[[optuna.Study, Sweep, StudyFolder], None]
 
 
 def say_doubts(sweep: Sweep, *, say: Say) -> None:
-    """What makes the trials' figures doubtful, or would be found out by the first trial.
+    """What makes the trials' metrics doubtful, or would be found out by the first trial.
 
     Raises:
         MachineError: what they take from the hub is neither in the cache nor to be had.

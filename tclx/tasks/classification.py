@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tclx.data.dataset import EvaluationSet
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
@@ -60,7 +60,7 @@ class LabelledScenes(Section):
     num_images: Count = 256
     """Number of scenes."""
     picture_size: Annotated[int, Field(ge=16, le=256)] = 32
-    """Side of a generated picture in pixels."""
+    """Side of a generated image in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the generator. With that of `data` they come from splits that training has not seen."""
 
@@ -154,7 +154,7 @@ class ClassificationSpec(EvaluationTask):
             parts = []
             for batch in images.image_batches(mine, batch_size=self.batch_size) if mine else ():
                 encoded = model.online.encode_image(normalise(batch.to(device), spec.data.normalization))
-                require_finite(_embedding(encoded.embedding), "embedding of a picture")
+                require_finite(_embedding(encoded.embedding), "embedding of an image")
                 parts.append((_embedding(encoded.embedding) @ classes.T).cpu())
             similarity = gather_parts(torch.cat(parts) if parts else None, torch.device("cpu"))
         labels = torch.tensor(rows.labels)
@@ -266,7 +266,7 @@ class Rows:
     def captions(self, row: int) -> Sequence[str]:
         return (self.classes[self.labels[row]],)
 
-    def picture(self, row: int) -> Picture:
+    def image(self, row: int) -> Pixels:
         raise NotImplementedError
 
 
@@ -280,13 +280,13 @@ class _FolderRows(Rows):
         decoder, max_pixels, as_stored = spec.data.decoder, spec.data.bad_images.max_pixels, spec.compat == "official"
         self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
 
-    def picture(self, row: int) -> Picture:
+    def image(self, row: int) -> Pixels:
         return self._read(self._paths[row])
 
 
 class _SceneRows(Rows):
     def __init__(self, labelled: LabelledScenes, split: Split) -> None:
-        from tclx.data.scenes import COLORS, SHAPES, draw_picture, draw_scenes
+        from tclx.data.scenes import COLORS, SHAPES, draw_image, draw_scenes
         from tclx.spec.data import ScenesSource
 
         # A third of the scenes has one object; what an image is of is then beyond doubt.
@@ -300,10 +300,10 @@ class _SceneRows(Rows):
         single = [scene for scene in draw_scenes(drawn) if len(scene.objects) == 1][: labelled.num_images]
         self.classes = tuple(SHAPES if labelled.attribute == "shape" else COLORS)
         self.labels = [self.classes.index(getattr(scene.objects[0], labelled.attribute)) for scene in single]
-        self._pictures = [draw_picture(scene) for scene in single]
+        self._images = [draw_image(scene) for scene in single]
 
-    def picture(self, row: int) -> Picture:
-        return self._pictures[row]
+    def image(self, row: int) -> Pixels:
+        return self._images[row]
 
 
 # ------------------------------------------------------------------------------------------------------------ for people to see

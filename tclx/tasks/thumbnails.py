@@ -9,7 +9,7 @@ import cv2
 import simplejpeg
 
 if TYPE_CHECKING:
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
 
 LARGEST_SIDE = 112
 """Pixels of a kept image: legible on a phone, about 4 kB each."""
@@ -21,13 +21,13 @@ def spaced(length: int, count: int) -> list[int]:
     return sorted({(2 * index + 1) * length // (2 * count) for index in range(count)}) if length else []
 
 
-def small(picture: Picture) -> Picture:
+def small(image: Pixels) -> Pixels:
     """[S, S, 3] uint8 RGB, at most `LARGEST_SIDE` wide."""
-    side = min(LARGEST_SIDE, picture.shape[0])
-    shrunk: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    side = min(LARGEST_SIDE, image.shape[0])
+    shrunk: Pixels = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     return shrunk
 
 
-def jpeg(picture: Picture) -> str:
+def jpeg(image: Pixels) -> str:
     """Base64 of a JPEG of [S, S, 3] uint8 RGB."""
-    return base64.b64encode(simplejpeg.encode_jpeg(picture, quality=JPEG_QUALITY, colorsubsampling="444")).decode()
+    return base64.b64encode(simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="444")).decode()

@@ -87,7 +87,7 @@ def read(path: Path) -> list[Row]:
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """The figures of a row, NaN for those that are not finite; its step, text and what is null are left out."""
+    """The metrics of a row, NaN for those that are not finite; its step, text and what is null are left out."""
     nonfinite = row.get("nonfinite", ())
     kept: dict[str, float] = {}
     for name, value in row.items():

@@ -461,7 +461,7 @@ def place_of(path: Path) -> Path:
 def best_or_newest(run: RunFolder) -> Path | None:
     """The checkpoint of a run's best evaluation, or its newest one where nothing was evaluated; None before the first.
 
-    Contents are checked where it is loaded. The newest never stands in for a best one that is gone: its figures are others.
+    Contents are checked where it is loaded. The newest never stands in for a best one that is gone: its metrics are others.
 
     Raises:
         InputError: the best one is missing, or best.json and metrics.jsonl contradict each other.

@@ -270,7 +270,7 @@ def _limit_bad_images(session: Session, done: int) -> None:
     num_bad = session.tally.bad_images(session.device)[1]
     num_images = plan.steps_per_epoch * plan.global_batch_size
     if num_bad > limit * num_images:
-        counted = f"{num_bad} of the {num_images} pictures of this epoch could not be read"
+        counted = f"{num_bad} of the {num_images} images of this epoch could not be read"
         raise RunFailed(f"{counted}, and data.bad_images.limit is {limit:g}; tclx data check names them")
     if done % plan.steps_per_epoch == 0:
         session.tally.num_bad_in_epoch = 0

@@ -65,7 +65,7 @@ def evaluate_saved(
     Args:
         target, which: as `find_saved`.
         split: `val` or `test`.
-        spec_path: model and data to evaluate with (position embeddings are interpolated to its picture size); the run's own by
+        spec_path: model and data to evaluate with (position embeddings are interpolated to its image size); the run's own by
             default.
         overrides: `key=value` for `spec_path`.
 

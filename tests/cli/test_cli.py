@@ -273,7 +273,7 @@ def test_eval_of_a_checkpoint_writes_nothing_into_the_run(trained: Path) -> None
     assert (trained / "evaluation" / "retrieval-test.json").read_bytes() == before
 
 
-def test_eval_on_another_spec_interpolates_to_its_pictures(runs_dir: Path, trained: Path, tmp_path: Path) -> None:
+def test_eval_on_another_spec_interpolates_to_its_images(runs_dir: Path, trained: Path, tmp_path: Path) -> None:
     model = json.loads(json.dumps(SPEC["model"]))
     model["image_encoder"]["image_size"] = 32
     ended = Ended("eval", trained, "--spec", write_spec(tmp_path, model=model), "--json")
@@ -360,10 +360,10 @@ def test_data_write_makes_a_set_that_plans_and_checks(tmp_path: Path) -> None:
     assert Ended("plan", spec, "--quick").code == 0
     ended = Ended("data", "check", spec)
     assert (ended.code, ended.out) == (0, "")
-    assert "40 pictures" in ended.err
+    assert "40 images" in ended.err
 
 
-def test_data_check_lists_bad_pictures_and_ends_with_2(tmp_path: Path) -> None:
+def test_data_check_lists_bad_images_and_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("a text file named .jpg")
     (tmp_path / "rows.json").write_text(json.dumps([{"image": "broken.jpg", "caption": "a dog"}]))
     data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
@@ -372,12 +372,12 @@ def test_data_check_lists_bad_pictures_and_ends_with_2(tmp_path: Path) -> None:
     assert "broken.jpg: " in ended.out
     (tree,) = json.loads(Ended("data", "check", tmp_path / "toy.yaml", "--json").out)
     (bad,) = tree["bad"]
-    assert (tree["num_pictures"], bad["key"]) == (1, "data.train")
+    assert (tree["num_images"], bad["key"]) == (1, "data.train")
     assert bad["path"].endswith("broken.jpg")
     assert bad["reason"]
 
 
-def test_plan_and_data_check_warn_of_pictures_that_are_trained_on(tmp_path: Path) -> None:
+def test_plan_and_data_check_warn_of_images_that_are_trained_on(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "train.json").write_text(json.dumps([{"image": "a.png", "caption": str(number)} for number in range(8)]))
     (tmp_path / "val.json").write_text('[{"image": "a.png", "caption": ["x", "y"]}]')
@@ -386,7 +386,7 @@ def test_plan_and_data_check_warn_of_pictures_that_are_trained_on(tmp_path: Path
         for split in ("train", "val")
     }
     spec = write_spec(tmp_path, data=data, evaluation={})
-    warning = "warning: 1 of 1 pictures of data.val are in data.train as well: a.png."
+    warning = "warning: 1 of 1 images of data.val are in data.train as well: a.png."
     ended = Ended("plan", spec, "--quick", "--json")
     assert ended.code == 0
     assert warning in ended.err

@@ -71,7 +71,7 @@ def _rows(folder: Path, *rows: dict[str, str]) -> Path:
     return write_spec(folder, data=data, evaluation={})
 
 
-def _picture(folder: Path, payload: str) -> list[str | Path]:
+def _image(folder: Path, payload: str) -> list[str | Path]:
     return ["data", "check", _rows(folder, {"image": f"MARK{payload}.png", "caption": "a dog"})]
 
 
@@ -98,7 +98,7 @@ COMMANDS: dict[str, Callable[[Path, str], list[str | Path]]] = {
     "results": _of_a_run("results", status="finished"),
     "results --json": _of_a_run("results", "--json", status="finished"),
     "logs": _of_a_run("logs", named=True),
-    "data check": _picture,
+    "data check": _image,
     "plan, a key of the annotations": _key,
     "plan, a key of the spec": _spec_key,
     "weights import": _tensor,

@@ -41,7 +41,7 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx sync": ("needs W&B: tests/cli/test_sync.py", "sync --help"),
     "tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl": ("needs W&B", "dashboard --help"),
     "tclx dashboard my-": ("needs runs with W&B: tests/track/wandb/test_workspace.py", "dashboard --help"),
-    "tclx data write experiments/quickstart.yaml": ("writes 5,768 pictures", "data write scenes scenes --num-images 2"),
+    "tclx data write experiments/quickstart.yaml": ("writes 5,768 images", "data write scenes scenes --num-images 2"),
     "tclx report experiments/ablation/scenes.yaml": ("needs twelve trained runs", "report quickstart -o ablation.html"),
     "tclx doctor --deep": ("seconds of torch: tests/doctor/test_machine.py", "doctor"),
     "python3.11 -m venv": ("installs everything: .ci/run and the README's own test", None),

@@ -1,4 +1,4 @@
-"""Annotation files and pictures as attackers and accidents make them, by number: the same number, the same file."""
+"""Annotation files and images as attackers and accidents make them, by number: the same number, the same file."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def hostile_annotations(number: int) -> bytes:
     return ANNOTATIONS[number % len(ANNOTATIONS)](Random(number))
 
 
-# Pictures
+# Images
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -198,12 +198,12 @@ def another_kind(random: Random) -> bytes:
     return random.choice(made)
 
 
-PICTURES: list[Callable[[Random], bytes]] = [
+IMAGES: list[Callable[[Random], bytes]] = [
     damaged, shortened, damaged, many_scans, another_kind, damaged, large, wide_gif, shortened, many_segments, bomb, damaged,
     many_chunks, gif_of_blocks, damaged, tiff_of_strips, run_lengths,
 ]  # fmt: skip
 
 
-def hostile_picture(number: int) -> bytes:
-    """Picture file `number`, in turns of each kind."""
-    return PICTURES[number % len(PICTURES)](Random(number))
+def hostile_image(number: int) -> bytes:
+    """Image file `number`, in turns of each kind."""
+    return IMAGES[number % len(IMAGES)](Random(number))

@@ -1,4 +1,4 @@
-"""Small experiments, pictures and annotation files for the data tests."""
+"""Small experiments, images and annotation files for the data tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def files_source(folder: Path, rows: Any, *, form: str = "pretrain", name: str =
 
 
 def photograph(height: int = 60, width: int = 80, *, seed: int = 0) -> np.ndarray:
-    """A smooth random picture [H, W, 3] uint8 with the spectrum of photographs (amplitude 1/f)."""
+    """A smooth random image [H, W, 3] uint8 with the spectrum of photographs (amplitude 1/f)."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
@@ -63,8 +63,8 @@ def photograph(height: int = 60, width: int = 80, *, seed: int = 0) -> np.ndarra
     return (128 + 55 * planes / planes.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def encoded(picture: np.ndarray | Image.Image, file_format: str = "JPEG", **options: Any) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encoded(pixels: np.ndarray | Image.Image, file_format: str = "JPEG", **options: Any) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()

@@ -42,12 +42,12 @@ def test_the_pretrain_form_has_a_row_per_item_with_one_caption_or_several(tmp_pa
         ["two", "three"],
         ["."],
     ]
-    assert [read.pictures[number] for number in read.picture_of_row] == ["a.jpg", "b.jpg", "a.jpg"]
+    assert [read.images[number] for number in read.image_of_row] == ["a.jpg", "b.jpg", "a.jpg"]
     assert read.image_index.tolist() == [0, 1, 0]
     assert read.num_empty_captions == 1
 
 
-def test_the_retrieval_form_tells_pictures_apart_by_image_id(tmp_path: Path) -> None:
+def test_the_retrieval_form_tells_images_apart_by_image_id(tmp_path: Path) -> None:
     rows = [{"image": f"{n}.jpg", "image_id": identity, "caption": "x"} for n, identity in enumerate(["p", 7, "p", "7"])]
     read = read_annotations(files_source(tmp_path, rows, form="retrieval"), key="data.train", training=True)
     assert read.image_index.tolist() == [0, 1, 0, 2]
@@ -65,7 +65,7 @@ def test_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     [
         ({"imgae": "a", "caption": "x"}, "row 1: `image` is missing (did the row's `imgae` mean that?)"),
         ({"image": "a"}, "row 1: `caption` is missing (the row has: image)"),
-        ({"image": "", "caption": "x"}, "row 1: `image` is empty (expected the picture's path)"),
+        ({"image": "", "caption": "x"}, "row 1: `image` is empty (expected the image's path)"),
         ({"image": 3, "caption": "x"}, "row 1: `image` is a number"),
         ({"image": "a", "caption": None}, "row 1: `caption` is null (expected text or a list of texts)"),
         ({"image": "a", "caption": []}, "row 1: `caption` is an empty list (expected at least one text)"),
@@ -139,7 +139,7 @@ def test_files_as_windows_writes_them_are_read(tmp_path: Path, encoding: str, in
     text = json.dumps(rows, ensure_ascii=False, indent=indent).replace("\n", "\r\n") + "\r\n"
     Path(source.files[0]).write_bytes(text.encode(encoding))
     read = read_annotations(source, key="data.train", training=True)
-    assert list(read.pictures) == [row["image"] for row in rows]
+    assert list(read.images) == [row["image"] for row in rows]
     assert set(read.captions) == {"日本 🙂\r\n"}
 
 
@@ -175,7 +175,7 @@ def test_a_fault_deep_in_a_long_file_has_its_line_and_column(tmp_path: Path, ind
         (b'[{"image": "a", "image_id": ' + b"1" * 5000 + b"}]", "rows.json:1:2: row 0 holds a number of thousands of digits"),
         (b"\x1f\x8b\x08", "rows.json is a gzip archive, not JSON (unpack it first)"),
         (b"PAR1....", "rows.json is a Parquet table, not JSON"),
-        (b"\xff\xd8\xff\xe0", "rows.json is a JPEG picture, not JSON"),
+        (b"\xff\xd8\xff\xe0", "rows.json is a JPEG image, not JSON"),
         (b"<!DOCTYPE html><html>", "rows.json is a web page (HTML)"),
         (b"a.jpg\tone\nb.jpg\ttwo\n", "rows.json:1:1: looks like TSV (values between tabs)"),
         (b'{"image": {"0": "a"}, "caption": {"0": "x"}}', "a table of pandas is written with orient='records'"),

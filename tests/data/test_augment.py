@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("decoder", ["fast", "pil"])
 
 
 def plain(height: int, width: int) -> ViewParameters:
-    """The whole picture, unvaried."""
+    """The whole image, unvaried."""
     return ViewParameters(Crop(0, 0, height, width), jitter=(), grayscale=False, blur_sigma=None, flip=False, operations=())
 
 
@@ -44,7 +44,7 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.integers(1, 700))
 @settings(max_examples=100, deadline=None)
-def test_every_crop_lies_inside_its_picture(seed: int, height: int, width: int) -> None:
+def test_every_crop_lies_inside_its_image(seed: int, height: int, width: int) -> None:
     crop = draw_view(np.random.default_rng(seed), AugmentationSpec(), height=height, width=width).crop
     assert crop.height >= 1
     assert crop.width >= 1
@@ -98,17 +98,17 @@ def test_operations_are_those_of_the_type() -> None:
 
 @both
 def test_a_spec_of_zeros_varies_nothing(decoder: Decoder) -> None:
-    picture = photograph(48, 48)
+    image = photograph(48, 48)
     view = draw_view(np.random.default_rng(0), NOTHING, height=48, width=48)
     assert view == plain(48, 48)
-    assert np.array_equal(apply_view(picture, view, image_size=48, decoder=decoder), picture)
+    assert np.array_equal(apply_view(image, view, image_size=48, decoder=decoder), image)
 
 
 @both
 def test_a_flip_mirrors_left_and_right(decoder: Decoder) -> None:
-    picture = photograph(48, 48)
-    flipped = apply_view(picture, replace(plain(48, 48), flip=True), image_size=48, decoder=decoder)
-    assert np.array_equal(flipped, picture[:, ::-1])
+    image = photograph(48, 48)
+    flipped = apply_view(image, replace(plain(48, 48), flip=True), image_size=48, decoder=decoder)
+    assert np.array_equal(flipped, image[:, ::-1])
 
 
 @both
@@ -119,18 +119,18 @@ def test_grayscale_leaves_one_value_per_pixel(decoder: Decoder) -> None:
 
 @both
 def test_the_crop_is_what_is_seen(decoder: Decoder) -> None:
-    picture = photograph(96, 96)
+    image = photograph(96, 96)
     view = replace(plain(96, 96), crop=Crop(top=10, left=20, height=32, width=32))
-    assert np.array_equal(apply_view(picture, view, image_size=32, decoder=decoder), picture[10:42, 20:52])
+    assert np.array_equal(apply_view(image, view, image_size=32, decoder=decoder), image[10:42, 20:52])
 
 
 @both
-def test_pictures_are_not_changed_in_place(decoder: Decoder) -> None:
-    picture = photograph()
-    picture.setflags(write=False)
+def test_images_are_not_changed_in_place(decoder: Decoder) -> None:
+    image = photograph()
+    image.setflags(write=False)
     for seed in range(20):
         view = draw_view(np.random.default_rng(seed), AugmentationSpec(), height=60, width=80)
-        assert apply_view(picture, view, image_size=32, decoder=decoder).shape == (32, 32, 3)
+        assert apply_view(image, view, image_size=32, decoder=decoder).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -139,43 +139,42 @@ def test_pictures_are_not_changed_in_place(decoder: Decoder) -> None:
      ("saturation", 1.4, 1), ("hue", -0.1, 3), ("hue", 0.08, 3)],
 )  # fmt: skip
 def test_fast_colour_jitter_is_pillows_up_to_rounding(name: str, factor: float, tolerance: float) -> None:
-    picture = photograph(64, 64, seed=4)
+    image = photograph(64, 64, seed=4)
     view = replace(plain(64, 64), jitter=((name, factor),))
-    fast, pil = (apply_view(picture, view, image_size=64, decoder=decoder) for decoder in get_args(Decoder))
+    fast, pil = (apply_view(image, view, image_size=64, decoder=decoder) for decoder in get_args(Decoder))
     assert distance(fast, pil) < tolerance
-    assert distance(pil, picture) > 2  # it does something
+    assert distance(pil, image) > 2  # it does something
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_fast_blur_is_close_to_pillows(sigma: float) -> None:
-    picture = photograph(64, 64, seed=5)
+    image = photograph(64, 64, seed=5)
     view = replace(plain(64, 64), blur_sigma=sigma)
-    fast, pil = (apply_view(picture, view, image_size=64, decoder=decoder) for decoder in get_args(Decoder))
+    fast, pil = (apply_view(image, view, image_size=64, decoder=decoder) for decoder in get_args(Decoder))
     assert distance(fast, pil) < 1.0
 
 
 @pytest.mark.parametrize("size", [(375, 500), (224, 224), (300, 90), (100, 120), (60, 700)])
 @pytest.mark.parametrize("image_size", [64, 128, 224, 256])
 def test_fast_resizing_is_close_to_pillows_bicubic(size: tuple[int, int], image_size: int) -> None:
-    picture = photograph(*size, seed=6)
-    fast, pil = (resize_for_evaluation(picture, image_size=image_size, decoder=decoder) for decoder in get_args(Decoder))
+    image = photograph(*size, seed=6)
+    fast, pil = (resize_for_evaluation(image, image_size=image_size, decoder=decoder) for decoder in get_args(Decoder))
     assert fast.shape == pil.shape == (image_size, image_size, 3)
     assert distance(fast, pil) < 2.0
 
 
 @both
-def test_a_picture_of_the_right_size_is_evaluated_untouched(decoder: Decoder) -> None:
-    picture = photograph(64, 64)
-    assert resize_for_evaluation(picture, image_size=64, decoder=decoder) is picture
+def test_a_image_of_the_right_size_is_evaluated_untouched(decoder: Decoder) -> None:
+    image = photograph(64, 64)
+    assert resize_for_evaluation(image, image_size=64, decoder=decoder) is image
 
 
 def test_whole_views_agree_between_the_decoders() -> None:
-    picture = photograph(240, 320, seed=7)
+    image = photograph(240, 320, seed=7)
     spec = AugmentationSpec(random_ops=0)
     views = [draw_view(np.random.default_rng(seed), spec, height=240, width=320) for seed in range(30)]
     apart = [
-        distance(*(apply_view(picture, view, image_size=96, decoder=decoder) for decoder in get_args(Decoder)))
-        for view in views
+        distance(*(apply_view(image, view, image_size=96, decoder=decoder) for decoder in get_args(Decoder))) for view in views
     ]
     assert np.median(apart) < 2.0
     assert max(apart) < 5.0
@@ -187,39 +186,39 @@ def test_the_magnitude_sets_the_arguments() -> None:
 
 
 def test_sharpness_saturates_by_default_and_overflows_officially() -> None:
-    picture = np.full((9, 9, 3), 10, np.uint8)
-    picture[4, 4] = 250  # sharpening pushes it above 255
-    assert apply_operation(picture, "Sharpness", 1.9)[4, 4].tolist() == [255] * 3
+    image = np.full((9, 9, 3), 10, np.uint8)
+    image[4, 4] = 250  # sharpening pushes it above 255
+    assert apply_operation(image, "Sharpness", 1.9)[4, 4].tolist() == [255] * 3
     # Around 250: smooth 102 (8 neighbours of 10, itself 5 times, over 13, rounded); 102 + 1.9 * 148 = 383 = 127 modulo 256.
-    assert apply_operation(picture, "Sharpness", 1.9, official=True)[4, 4].tolist() == [127] * 3
+    assert apply_operation(image, "Sharpness", 1.9, official=True)[4, 4].tolist() == [127] * 3
 
 
 def test_autocontrast_spans_the_whole_range_and_equalize_flattens() -> None:
-    picture = (photograph(64, 64) // 4 + 60).astype(np.uint8)
-    stretched = apply_operation(picture, "AutoContrast", 0)
+    image = (photograph(64, 64) // 4 + 60).astype(np.uint8)
+    stretched = apply_operation(image, "AutoContrast", 0)
     assert stretched.min(axis=(0, 1)).tolist() == [0] * 3
     assert stretched.max(axis=(0, 1)).min() >= 254  # cut off, not rounded
-    equalized = apply_operation(picture, "Equalize", 0)
+    equalized = apply_operation(image, "Equalize", 0)
     assert np.quantile(equalized, [0.25, 0.5, 0.75]) == pytest.approx([64, 128, 191], abs=12)
 
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize"])
-def test_a_picture_of_one_colour_stays_as_it_is(name: Operation) -> None:
-    picture = np.full((8, 8, 3), 77, np.uint8)
-    assert np.array_equal(apply_operation(picture, name, 0), picture)
+def test_a_image_of_one_colour_stays_as_it_is(name: Operation) -> None:
+    image = np.full((8, 8, 3), 77, np.uint8)
+    assert np.array_equal(apply_operation(image, name, 0), image)
 
 
 def test_translation_moves_by_whole_pixels_and_fills_with_gray() -> None:
-    picture = photograph(32, 32)
-    moved = apply_operation(picture, "TranslateX", 5)
-    assert np.array_equal(moved[:, 5:], picture[:, :-5]) or np.array_equal(moved[:, :-5], picture[:, 5:])
+    image = photograph(32, 32)
+    moved = apply_operation(image, "TranslateX", 5)
+    assert np.array_equal(moved[:, 5:], image[:, :-5]) or np.array_equal(moved[:, :-5], image[:, 5:])
     assert (moved == 128).all(axis=(0, 2)).sum() == 5
 
 
 def test_pillow_evaluation_is_pillows_own_bicubic() -> None:
-    picture = photograph(60, 90)
-    expected = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
-    assert np.array_equal(resize_for_evaluation(picture, image_size=32, decoder="pil"), expected)
+    image = photograph(60, 90)
+    expected = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(resize_for_evaluation(image, image_size=32, decoder="pil"), expected)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +233,10 @@ def test_pillow_evaluation_is_pillows_own_bicubic() -> None:
     ],
 )
 def test_geometry_takes_each_pixel_from_where_the_official_matrices_say(name: str, argument: float, place: Any) -> None:
-    picture = photograph(8, 8)
-    moved = apply_operation(picture, name, argument, official=False)
+    image = photograph(8, 8)
+    moved = apply_operation(image, name, argument, official=False)
     for y in range(8):
         for x in range(8):
             from_x, from_y = place(x, y)
             if 0 <= from_x < 8 and 0 <= from_y < 8:
-                assert (moved[y, x] == picture[from_y, from_x]).all(), (x, y)
+                assert (moved[y, x] == image[from_y, from_x]).all(), (x, y)

@@ -170,7 +170,7 @@ def test_captions_of_a_row_take_turns_over_epochs(photos: Path) -> None:
     assert len(seen) > 0.8 * 12 * 5  # 20 draws from 5 captions each miss one with probability 0.01
 
 
-def test_equal_pictures_share_an_index_unless_the_official_pretraining_is_asked_for(
+def test_equal_images_share_an_index_unless_the_official_pretraining_is_asked_for(
     tokenizer: CaptionTokenizer, photos: Path
 ) -> None:
     rows = [{"image": f"{number // 2}.jpg", "caption": str(number)} for number in range(12)]
@@ -223,9 +223,7 @@ def test_a_replacement_is_another_view_than_the_row_itself(tokenizer: CaptionTok
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_refuse_ends_the_run_when_a_picture_turns_bad_later(
-    tokenizer: CaptionTokenizer, photos: Path, num_workers: int
-) -> None:
+def test_refuse_ends_the_run_when_a_image_turns_bad_later(tokenizer: CaptionTokenizer, photos: Path, num_workers: int) -> None:
     (photos / "3.jpg").unlink()
     batches = train_batches(experiment(data=on_photos(photos, num_workers=num_workers)), tokenizer=tokenizer)
     with pytest.raises(RunFailed, match=r"3.jpg: does not exist.*data.bad_images.policy to skip"):
@@ -238,7 +236,7 @@ def test_skip_gives_up_when_the_folder_is_gone(
     monkeypatch.setattr(module, "MAX_BAD_IN_A_ROW", 5)
     data = on_photos(photos, policy="skip")
     data["train"]["image_root"] = str(photos / "gone")
-    with pytest.raises(RunFailed, match="5 successive rows have no readable picture"):
+    with pytest.raises(RunFailed, match="5 successive rows have no readable image"):
         next(train_batches(experiment(data=data), tokenizer=tokenizer))
 
 
@@ -250,7 +248,7 @@ def test_fewer_rows_than_a_step_are_refused(tokenizer: CaptionTokenizer) -> None
 def test_shared_memory_that_is_too_small_for_all_batches_is_refused_with_the_figures(
     tokenizer: CaptionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two views of a batch of pictures, two batches ahead, two loader processes."""
+    """Two views of a batch of images, two batches ahead, two loader processes."""
     spec = experiment(data={"num_workers": 2})
     batch = spec.training.batch_size_per_gpu * 2 * 3 * spec.model.image_encoder.image_size**2
     free = {"blocks": 2 * 2 * batch}
@@ -273,29 +271,29 @@ def test_the_global_random_state_is_left_alone(tokenizer: CaptionTokenizer) -> N
 
 
 def test_scenes_are_evaluated_with_all_their_captions(tokenizer: CaptionTokenizer) -> None:
-    pictures = open_evaluation_set(experiment(data={"val": {"source": "scenes", "num_images": 7, "split": "val"}}), "val")
-    assert (pictures.num_images, pictures.num_captions) == (7, 35)
-    assert pictures.image_of_caption.tolist() == [number for number in range(7) for _ in range(5)]
-    batches = list(pictures.image_batches(batch_size=3))
+    images = open_evaluation_set(experiment(data={"val": {"source": "scenes", "num_images": 7, "split": "val"}}), "val")
+    assert (images.num_images, images.num_captions) == (7, 35)
+    assert images.image_of_caption.tolist() == [number for number in range(7) for _ in range(5)]
+    batches = list(images.image_batches(batch_size=3))
     assert [batch.shape for batch in batches] == [(3, 3, 32, 32), (3, 3, 32, 32), (1, 3, 32, 32)]
-    input_ids, attention_mask = pictures.encode_captions(tokenizer)
+    input_ids, attention_mask = images.encode_captions(tokenizer)
     assert input_ids.shape == attention_mask.shape == (35, int(attention_mask.sum(dim=1).max()))
-    assert tokenizer.decode(input_ids[3].tolist()) == pictures.captions[3]
+    assert tokenizer.decode(input_ids[3].tolist()) == images.captions[3]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pictures_come_in_the_order_asked_for(photos: Path, num_workers: int) -> None:
+def test_images_come_in_the_order_asked_for(photos: Path, num_workers: int) -> None:
     data = {"val": on_photos(photos)["train"], "num_workers": num_workers, "decoder": "pil"}
-    pictures = open_evaluation_set(experiment(data=data), "val")
+    images = open_evaluation_set(experiment(data=data), "val")
     numbers = [5, 0, 11, 5, 2, 3, 4, 1, 7]
-    loaded = torch.cat(list(pictures.image_batches(numbers, batch_size=2)))
-    for number, picture in zip(numbers, loaded, strict=True):
+    loaded = torch.cat(list(images.image_batches(numbers, batch_size=2)))
+    for number, found in zip(numbers, loaded, strict=True):
         image = Image.open(photos / f"{number}.jpg").resize((32, 32), Image.Resampling.BICUBIC)
-        apart = np.abs(np.asarray(image).astype(int) - picture.permute(1, 2, 0).numpy())
+        apart = np.abs(np.asarray(image).astype(int) - found.permute(1, 2, 0).numpy())
         assert apart.max() == 0
 
 
-def test_pictures_are_turned_as_their_file_says_and_as_stored_for_the_published_code(photos: Path) -> None:
+def test_images_are_turned_as_their_file_says_and_as_stored_for_the_published_code(photos: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     (photos / "0.jpg").write_bytes(encoded(photograph(40, 40), exif=exif))
@@ -307,20 +305,20 @@ def test_pictures_are_turned_as_their_file_says_and_as_stored_for_the_published_
     assert np.abs(seen.astype(int) - stored).mean() > 10
 
 
-def test_training_rows_are_grouped_by_picture_when_evaluated_on(photos: Path) -> None:
+def test_training_rows_are_grouped_by_image_when_evaluated_on(photos: Path) -> None:
     rows = [{"image": f"{n % 3}.jpg", "image_id": n % 3, "caption": f"Caption {n}!"} for n in (2, 0, 1, 2, 0)]
     source = files_source(photos, rows, form="retrieval")
-    pictures = open_evaluation_set(experiment(data={"test": source.model_dump(mode="json")}), "test")
-    assert pictures.num_images == 3
-    assert pictures.captions == ["caption 2", "caption 2", "caption 0", "caption 0", "caption 1"]
-    assert pictures.image_of_caption.tolist() == [0, 0, 1, 1, 2]
+    images = open_evaluation_set(experiment(data={"test": source.model_dump(mode="json")}), "test")
+    assert images.num_images == 3
+    assert images.captions == ["caption 2", "caption 2", "caption 0", "caption 0", "caption 1"]
+    assert images.image_of_caption.tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_picture_ends_an_evaluation_whatever_the_policy(photos: Path, num_workers: int) -> None:
+def test_a_bad_image_ends_an_evaluation_whatever_the_policy(photos: Path, num_workers: int) -> None:
     (photos / "6.jpg").write_text("text")
     data = {"val": on_photos(photos)["train"], "num_workers": num_workers, "bad_images": {"policy": "skip"}}
-    with pytest.raises(RunFailed, match=r"a picture to evaluate on cannot be read: .*6.jpg"):
+    with pytest.raises(RunFailed, match=r"an image to evaluate on cannot be read: .*6.jpg"):
         list(open_evaluation_set(experiment(data=data), "val").image_batches(batch_size=1))
 
 

@@ -32,7 +32,7 @@ def test_scenes_are_counted_without_being_drawn() -> None:
     assert collect_facts(data) == DataFacts(4_000_000, 4_000_000, None, None, 7, 35)
 
 
-def test_rows_pictures_and_captions_of_files_are_counted(photos: Path) -> None:
+def test_rows_images_and_captions_of_files_are_counted(photos: Path) -> None:
     rows = [{"image": f"{number % 4}.jpg", "caption": ["x", "y"]} for number in range(10)]
     data = data_section(train=on(photos, rows), val=on(photos, rows))
     assert collect_facts(data) == DataFacts(10, 4, 4, 20, None, None)
@@ -62,8 +62,8 @@ def spoil(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_every_bad_picture_is_found_in_order(photos: Path, num_processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "PICTURES_PER_TASK", 3)
+def test_every_bad_image_is_found_in_order(photos: Path, num_processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "IMAGES_PER_TASK", 3)
     spoil(photos)
     seen: list[tuple[int, int]] = []
     check = check_images(
@@ -72,28 +72,28 @@ def test_every_bad_picture_is_found_in_order(photos: Path, num_processes: int, m
     assert [Path(bad.path).stem for bad in check.bad] == ["0", "2", "5", "7", "9"]
     assert {bad.key for bad in check.bad} == {"data.train"}
     assert seen == [(3, 10), (6, 10), (9, 10), (10, 10)]
-    assert check.summary().startswith("10 pictures checked in ")
+    assert check.summary().startswith("10 images checked in ")
 
 
-def test_a_picture_named_by_many_rows_is_opened_once(photos: Path) -> None:
+def test_a_image_named_by_many_rows_is_opened_once(photos: Path) -> None:
     rows = [{"image": "1.jpg", "caption": str(number)} for number in range(50)]
-    assert check_images(data_section(train=on(photos, rows))).num_pictures == 1
+    assert check_images(data_section(train=on(photos, rows))).num_images == 1
 
 
 def test_scenes_need_no_check() -> None:
-    assert refuse_bad_images(data_section()).num_pictures == 0
+    assert refuse_bad_images(data_section()).num_images == 0
 
 
-def test_refuse_names_the_bad_pictures_and_the_way_past_them(photos: Path) -> None:
+def test_refuse_names_the_bad_images_and_the_way_past_them(photos: Path) -> None:
     spoil(photos)
     with pytest.raises(InputError) as caught:
         refuse_bad_images(data_section(train=on(photos)))
     text = str(caught.value)
     assert f"data.train: {photos}/0.jpg: does not exist" in text
-    assert "5 of 10 pictures cannot be used (mend or remove them, or train past them with data.bad_images.policy: skip)" in text
+    assert "5 of 10 images cannot be used (mend or remove them, or train past them with data.bad_images.policy: skip)" in text
 
 
-def test_at_most_twenty_bad_pictures_are_shown(tmp_path: Path) -> None:
+def test_at_most_twenty_bad_images_are_shown(tmp_path: Path) -> None:
     rows = [{"image": f"{number}.jpg", "caption": "x"} for number in range(30)]
     with pytest.raises(InputError) as caught:
         refuse_bad_images(data_section(train=on(tmp_path, rows)))
@@ -104,12 +104,12 @@ def test_at_most_twenty_bad_pictures_are_shown(tmp_path: Path) -> None:
 def test_skip_checks_only_what_is_evaluated_on(photos: Path) -> None:
     spoil(photos)
     skip = {"policy": "skip"}
-    assert refuse_bad_images(data_section(train=on(photos), bad_images=skip)).num_pictures == 0
+    assert refuse_bad_images(data_section(train=on(photos), bad_images=skip)).num_images == 0
     with pytest.raises(InputError, match=r"data.val: .*0.jpg"):
         refuse_bad_images(data_section(train=on(photos), val=on(photos), bad_images=skip))
 
 
-def test_good_pictures_pass(photos: Path) -> None:
+def test_good_images_pass(photos: Path) -> None:
     assert refuse_bad_images(data_section(train=on(photos))).bad == []
 
 

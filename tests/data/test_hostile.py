@@ -14,7 +14,7 @@ from tclx.data.annotations import read_annotations
 from tclx.data.facts import examine
 from tclx.data.images import BadImage, Decoder, decode_image, read_image
 from tclx.errors import InputError
-from tests.data.hostile import ANNOTATIONS, PICTURES, hostile_annotations, hostile_picture
+from tests.data.hostile import ANNOTATIONS, IMAGES, hostile_annotations, hostile_image
 from tests.data.small import data_section, encoded, files_source, photograph
 
 BOUND_SECONDS = 20
@@ -38,23 +38,23 @@ def attack_annotations(folder: Path, number: int) -> str:
         assert len(refused.problems) <= 21
         return str(refused)
     written = json.loads(path.read_bytes())
-    assert [read.pictures[one] for one in read.picture_of_row] == [row["image"] for row in written]
+    assert [read.images[one] for one in read.image_of_row] == [row["image"] for row in written]
     return "read"
 
 
-def attack_picture(number: int) -> str:
+def attack_image(number: int) -> str:
     """What became of it: "shown", or the refusal; both decoders must agree."""
-    content, ends = hostile_picture(number), []
+    content, ends = hostile_image(number), []
     started = time.process_time()
     decoders: tuple[Decoder, ...] = ("fast", "pil")
     for decoder in decoders:
         try:
-            picture = decode_image(content, "picture", decoder=decoder, max_pixels=50_000_000)
+            image = decode_image(content, "image", decoder=decoder, max_pixels=50_000_000)
         except BadImage as error:
             ends.append(error.reason)
         else:
-            assert picture.ndim == 3
-            assert picture.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.dtype == np.uint8
             ends.append("shown")
     assert all(end and "\n" not in end for end in ends)
     assert time.process_time() - started < BOUND_SECONDS
@@ -67,8 +67,8 @@ def test_a_sample_of_hostile_annotation_files(tmp_path: Path) -> None:
     assert 0 < ends.count("read") < len(ends) / 2
 
 
-def test_a_sample_of_hostile_pictures() -> None:
-    ends = [attack_picture(number) for number in range(len(PICTURES))]
+def test_a_sample_of_hostile_images() -> None:
+    ends = [attack_image(number) for number in range(len(IMAGES))]
     assert ends.count("shown") < len(ends) / 2
     for reason in ("more than 32 scans", "segments", "more than 100,000 chunks", "pixels", "blocks", "numbers", "run-length"):
         assert any(reason in end for end in ends), reason
@@ -81,9 +81,9 @@ def test_hostile_annotation_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_hostile_pictures() -> None:
-    ends = [attack_picture(number) for number in range(340)]
-    print(f"pictures: {len(ends)} tried, {ends.count('shown')} shown, the others refused")
+def test_hostile_images() -> None:
+    ends = [attack_image(number) for number in range(340)]
+    print(f"images: {len(ends)} tried, {ends.count('shown')} shown, the others refused")
 
 
 # Files that are none
@@ -106,7 +106,7 @@ def special_files(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def test_only_ordinary_files_are_pictures(tmp_path: Path) -> None:
+def test_only_ordinary_files_are_images(tmp_path: Path) -> None:
     for path, reason in special_files(tmp_path):
         with pytest.raises(BadImage, match=reason):
             read_image(Path(path), decoder="fast", max_pixels=1_000_000)
@@ -119,7 +119,7 @@ def test_only_ordinary_files_are_annotations(tmp_path: Path) -> None:
             read_annotations(source, key="data.train", training=True)
 
 
-def test_a_picture_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+def test_a_image_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.jpg").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(BadImage, match="has 1,099,511,627,776 bytes, more than the 75,108,864"):
@@ -140,11 +140,11 @@ def test_an_annotation_file_of_a_gibibyte_costs_neither_memory_nor_time(tmp_path
     assert len(str(caught.value)) < 1000
 
 
-def test_both_decoders_show_the_same_of_ordinary_pictures() -> None:
+def test_both_decoders_show_the_same_of_ordinary_images() -> None:
     for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}):
         content = encoded(photograph(), **options)
-        pictures = [decode_image(content, "picture", decoder=decoder, max_pixels=1_000_000) for decoder in ("fast", "pil")]
-        assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 2
+        images = [decode_image(content, "image", decoder=decoder, max_pixels=1_000_000) for decoder in ("fast", "pil")]
+        assert np.abs(images[0].astype(int) - images[1]).max() <= 2
 
 
 def test_a_bad_caption_of_the_test_split_is_found_before_anything_starts(tmp_path: Path) -> None:

@@ -16,32 +16,32 @@ both = pytest.mark.parametrize("decoder", ["fast", "pil"])
 
 
 def decode(content: bytes, decoder: Decoder) -> np.ndarray:
-    return decode_image(content, "picture", decoder=decoder, max_pixels=MAX_PIXELS)
+    return decode_image(content, "image", decoder=decoder, max_pixels=MAX_PIXELS)
 
 
-def odd_pictures() -> dict[str, bytes]:
-    """Pictures that are none of 8-bit RGB JPEG."""
-    picture = photograph()
-    image = Image.fromarray(picture)
+def odd_images() -> dict[str, bytes]:
+    """Images that are none of 8-bit RGB JPEG."""
+    pixels = photograph()
+    image = Image.fromarray(pixels)
     return {
         "gray JPEG": encoded(image.convert("L")),
         "CMYK JPEG": encoded(image.convert("CMYK")),
-        "progressive JPEG": encoded(picture, progressive=True),
-        "JPEG without subsampling": encoded(picture, subsampling=0),
-        "PNG": encoded(picture, "PNG"),
+        "progressive JPEG": encoded(pixels, progressive=True),
+        "JPEG without subsampling": encoded(pixels, subsampling=0),
+        "PNG": encoded(pixels, "PNG"),
         "gray PNG": encoded(image.convert("L"), "PNG"),
         "palette PNG": encoded(image.convert("P"), "PNG"),
         "bilevel PNG": encoded(image.convert("1"), "PNG"),
-        "WebP": encoded(picture, "WEBP", lossless=True),
-        "GIF": encoded(picture, "GIF"),
-        "BMP": encoded(picture, "BMP"),
+        "WebP": encoded(pixels, "WEBP", lossless=True),
+        "GIF": encoded(pixels, "GIF"),
+        "BMP": encoded(pixels, "BMP"),
     }
 
 
 @both
-@pytest.mark.parametrize(("kind", "content"), odd_pictures().items(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("kind", "content"), odd_images().items(), ids=lambda value: value if isinstance(value, str) else "")
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")  # from decoding the expected value
-def test_every_kind_of_picture_becomes_rgb_as_pillow_makes_it(kind: str, content: bytes, decoder: Decoder) -> None:
+def test_every_kind_of_image_becomes_rgb_as_pillow_makes_it(kind: str, content: bytes, decoder: Decoder) -> None:
     decoded = decode(content, decoder)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert decoded.dtype == np.uint8
@@ -55,10 +55,10 @@ def test_every_kind_of_picture_becomes_rgb_as_pillow_makes_it(kind: str, content
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"not a picture at all", "is not a picture in a known format"),
+        (b"not an image at all", "is not an image in a known format"),
         (b"\xff\xd8\xff\xe0 nor is this", "cannot be decoded"),
         (encoded(photograph())[:-900], "cannot be decoded: .*truncated"),
-        (encoded(photograph())[:60], "is not a picture|cannot be decoded"),
+        (encoded(photograph())[:60], "is not an image|cannot be decoded"),
         (encoded(photograph(), "PNG")[:-900], "cannot be decoded"),
         (png_header(14_000, 14_000), "has .*more than"),
         (png_header(4_000, 4_000), "has 4000 x 4000 pixels, more than the 1,000,000 of data.bad_images.max_pixels"),
@@ -67,13 +67,13 @@ def test_every_kind_of_picture_becomes_rgb_as_pillow_makes_it(kind: str, content
         (png_header(10, 10), "cannot be decoded"),
     ],
 )
-def test_bad_pictures_are_refused_with_the_reason(content: bytes, reason: str, decoder: Decoder) -> None:
-    with pytest.raises(BadImage, match=f"^picture: .*({reason})"):
+def test_bad_images_are_refused_with_the_reason(content: bytes, reason: str, decoder: Decoder) -> None:
+    with pytest.raises(BadImage, match=f"^image: .*({reason})"):
         decode(content, decoder)
 
 
 @both
-def test_a_picture_above_the_limit_is_not_decoded(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_above_the_limit_is_not_decoded(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
 
@@ -81,7 +81,7 @@ def test_a_picture_above_the_limit_is_not_decoded(decoder: Decoder, monkeypatch:
     monkeypatch.setattr(Image.Image, "convert", explode)
     for content in (encoded(photograph()), encoded(photograph(), "PNG")):
         with pytest.raises(BadImage, match="80 x 60 pixels"):
-            decode_image(content, "picture", decoder=decoder, max_pixels=80 * 60 - 1)
+            decode_image(content, "image", decoder=decoder, max_pixels=80 * 60 - 1)
 
 
 @both
@@ -98,7 +98,7 @@ def test_bytes_after_a_jpeg_harm_neither_decoder() -> None:
 
 
 def test_nothing_is_said_of_oddities_that_decoding_settles(recwarn: pytest.WarningsRecorder) -> None:
-    """Pillow warns of a broken EXIF block; ten thousand such pictures would be ten thousand lines."""
+    """Pillow warns of a broken EXIF block; ten thousand such images would be ten thousand lines."""
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries are announced, and there is none
     content = encoded(photograph(), exif=exif)
     assert decode(content, "pil").shape == (60, 80, 3)

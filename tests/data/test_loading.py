@@ -168,8 +168,8 @@ def test_a_stopped_loader_ends_the_wait_and_is_named(short_patience: None) -> No
 
 
 def test_a_loader_that_waits_for_ever_ends_the_wait(short_patience: None) -> None:
-    """As for a picture on a file system that does not answer."""
-    with pytest.raises(StandStill, match="file system with the pictures does not answer"):
+    """As for an image on a file system that does not answer."""
+    with pytest.raises(StandStill, match="file system with the images does not answer"):
         next(streamed(lambda: time.sleep(60)))
 
 

@@ -1,4 +1,4 @@
-"""What each format can say about how it is to be seen (the table in docs/data.md), against pictures made by construction."""
+"""What each format can say about how it is to be seen (the table in docs/data.md), against images made by construction."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from tclx.data.rendering import FORMATS
 from tests.data.small import encoded, photograph
 
 DECODERS: tuple[Decoder, ...] = ("fast", "pil")
-PICTURE = photograph(40, 60)
+IMAGE = photograph(40, 60)
 GREY = np.linspace(0, 255, 40 * 60).reshape(40, 60).astype(np.uint8)
 DEEP = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
 
 
 def shown(content: bytes, **options: Any) -> np.ndarray:
     """Both decoders show the same, to libjpeg's rounding."""
-    pictures = [decode_image(content, "picture", decoder=one, max_pixels=1_000_000, **options) for one in DECODERS]
-    assert pictures[0].shape == pictures[1].shape
-    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 2
-    return pictures[0]
+    images = [decode_image(content, "image", decoder=one, max_pixels=1_000_000, **options) for one in DECODERS]
+    assert images[0].shape == images[1].shape
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 2
+    return images[0]
 
 
 def refusal(content: bytes) -> str:
     reasons = set()
     for decoder in DECODERS:
         with pytest.raises(BadImage) as caught:
-            decode_image(content, "picture", decoder=decoder, max_pixels=1_000_000)
+            decode_image(content, "image", decoder=decoder, max_pixels=1_000_000)
         reasons.add(caught.value.reason)
     assert len(reasons) == 1
     return reasons.pop()
 
 
 def distance(content: bytes, expected: np.ndarray, **options: Any) -> int:
-    picture = shown(content, **options)
+    pixels = shown(content, **options)
     expected = np.repeat(expected[..., None], 3, -1) if expected.ndim == 2 else expected
-    assert picture.shape == expected.shape
-    return int(np.abs(picture.astype(int) - expected).max())
+    assert pixels.shape == expected.shape
+    return int(np.abs(pixels.astype(int) - expected).max())
 
 
 def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_numbers_without_a_stated_white_are_refused(values: np.ndarray) -> None:
     assert "does not say which of them is white" in refusal(content)
 
 
-def test_one_bit_pictures_are_black_and_white() -> None:
+def test_one_bit_images_are_black_and_white() -> None:
     bilevel = Image.fromarray(GREY).convert("1")
     expected = np.asarray(bilevel.convert("L"))
     assert {*np.unique(expected)} == {0, 255}
@@ -114,7 +114,7 @@ def test_one_bit_pictures_are_black_and_white() -> None:
 
 
 ALPHA = np.tile(np.array([0, 255, 128, 255], np.uint8), (40, 15))
-HIDDEN = np.where(ALPHA[..., None] == 0, np.array([200, 30, 200], np.uint8), PICTURE)
+HIDDEN = np.where(ALPHA[..., None] == 0, np.array([200, 30, 200], np.uint8), IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ HIDDEN = np.where(ALPHA[..., None] == 0, np.array([200, 30, 200], np.uint8), PIC
 )
 def test_transparency_is_laid_over_white(file_format: str, options: dict[str, Any]) -> None:
     image = Image.fromarray(np.dstack([HIDDEN, ALPHA]))
-    picture = shown(encoded(image, file_format, **options))
+    pixels = shown(encoded(image, file_format, **options))
     expected = over_white(HIDDEN, ALPHA)
-    assert np.abs(picture.astype(int) - expected)[ALPHA == 0].max() == 0
-    assert np.abs(picture.astype(int) - expected).mean() <= (4 if file_format == "AVIF" else 1)
+    assert np.abs(pixels.astype(int) - expected)[ALPHA == 0].max() == 0
+    assert np.abs(pixels.astype(int) - expected).mean() <= (4 if file_format == "AVIF" else 1)
 
 
 def test_grey_with_alpha_is_laid_over_white() -> None:
@@ -163,8 +163,8 @@ def test_a_transparent_colour_of_sixteen_bits_is_honoured_in_grey_and_refused_in
 
 
 def test_an_opaque_alpha_channel_changes_no_pixel() -> None:
-    image = Image.fromarray(PICTURE).convert("RGBA")
-    assert distance(encoded(image, "PNG"), PICTURE) == 0
+    image = Image.fromarray(IMAGE).convert("RGBA")
+    assert distance(encoded(image, "PNG"), IMAGE) == 0
 
 
 # Orientation
@@ -198,24 +198,24 @@ TURNED = {
 def test_all_orientations_are_turned(value: int, file_format: str, options: dict[str, Any]) -> None:
     exif = Image.Exif()
     exif[274] = value
-    plain = shown(encoded(PICTURE, file_format, **options))
-    assert np.array_equal(shown(encoded(PICTURE, file_format, exif=exif, **options)), TURNED[value](plain))
+    plain = shown(encoded(IMAGE, file_format, **options))
+    assert np.array_equal(shown(encoded(IMAGE, file_format, exif=exif, **options)), TURNED[value](plain))
 
 
 def test_the_published_code_ignores_orientation_and_profiles() -> None:
     exif = Image.Exif()
     exif[274] = 6
-    content = encoded(PICTURE, exif=exif, icc_profile=profile(DISPLAY_P3))
-    assert np.array_equal(shown(content, as_stored=True), shown(encoded(PICTURE)))
+    content = encoded(IMAGE, exif=exif, icc_profile=profile(DISPLAY_P3))
+    assert np.array_equal(shown(content, as_stored=True), shown(encoded(IMAGE)))
 
 
 def test_damaged_exif_and_orientations_that_do_not_exist_are_ignored() -> None:
     for value in (0, 9):
         exif = Image.Exif()
         exif[274] = value
-        assert np.array_equal(shown(encoded(PICTURE, exif=exif)), shown(encoded(PICTURE)))
-    content = encoded(PICTURE, exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
-    assert np.array_equal(shown(content), shown(encoded(PICTURE)))
+        assert np.array_equal(shown(encoded(IMAGE, exif=exif)), shown(encoded(IMAGE)))
+    content = encoded(IMAGE, exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
+    assert np.array_equal(shown(content), shown(encoded(IMAGE)))
 
 
 # Colour
@@ -244,8 +244,8 @@ def levels(light: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)).astype(np.uint8)
 
 
-def from_p3(picture: np.ndarray) -> np.ndarray:
-    return levels(linear(picture) @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(DISPLAY_P3)).T)
+def from_p3(pixels: np.ndarray) -> np.ndarray:
+    return levels(linear(pixels) @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(DISPLAY_P3)).T)
 
 
 def profile(primaries: Any, *, space: bytes = b"RGB ") -> bytes:
@@ -278,27 +278,27 @@ def profile(primaries: Any, *, space: bytes = b"RGB ") -> bytes:
     [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("JPEG", {"quality": 100, "subsampling": 0})],
 )
 def test_an_embedded_profile_is_honoured(file_format: str, options: dict[str, Any]) -> None:
-    plain = shown(encoded(PICTURE, file_format, **options))
+    plain = shown(encoded(IMAGE, file_format, **options))
     light = (plain / 255) ** 2.2 @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(DISPLAY_P3)).T
-    content = encoded(PICTURE, file_format, icc_profile=profile(DISPLAY_P3), **options)
+    content = encoded(IMAGE, file_format, icc_profile=profile(DISPLAY_P3), **options)
     difference = np.abs(shown(content).astype(int) - levels(light))
     assert difference.max() <= 3
     assert np.abs(levels(light).astype(int) - plain).max() > 20
 
 
 def test_a_profile_of_srgb_changes_no_pixel() -> None:
-    content = encoded(PICTURE, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    assert np.array_equal(shown(content), shown(encoded(PICTURE)))
+    content = encoded(IMAGE, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    assert np.array_equal(shown(content), shown(encoded(IMAGE)))
 
 
 @pytest.mark.parametrize("wrong", [b"", b"no profile", profile(DISPLAY_P3)[:300], profile(DISPLAY_P3, space=b"CMYK")])
-def test_damaged_profiles_and_those_of_other_pictures_are_ignored(wrong: bytes) -> None:
-    assert np.array_equal(shown(encoded(PICTURE, icc_profile=wrong)), shown(encoded(PICTURE)))
-    assert distance(encoded(PICTURE, "PNG", icc_profile=wrong), PICTURE) == 0
+def test_damaged_profiles_and_those_of_other_images_are_ignored(wrong: bytes) -> None:
+    assert np.array_equal(shown(encoded(IMAGE, icc_profile=wrong)), shown(encoded(IMAGE)))
+    assert distance(encoded(IMAGE, "PNG", icc_profile=wrong), IMAGE) == 0
 
 
 def with_chunks(*chunks: bytes) -> bytes:
-    content = encoded(PICTURE, "PNG")
+    content = encoded(IMAGE, "PNG")
     return content[:33] + b"".join(chunks) + content[33:]
 
 
@@ -307,34 +307,34 @@ def gamma(value: float) -> bytes:
 
 
 def test_gamma_of_a_png_is_honoured_unless_the_png_says_srgb() -> None:
-    assert distance(with_chunks(gamma(1.0)), levels(PICTURE / 255)) == 0
-    assert distance(with_chunks(gamma(1 / 1.8)), levels((PICTURE / 255) ** 1.8)) <= 1
-    assert distance(with_chunks(gamma(0.45455)), PICTURE) == 0
-    assert distance(with_chunks(gamma(1.0), chunk(b"sRGB", b"\0")), PICTURE) == 0
-    assert distance(with_chunks(gamma(0)), PICTURE) == 0
+    assert distance(with_chunks(gamma(1.0)), levels(IMAGE / 255)) == 0
+    assert distance(with_chunks(gamma(1 / 1.8)), levels((IMAGE / 255) ** 1.8)) <= 1
+    assert distance(with_chunks(gamma(0.45455)), IMAGE) == 0
+    assert distance(with_chunks(gamma(1.0), chunk(b"sRGB", b"\0")), IMAGE) == 0
+    assert distance(with_chunks(gamma(0)), IMAGE) == 0
 
 
 def test_primaries_of_a_png_are_honoured_beside_its_gamma() -> None:
     primaries = chunk(
         b"cHRM", b"".join(struct.pack(">I", round(value * 100_000)) for pair in (D65, *DISPLAY_P3) for value in pair)
     )
-    light = (PICTURE / 255) ** 2.2 @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(DISPLAY_P3)).T
+    light = (IMAGE / 255) ** 2.2 @ (np.linalg.inv(to_xyz(SRGB)) @ to_xyz(DISPLAY_P3)).T
     assert distance(with_chunks(gamma(1 / 2.2), primaries), levels(light)) <= 1
-    assert distance(with_chunks(primaries), PICTURE) == 0
+    assert distance(with_chunks(primaries), IMAGE) == 0
     nonsense = chunk(b"cHRM", bytes(32))
-    assert distance(with_chunks(gamma(1 / 2.2), nonsense), PICTURE) == 0
+    assert distance(with_chunks(gamma(1 / 2.2), nonsense), IMAGE) == 0
 
 
 def test_colours_in_videos_terms_are_honoured_and_high_range_is_refused() -> None:
-    assert distance(with_chunks(chunk(b"cICP", bytes([1, 13, 0, 1]))), PICTURE) == 0
-    assert distance(with_chunks(chunk(b"cICP", bytes([12, 13, 0, 1]))), from_p3(PICTURE)) <= 1
+    assert distance(with_chunks(chunk(b"cICP", bytes([1, 13, 0, 1]))), IMAGE) == 0
+    assert distance(with_chunks(chunk(b"cICP", bytes([12, 13, 0, 1]))), from_p3(IMAGE)) <= 1
     assert "high dynamic range (PQ)" in refusal(with_chunks(chunk(b"cICP", bytes([9, 16, 0, 1]))))
     assert "high dynamic range (HLG)" in refusal(with_chunks(chunk(b"cICP", bytes([9, 18, 0, 1]))))
     assert "primaries 99" in refusal(with_chunks(chunk(b"cICP", bytes([99, 13, 0, 1]))))
 
 
 def test_an_avif_of_high_range_is_refused() -> None:
-    content = encoded(PICTURE, "AVIF", quality=100)
+    content = encoded(IMAGE, "AVIF", quality=100)
     place = content.index(b"colrnclx") + 8
     assert "high dynamic range" in refusal(content[: place + 2] + struct.pack(">H", 16) + content[place + 4 :])
     wide = content[:place] + struct.pack(">H", 12) + content[place + 2 :]
@@ -346,8 +346,8 @@ def test_inks_become_colours_as_if_without_a_profile() -> None:
     inks = np.full((40, 60, 4), [0, 255, 255, 0], np.uint8)  # magenta and yellow: red
     image = Image.frombytes("CMYK", (60, 40), inks.tobytes())
     for file_format in ("JPEG", "TIFF"):
-        picture = shown(encoded(image, file_format))
-        assert np.abs(picture.astype(int) - [255, 0, 0]).max() <= 3
+        pixels = shown(encoded(image, file_format))
+        assert np.abs(pixels.astype(int) - [255, 0, 0]).max() <= 3
 
 
 def test_lab_becomes_the_colours_that_it_names() -> None:
@@ -357,8 +357,8 @@ def test_lab_becomes_the_colours_that_it_names() -> None:
 
 
 def test_jpegs_and_tiffs_that_store_rgb_or_luminance_and_chrominance_are_told_apart() -> None:
-    assert distance(encoded(PICTURE, quality=100, subsampling=0, keep_rgb=True), PICTURE) <= 3
-    assert distance(encoded(Image.fromarray(PICTURE).convert("YCbCr"), "TIFF"), PICTURE) <= 3
+    assert distance(encoded(IMAGE, quality=100, subsampling=0, keep_rgb=True), IMAGE) <= 3
+    assert distance(encoded(Image.fromarray(IMAGE).convert("YCbCr"), "TIFF"), IMAGE) <= 3
 
 
 # TIFF
@@ -408,15 +408,15 @@ def test_a_tiff_of_twelve_bits_spans_black_to_white() -> None:
 
 
 def test_planes_of_a_tiff_are_put_together() -> None:
-    planes = np.ascontiguousarray(PICTURE.transpose(2, 0, 1)).tobytes()
+    planes = np.ascontiguousarray(IMAGE.transpose(2, 0, 1)).tobytes()
     tags = {258: (8, 8, 8), 262: (2,), 277: (3,), 284: (2,)}
-    assert distance(tiff(planes, tags, num_strips=3), PICTURE) == 0
+    assert distance(tiff(planes, tags, num_strips=3), IMAGE) == 0
     assert "stores each channel by itself" in refusal(tiff(planes, tags))
     assert "stores each channel by itself" in refusal(tiff(planes * 2, {**tags, 258: (16, 16, 16)}, num_strips=3))
 
 
 def test_the_first_page_is_shown_and_a_thumbnail_before_it_is_refused() -> None:
-    first, second = Image.fromarray(PICTURE), Image.fromarray(PICTURE[::-1])
+    first, second = Image.fromarray(IMAGE), Image.fromarray(IMAGE[::-1])
     for file_format, options in (("TIFF", {}), ("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
         content = encoded(first, file_format, save_all=True, append_images=[second], **options)
         assert np.array_equal(shown(content), shown(encoded(first, file_format, **options)))
@@ -425,8 +425,8 @@ def test_the_first_page_is_shown_and_a_thumbnail_before_it_is_refused() -> None:
     assert "of a kind that is not read" in refusal(tiff(GREY.tobytes(), {258: (8,), 262: (32803,), 277: (1,)}))
 
 
-def test_a_jpeg_of_several_pictures_shows_its_first() -> None:
-    first, second = Image.fromarray(PICTURE), Image.fromarray(PICTURE[::-1])
+def test_a_jpeg_of_several_images_shows_its_first() -> None:
+    first, second = Image.fromarray(IMAGE), Image.fromarray(IMAGE[::-1])
     content = encoded(first, "MPO", save_all=True, append_images=[second])
     assert np.array_equal(shown(content), shown(encoded(first)))
 
@@ -439,19 +439,19 @@ def test_what_a_gifs_first_frame_leaves_open_is_white() -> None:
     content[6:10] = struct.pack("<HH", 30, 20)  # the canvas
     frame = content.index(b",", 13 + 768 if content[10] & 0x80 and content[10] & 7 == 7 else 13)
     content[frame + 1 : frame + 5] = struct.pack("<HH", 5, 4)
-    picture = shown(bytes(content))
-    assert picture.shape == (20, 30, 3)
+    pixels = shown(bytes(content))
+    assert pixels.shape == (20, 30, 3)
     inside = np.zeros((20, 30), bool)
     inside[4:14, 5:15] = True
-    assert (picture[~inside] == 255).all()
-    assert (picture[inside] == 3).all()
+    assert (pixels[~inside] == 255).all()
+    assert (pixels[inside] == 3).all()
 
 
 def test_a_bmp_is_the_same_from_top_or_bottom_and_run_lengths_are_read() -> None:
-    content = bytearray(encoded(PICTURE, "BMP"))
-    assert distance(bytes(content), PICTURE) == 0
+    content = bytearray(encoded(IMAGE, "BMP"))
+    assert distance(bytes(content), IMAGE) == 0
     content[22:26] = struct.pack("<i", -40)
-    assert distance(bytes(content), PICTURE[::-1]) == 0
+    assert distance(bytes(content), IMAGE[::-1]) == 0
     palette = b"".join(bytes([value, value, value, 0]) for value in range(256))
     runs = b"".join(bytes([60, row]) + b"\0\0" for row in range(40)) + b"\0\1"
     header = struct.pack("<IiiHHIIiiII", 40, 60, 40, 1, 8, 1, len(runs), 0, 0, 256, 0)
@@ -461,11 +461,11 @@ def test_a_bmp_is_the_same_from_top_or_bottom_and_run_lengths_are_read() -> None
 
 
 def test_the_fourth_byte_of_a_bmp_is_alpha_only_where_it_says_so() -> None:
-    pixels = np.dstack([PICTURE[..., ::-1], ALPHA])[::-1].tobytes()
+    pixels = np.dstack([IMAGE[..., ::-1], ALPHA])[::-1].tobytes()
     plain = struct.pack("<IiiHHIIiiII", 40, 60, 40, 1, 32, 0, len(pixels), 0, 0, 0, 0)
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     with_alpha = struct.pack("<IiiHHIIiiII", 108, 60, 40, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks + bytes(52)
-    for header, expected in ((plain, PICTURE), (with_alpha, over_white(PICTURE, ALPHA))):
+    for header, expected in ((plain, IMAGE), (with_alpha, over_white(IMAGE, ALPHA))):
         content = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
         assert distance(content, expected) <= 1
 
@@ -474,15 +474,15 @@ def test_the_fourth_byte_of_a_bmp_is_alpha_only_where_it_says_so() -> None:
 
 
 def test_only_the_stated_formats_are_opened_and_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.fromarray(PICTURE)
+    image = Image.fromarray(IMAGE)
     for file_format, name in (
         ("PPM", "a PPM"),
-        ("JPEG2000", "a JPEG 2000 picture"),
+        ("JPEG2000", "a JPEG 2000 image"),
         ("ICO", "a Windows icon"),
         ("EPS", "PostScript"),
     ):
         assert name in refusal(encoded(image, file_format))
-    assert "a HEIF or HEIC picture" in refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert "a HEIF or HEIC image" in refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     assert "an SVG drawing" in refusal(b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"></svg>')
     assert "a web page (HTML)" in refusal(b"<!DOCTYPE html><html><body>404</body></html>")
     assert "AppleDouble" in refusal(b"\0\x05\x16\7\0\2\0\0Mac OS X        " + bytes(60))

@@ -22,7 +22,7 @@ from tclx.data.scenes import (
     Scenes,
     belongs_to,
     draw_caption,
-    draw_picture,
+    draw_image,
     draw_scenes,
     position,
     relation,
@@ -49,7 +49,7 @@ def test_the_same_source_gives_the_same_scenes_and_a_longer_one_continues_it() -
     once, again, longer = Scenes(source()), Scenes(source()), Scenes(source(60))
     assert once.facts == again.facts == longer.facts[:40]
     assert once.captions == again.captions == longer.captions[:40]
-    assert np.array_equal(once.pictures, longer.pictures[:40])
+    assert np.array_equal(once.images, longer.images[:40])
 
 
 def test_another_seed_is_another_world() -> None:
@@ -74,7 +74,7 @@ def test_every_scene_belongs_to_exactly_one_split() -> None:
         assert sum(belongs_to(scene, split) for split in ("train", "val", "test")) == 1
 
 
-def test_objects_lie_inside_the_picture_and_do_not_overlap() -> None:
+def test_objects_lie_inside_the_image_and_do_not_overlap() -> None:
     for scene in draw_scenes(source(100)):
         assert 1 <= len(scene.objects) <= 2
         for item in scene.objects:
@@ -128,11 +128,11 @@ def test_captions_vary_and_use_the_whole_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_picture_shows_its_object_and_nothing_else(shape: str) -> None:
+def test_a_image_shows_its_object_and_nothing_else(shape: str) -> None:
     item = SceneObject(shape, "red", "big", x=16, y=15, radius=8)
-    picture = draw_picture(Scene((item,), "gray", 32, noise_seed=0)).astype(int)
-    red = np.abs(picture - COLORS["red"]).max(axis=-1) <= module.NOISE
-    gray = np.abs(picture - BACKGROUNDS["gray"]).max(axis=-1) <= module.NOISE
+    image = draw_image(Scene((item,), "gray", 32, noise_seed=0)).astype(int)
+    red = np.abs(image - COLORS["red"]).max(axis=-1) <= module.NOISE
+    gray = np.abs(image - BACKGROUNDS["gray"]).max(axis=-1) <= module.NOISE
     rows, columns = np.nonzero(red)
     left, top, width, height = item.box
     assert (red ^ gray).all()
@@ -144,7 +144,7 @@ def test_a_picture_shows_its_object_and_nothing_else(shape: str) -> None:
 
 
 def test_shapes_differ_from_each_other() -> None:
-    masks = [draw_picture(Scene((SceneObject(shape, "red", "big", 16, 15, 8),), "gray", 32, noise_seed=0)) for shape in SHAPES]
+    masks = [draw_image(Scene((SceneObject(shape, "red", "big", 16, 15, 8),), "gray", 32, noise_seed=0)) for shape in SHAPES]
     for number, mask in enumerate(masks):
         assert all((mask != other).any(axis=-1).sum() > 15 for other in masks[:number])
 
@@ -165,8 +165,8 @@ def test_a_caption_is_drawn_from_its_own_stream() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 48])
-def test_other_picture_sizes(size: int) -> None:
-    assert Scenes(source(3, size=size)).pictures.shape == (3, size, size, 3)
+def test_other_image_sizes(size: int) -> None:
+    assert Scenes(source(3, size=size)).images.shape == (3, size, size, 3)
 
 
 def test_more_scenes_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +180,13 @@ def test_written_scenes_read_back_as_annotation_files(tmp_path: Path) -> None:
     rows = json.loads(first.read_text())
     scenes = Scenes(source(12))
     assert [tuple(row["caption"]) for row in rows] == scenes.captions
-    assert np.array_equal(np.asarray(Image.open(tmp_path / rows[3]["image"])), scenes.pictures[3])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / rows[3]["image"])), scenes.images[3])
     retrieval = FilesSource(
         source="files", form="retrieval", files=(str(tmp_path / "retrieval_train.json"),), image_root=str(tmp_path)
     )
     annotations = read_annotations(retrieval, key="data.train", training=True)
     assert annotations.num_rows == 60
-    assert len(annotations.pictures) == 12
+    assert len(annotations.images) == 12
 
 
 def test_written_evaluation_scenes_have_their_splits_name(tmp_path: Path) -> None:

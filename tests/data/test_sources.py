@@ -76,8 +76,8 @@ def test_rows_answer_all_that_is_asked(name: str, folder: Path) -> None:
     rows = open_source(sample(name, folder), key="data.val").rows(experiment())
     assert asked(Rows) <= set(dir(rows))
     assert (rows.num_rows, rows.image_index.tolist(), len(rows.captions(2))) == (3, [0, 1, 2], 5)
-    picture = rows.picture(2)
-    assert (picture.shape, picture.dtype) == ((32, 32, 3), np.uint8)
+    image = rows.image(2)
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.val", "data.test"])

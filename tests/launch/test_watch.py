@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tclx.files import STALE_SECONDS
+from tclx.launch.jobs import JobState
 from tclx.launch.prepare import hand_over
-from tclx.launch.slurm.commands import JobState
 from tclx.launch.watch import GOING_ON, Standing, describe, judge, last_row, watch_runs
 from tclx.runs import Attempt, Job, RunFolder, RunState, Status
 from tests.launch.handed import Commands, handed_over, prepared_run

@@ -91,7 +91,7 @@ def test_gradients_to_query_keys_and_temperature_equal_torchs_own_cross_entropy(
     torch.testing.assert_close(gradients(True), gradients(False))
 
 
-def test_captions_of_one_picture_share_the_mass() -> None:
+def test_captions_of_one_image_share_the_mass() -> None:
     targets = target_distribution(torch.tensor([5, 9, 5]), torch.tensor([5, 9, 5, 2, -100, 5]))
     third = 1 / 3
     torch.testing.assert_close(
@@ -106,7 +106,7 @@ def test_a_row_in_the_middle_of_the_gathered_batch_finds_its_own_column() -> Non
     assert torch.equal(target_distribution(torch.tensor([2, 3]), torch.arange(6)), expected)
 
 
-def test_a_row_without_its_picture_among_the_keys_costs_nothing_and_has_no_gradient() -> None:
+def test_a_row_without_its_image_among_the_keys_costs_nothing_and_has_no_gradient() -> None:
     logits = torch.randn(1, 3, requires_grad=True)
     loss = soft_cross_entropy(logits, target_distribution(torch.tensor([7]), torch.tensor([1, 2, 3])))
     loss.backward()
@@ -182,14 +182,14 @@ def test_masked_out_logits_have_no_probability_and_the_others_keep_theirs() -> N
     queue=st.integers(0, 5),
     temperature=st.floats(0.001, 0.5),
     weight=st.floats(0, 1),
-    pictures=st.integers(1, 6),
+    images=st.integers(1, 6),
     seed=st.integers(0, 999),
 )
 def test_the_loss_is_finite_not_negative_and_blind_to_the_order_of_keys_and_rows(
-    batch: int, queue: int, temperature: float, weight: float, pictures: int, seed: int
+    batch: int, queue: int, temperature: float, weight: float, images: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(pictures, (batch,), generator=generator)
+    index = torch.randint(images, (batch,), generator=generator)
     keys, key_index = unit_rows(batch + queue, 4, seed=seed), torch.cat([index, torch.full((queue,), -100)])
     query = unit_rows(batch, 4, seed=seed + 1)
 

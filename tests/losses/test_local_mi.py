@@ -103,7 +103,7 @@ def test_a_single_pair_has_nothing_to_compare_and_no_gradient() -> None:
     assert torch.equal(anchor.grad, torch.zeros(1, 4))
 
 
-def test_samples_of_one_picture_are_no_negatives_of_each_other() -> None:
+def test_samples_of_one_image_are_no_negatives_of_each_other() -> None:
     anchor, local = unit_rows(3, 4).requires_grad_(), unit_rows(3, 2, 4, seed=1)
     all_same = torch.ones(3, 3, dtype=torch.bool)
     loss = local_mutual_information_loss(anchor, local, temperature=0.07, excluded=all_same)
@@ -163,7 +163,7 @@ def test_pooling_a_multiple_is_plain_average_pooling(grid: tuple[int, int], pool
     torch.testing.assert_close(pool_patches(patches, grid=grid, pooled_grid=pooled), squares.view(2, pooled**2, 3))
 
 
-def test_pooling_any_grid_keeps_an_equal_picture_equal_and_the_rows_in_order() -> None:
+def test_pooling_any_grid_keeps_an_equal_image_equal_and_the_rows_in_order() -> None:
     height = torch.arange(7.0)[:, None].expand(7, 5).reshape(1, 35, 1)
     pooled = pool_patches(height, grid=(7, 5), pooled_grid=4).view(4, 4)
     torch.testing.assert_close(pooled, pooled[:, :1].expand(4, 4))

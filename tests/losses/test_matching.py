@@ -45,7 +45,7 @@ def test_frequencies_are_the_softmax_over_the_candidates(shift: float) -> None:
     assert chi_square(counts, [w / sum(weights) for w in weights]) < CRITICAL[3]
 
 
-def test_a_row_of_one_picture_only_draws_uniformly_among_the_others() -> None:
+def test_a_row_of_one_image_only_draws_uniformly_among_the_others() -> None:
     counts = draw_often([3.0, -2.0, 8.0, 0.0], [True] * 4, own_column=2)
     assert counts[2] == 0
     assert chi_square(counts, [1 / 3, 1 / 3, 0, 1 / 3]) < CRITICAL[2]

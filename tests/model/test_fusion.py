@@ -18,43 +18,43 @@ def model(*, training: dict[str, bool] | None = None) -> TCL:
 
 @pytest.fixture
 def pairs() -> tuple[Tensor, Tensor, Tensor]:
-    """Text states of 4 captions, the shortest of one token; their mask; tokens of 4 pictures."""
+    """Text states of 4 captions, the shortest of one token; their mask; tokens of 4 images."""
     torch.manual_seed(0)
     mask = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
     return torch.randn(4, 6, 24), mask, torch.randn(4, 17, 24)
 
 
 def test_one_pass_equals_separate_passes(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, mask, pictures = pairs
+    states, mask, images = pairs
     fusion = model().online.fusion_encoder.eval()
     texts, rows = torch.tensor([0, 1, 2, 3, 2, 0]), torch.tensor([0, 1, 2, 3, 0, 3])
-    together = fusion(states[texts], mask[texts], fusion.keys_values(pictures), rows)
+    together = fusion(states[texts], mask[texts], fusion.keys_values(images), rows)
     for number, (text, row) in enumerate(zip(texts.tolist(), rows.tolist(), strict=True)):
-        alone = fusion(states[text : text + 1], mask[text : text + 1], fusion.keys_values(pictures[row : row + 1]))
+        alone = fusion(states[text : text + 1], mask[text : text + 1], fusion.keys_values(images[row : row + 1]))
         torch.testing.assert_close(together[number], alone[0])
 
 
-def test_without_rows_texts_and_pictures_pair_up_in_order(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, mask, pictures = pairs
+def test_without_rows_texts_and_images_pair_up_in_order(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, images = pairs
     fusion = model().online.fusion_encoder.eval()
-    keys_values = fusion.keys_values(pictures)
+    keys_values = fusion.keys_values(images)
     torch.testing.assert_close(fusion(states, mask, keys_values), fusion(states, mask, keys_values, torch.arange(4)))
 
 
 def test_padding_is_never_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, mask, pictures = pairs
+    states, mask, images = pairs
     fusion = model().online.fusion_encoder.eval()
     noisy = torch.where(mask[:, :, None], states, 100 * torch.randn_like(states))
-    clean, other = (fusion(each, mask, fusion.keys_values(pictures)) for each in (states, noisy))
+    clean, other = (fusion(each, mask, fusion.keys_values(images)) for each in (states, noisy))
     torch.testing.assert_close(clean[mask], other[mask])
 
 
-def test_every_picture_token_is_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, mask, pictures = pairs
-    pictures.requires_grad_()
+def test_every_image_token_is_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, mask, images = pairs
+    images.requires_grad_()
     fusion = model().online.fusion_encoder.eval()
-    fusion(states, mask, fusion.keys_values(pictures))[:, 0].square().sum().backward()
-    assert pictures.grad.abs().sum(dim=2).gt(0).all()
+    fusion(states, mask, fusion.keys_values(images))[:, 0].square().sum().backward()
+    assert images.grad.abs().sum(dim=2).gt(0).all()
 
 
 def some_loss(tcl: TCL) -> Tensor:
@@ -113,9 +113,9 @@ def test_the_mlm_decoder_is_the_word_embeddings() -> None:
 
 
 def test_explained_is_the_same_pass_with_weights_that_sum_to_one(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, mask, pictures = pairs
+    states, mask, images = pairs
     fusion = model().online.fusion_encoder.eval()
-    keys_values = fusion.keys_values(pictures)
+    keys_values = fusion.keys_values(images)
     for layer in range(2):
         fused, weights = fusion.explained(states, mask, keys_values, layer=layer)
         torch.testing.assert_close(fused, fusion(states, mask, keys_values))

@@ -22,7 +22,7 @@ from tclx.spec.rules import CONTRADICTIONS, patch_grid
 from tests.model.tiny import tiny_spec
 
 KNOWN = {
-    # name: (image size, rows = columns, tokens before the patches, whether the first stands for the picture)
+    # name: (image size, rows = columns, tokens before the patches, whether the first stands for the image)
     "volo_d1_224": (64, 4, 1, True),
     "coat_lite_tiny": (224, 7, 1, True),
     "deit_tiny_distilled_patch16_224": (64, 4, 2, True),
@@ -42,7 +42,7 @@ KNOWN = {
 }
 READ = ("test_vit", "test_vit2", "xcit_nano_12_p16_224", "levit_128s", "volo_d1_224", "hiera_tiny_224")
 SEEN = ("test_vit", "test_vit2", "test_resnet", "mambaout_femto", "volo_d1_224", "hiera_tiny_224")
-"""Small enough to be run; the latter are not yet, at their random start, alike all over the picture."""
+"""Small enough to be run; the latter are not yet, at their random start, alike all over the image."""
 
 
 def encoder(name: str, image_size: int, **changes: Any) -> ImageEncoder:
@@ -97,7 +97,7 @@ def size_of(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_the_classifier_reads_what_stands_for_the_picture(name: str) -> None:
+def test_the_classifier_reads_what_stands_for_the_image(name: str) -> None:
     assert_classifier_agrees(encoder(name, size_of(name)).eval(), size_of(name))
 
 

@@ -35,7 +35,7 @@ def test_enqueue_is_a_ring_written_one_by_one(batches: tuple[int, ...]) -> None:
         assert torch.equal(ours, expected)
 
 
-def test_it_starts_with_unit_vectors_of_no_picture() -> None:
+def test_it_starts_with_unit_vectors_of_no_image() -> None:
     queue = FeatureQueue(SIZE, WIDTH)
     torch.testing.assert_close(queue.image.norm(dim=1), torch.ones(SIZE))
     torch.testing.assert_close(queue.text.norm(dim=1), torch.ones(SIZE))

@@ -56,7 +56,7 @@ def test_a_class_token_comes_first() -> None:
     torch.testing.assert_close(model(images), model.body.forward_features(images))
 
 
-def test_without_a_class_token_the_mean_of_the_patches_stands_for_the_picture() -> None:
+def test_without_a_class_token_the_mean_of_the_patches_stands_for_the_image() -> None:
     tokens = encoder("test_resnet").eval()(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(dim=1))
 

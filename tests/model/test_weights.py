@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_the_machines_fault(trained: TCL, tmp_
 # -- starting from weights
 
 
-def test_a_file_of_ours_gives_everything_but_the_picture_indices(file: Path, trained: TCL) -> None:
+def test_a_file_of_ours_gives_everything_but_the_image_indices(file: Path, trained: TCL) -> None:
     tcl = model()
     report = load_initial_weights(tcl, read_weights(file), source=file)
     same(tcl, trained)
@@ -183,7 +183,7 @@ def test_a_file_of_ours_gives_everything_but_the_picture_indices(file: Path, tra
     assert tcl.queue.image_index.unique().tolist() == [NO_IMAGE]
 
 
-def test_a_state_dict_with_the_picture_indices_goes_on_with_them(trained: TCL) -> None:
+def test_a_state_dict_with_the_image_indices_goes_on_with_them(trained: TCL) -> None:
     tcl = model()
     load_official(tcl, official_state_dict(trained, form="retrieval") | official_state_dict(trained, form="pretrain"))
     assert torch.equal(tcl.queue.image_index, trained.queue.image_index)

@@ -67,7 +67,7 @@ def recorded_tensors(shared: Path, device: torch.device | str = "cpu", *, name: 
 
 
 def recorded_batch(tensors: dict[str, Tensor], inputs: str, masked: str | None, rows: slice = slice(None)) -> Batch:
-    """A recorded batch; the pictures are already normalised floats, which the tiny spec's statistics leave as they are."""
+    """A recorded batch; the images are already normalised floats, which the tiny spec's statistics leave as they are."""
     ids = tensors[f"{inputs}/input_ids"][rows]
     labels = None if masked is None else tensors[f"{masked}/mlm_labels"]
     device = ids.device

@@ -21,7 +21,7 @@ def extras(shared: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pictures(shared: Path) -> dict[str, np.ndarray]:
+def images(shared: Path) -> dict[str, np.ndarray]:
     return load_file(shared / "parity" / "extras.safetensors")
 
 
@@ -42,7 +42,7 @@ def test_tokens_are_the_official_ones(extras: dict[str, Any], tmp_path: Path) ->
 
 
 def test_randaugment_operations_are_the_official_ones_pixel_for_pixel(
-    extras: dict[str, Any], pictures: dict[str, np.ndarray]
+    extras: dict[str, Any], images: dict[str, np.ndarray]
 ) -> None:
     recorded = extras["randaug_args_level7"]
     assert len(recorded) == 20
@@ -50,16 +50,16 @@ def test_randaugment_operations_are_the_official_ones_pixel_for_pixel(
         operation, sign = name[:-1], -1 if name.endswith("-") and name[:-1] in SIGNED_RANGES else 1
         argument = sign * operation_argument(operation, magnitude=7)
         assert arguments == [] or arguments[0] == argument
-        varied = apply_operation(pictures["randaug/input"], operation, argument, official=True)
-        assert np.array_equal(varied, pictures[f"randaug/{name}"]), name
+        varied = apply_operation(images["randaug/input"], operation, argument, official=True)
+        assert np.array_equal(varied, images[f"randaug/{name}"]), name
 
 
-def test_only_sharpness_differs_without_compat(extras: dict[str, Any], pictures: dict[str, np.ndarray]) -> None:
+def test_only_sharpness_differs_without_compat(extras: dict[str, Any], images: dict[str, np.ndarray]) -> None:
     different = {
         name
         for name, arguments in extras["randaug_args_level7"].items()
         if not np.array_equal(
-            apply_operation(pictures["randaug/input"], name[:-1], arguments[0] if arguments else 0), pictures[f"randaug/{name}"]
+            apply_operation(images["randaug/input"], name[:-1], arguments[0] if arguments else 0), images[f"randaug/{name}"]
         )
     }
     assert different == {"Sharpness+", "Sharpness-"}

@@ -132,7 +132,7 @@ def test_mlm_without_soft_labels(tensors: dict[str, Tensor], expected: dict[str,
     assert_official(loss, expected[scenario]["mlm"])
 
 
-def test_retrieval_targets_share_the_mass_among_captions_of_one_picture(tensors: dict[str, Tensor]) -> None:
+def test_retrieval_targets_share_the_mass_among_captions_of_one_image(tensors: dict[str, Tensor]) -> None:
     index = tensors["retrieval_eval/idx"]
     targets = target_distribution(index, torch.cat([index, index.new_full((12,), -100)]))
     torch.testing.assert_close(targets, tensors["retrieval_eval/sim_targets"], rtol=0, atol=0)

@@ -30,7 +30,7 @@ class Recorded(NamedTuple):
     tensors: dict[str, Tensor]
     mask: Tensor
     first: Encoded
-    """View 1 of the pictures through the online encoders."""
+    """View 1 of the images through the online encoders."""
     text: Encoded
 
     def official(self, name: str) -> Tensor:
@@ -84,13 +84,13 @@ def test_momentum_embeddings_and_locals(pretrain: Recorded) -> None:
 
 
 def matching_logits(recorded: Recorded, scenario: str) -> Tensor:
-    """Of true pairs, wrong pictures, wrong captions, from one fusion pass."""
+    """Of true pairs, wrong images, wrong captions, from one fusion pass."""
     fusion, tensors = recorded.model.online.fusion_encoder, recorded.tensors
     own = torch.arange(4, device=recorded.mask.device)
     texts = torch.cat([own, own, tensors[f"{scenario}/neg_text_idx"]])
-    pictures = torch.cat([own, tensors[f"{scenario}/neg_image_idx"], own])
+    images = torch.cat([own, tensors[f"{scenario}/neg_image_idx"], own])
     keys_values = fusion.keys_values(recorded.first.tokens)
-    fused = fusion(recorded.text.tokens[texts], recorded.mask[texts], keys_values, pictures)
+    fused = fusion(recorded.text.tokens[texts], recorded.mask[texts], keys_values, images)
     return recorded.model.head("itm")(fused[:, 0])
 
 

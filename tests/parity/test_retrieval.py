@@ -45,8 +45,8 @@ class Recorded:
         self.figures = extras["retrieval_eval_metrics"]
         self.top_k = int((self.scores["image_to_text"][0] > UNSCORED).sum())
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[Tensor]:
-        """The recorded pictures, normalised already."""
+    def images(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """The recorded images, normalised already."""
         for rows in torch.tensor(numbers).split(BATCH_SIZE):
             yield self.images[rows]
 
@@ -61,7 +61,7 @@ def found(shared: Path, recorded: Recorded) -> Retrieval:
     model = tiny_model(shared, tiny_spec(form="retrieval"), initial="retrieval_init")
     return retrieve(
         model,
-        pictures=recorded.pictures,
+        images=recorded.images,
         num_images=len(recorded.images),
         captions=recorded.captions,
         top_k=recorded.top_k,

@@ -114,7 +114,7 @@ def test_pretraining_losses_and_gradients(
         check_gradients(gradients(model, form="pretrain"), recorded)
 
 
-def test_retrieval_losses_and_gradients_with_repeated_pictures(
+def test_retrieval_losses_and_gradients_with_repeated_images(
     shared: Path, device: torch.device, tensors: dict[str, Tensor], expected: dict[str, Any]
 ) -> None:
     spec = tiny_spec(form="retrieval")

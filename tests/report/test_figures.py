@@ -73,7 +73,7 @@ def test_similarities_are_percentages_of_their_own_pairs_and_as_wide_as_there_ar
     assert list(own.y) == [0.0, 25.0, 75.0, 0.0]
     assert list(others.y) == [0.0, 100.0, 0.0, 0.0]
     assert (own.fill, own.line.dash, others.fill, others.line.dash) == ("tozeroy", None, None, "dot")
-    assert own.hovertemplate == f"%{{y:.3~g}} % at %{{x:.2f}}<extra>{group_key('a')}, own picture</extra>"
+    assert own.hovertemplate == f"%{{y:.3~g}} % at %{{x:.2f}}<extra>{group_key('a')}, own image</extra>"
     assert others.hovertemplate.endswith(", others</extra>")
     empty = figures.Shares([0.0, 0.5, 1.0], [0, 0], [0, 0])
     assert [list(trace.x) for trace in figures.shares({"a": empty}, STYLES).data] == [[], []]

@@ -100,7 +100,7 @@ def test_cells_are_escaped_but_for_markup() -> None:
     assert Reader(made).tables == [[[HOSTILE, "b"], [HOSTILE, "x"]]]
 
 
-def test_a_picture_that_is_no_base64_is_refused() -> None:
+def test_a_image_that_is_no_base64_is_refused() -> None:
     with pytest.raises(ValueError, match="base64"):
         jpeg('"><script>', description="d")
 

@@ -97,14 +97,14 @@ def test_only_the_keys_that_differ_are_listed_as_differing(page: Path) -> None:
     assert table[1][1:] == ["0, 1", "0, 1"]
 
 
-def test_examples_show_the_queries_ranks_and_pictures_that_were_kept(page: Path, trained: Trained) -> None:
+def test_examples_show_the_queries_ranks_and_images_that_were_kept(page: Path, trained: Trained) -> None:
     reader = Reader.of(page)
     kept = trained.both[0].read_json(trained.both[0].examples("retrieval", "test"))
     for query in kept["text_to_image"]:
         assert query["text"] in reader.text
         assert f"right one at rank {query['rank']}" in reader.text
     sources = {attrs["src"] for tag, attrs in reader.tags if tag == "img"}
-    assert {f"data:image/jpeg;base64,{picture}" for picture in kept["pictures"].values()} <= sources
+    assert {f"data:image/jpeg;base64,{image}" for image in kept["pictures"].values()} <= sources
 
 
 def test_similarities_are_shares_of_the_pairs_that_were_counted(page: Path, trained: Trained) -> None:
@@ -127,7 +127,7 @@ def test_every_words_map_is_shown_under_its_word(page: Path, trained: Trained) -
         kept = run.read_json(run.examples("retrieval", "test"))["attention"]
         assert kept
         for word in (word for each in kept for word in each["words"]):
-            assert f"data:image/jpeg;base64,{word['picture']}" in descriptions
+            assert f"data:image/jpeg;base64,{word['image']}" in descriptions
         assert f"where {kept[0]['words'][0]['word']} looks" in descriptions.values()
 
 

@@ -299,7 +299,7 @@ def test_a_mistake_shared_by_all_variants_is_reported_once(tmp_path: Path) -> No
 
 
 def test_paths_start_at_the_folder_of_the_file_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TCLX_PICTURES", "/pictures")
+    monkeypatch.setenv("TCLX_PICTURES", "/images")
     monkeypatch.setenv("HOME", "/home/me")
     files = "files: [a.json, ../b.json, ~/c.json]"
     source = f"{{source: files, form: pretrain, {files}, image_root: '${{TCLX_PICTURES}}/train'}}"
@@ -308,7 +308,7 @@ def test_paths_start_at_the_folder_of_the_file_that_writes_them(tmp_path: Path, 
     spec = load_one(tmp_path, "extends: base/base.yaml\ninit: {checkpoint: runs/x}\n").spec
     assert spec.data.train.source == "files"
     assert spec.data.train.files == (f"{tmp_path}/base/a.json", f"{tmp_path}/b.json", "/home/me/c.json")
-    assert spec.data.train.image_root == "/pictures/train"
+    assert spec.data.train.image_root == "/images/train"
     assert spec.model.image_encoder.weights == f"{tmp_path}/base/w.pth"
     assert spec.init is not None
     assert spec.init.checkpoint == f"{tmp_path}/runs/x"

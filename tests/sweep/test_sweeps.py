@@ -201,7 +201,7 @@ def test_of_two_commands_at_once_one_works_and_the_other_watches(tmp_path: Path)
 
 
 def test_a_trial_that_fails_by_itself_is_recorded_and_stops_nobody(tmp_path: Path) -> None:
-    # One trial allows fewer pixels than one of the pictures has, which only reading the picture shows.
+    # One trial allows fewer pixels than one of the images has, which only reading the image shows.
     too_few = {"data.bad_images.max_pixels": 10_000}
     path = write_sweep(
         tmp_path,
@@ -216,7 +216,7 @@ def test_a_trial_that_fails_by_itself_is_recorded_and_stops_nobody(tmp_path: Pat
     tree = status(path)
     failed = tree["trials"][1]
     assert failed["state"] == "failed"
-    assert "1 of 16 pictures cannot be used" in failed["reason"]
+    assert "1 of 16 images cannot be used" in failed["reason"]
     assert "15.png: has 120 x 120 pixels" in failed["reason"]
     assert tree["trials"][0]["state"] == "finished"
     assert tree["running"] == 0
@@ -256,8 +256,8 @@ def test_a_pruned_trial_ends_early_and_says_why(tmp_path: Path) -> None:
 
 
 def _photos(folder: Path, sizes: list[int]) -> dict[str, Any]:
-    """A source of square pictures with these sides."""
-    rows = [{"image": f"{number}.png", "caption": f"picture number {number}"} for number in range(len(sizes))]
+    """A source of square images with these sides."""
+    rows = [{"image": f"{number}.png", "caption": f"image number {number}"} for number in range(len(sizes))]
     for row, size in zip(rows, sizes, strict=True):
         Image.new("RGB", (size, size), (size, 0, 0)).save(folder / row["image"])
     annotations = folder / "photos.json"

@@ -87,7 +87,7 @@ def prediction(model: TCL, spec: ExperimentSpec, tokenizer: CaptionTokenizer, im
 
 @pytest.mark.parametrize(("attribute", "classes"), [("shape", list(SHAPES)), ("color", list(COLORS))])
 def test_scenes_are_classified_as_one_image_and_one_prompt_at_a_time(attribute: str, classes: list[str]) -> None:
-    from tclx.data.scenes import draw_picture
+    from tclx.data.scenes import draw_image
 
     labelled = {"source": "scenes", "attribute": attribute, "num_images": NUM_IMAGES}
     spec = spec_with({"test": labelled, "templates": TEMPLATES, "batch_size": 5})
@@ -95,7 +95,7 @@ def test_scenes_are_classified_as_one_image_and_one_prompt_at_a_time(attribute: 
     drawn = draw_scenes(ScenesSource(source="scenes", split="test", num_images=6 * NUM_IMAGES + 64))
     single = [scene for scene in drawn if len(scene.objects) == 1][:NUM_IMAGES]
     labels = [classes.index(getattr(scene.objects[0], attribute)) for scene in single]
-    images = [torch.from_numpy(draw_picture(scene).transpose(2, 0, 1).copy()) for scene in single]
+    images = [torch.from_numpy(draw_image(scene).transpose(2, 0, 1).copy()) for scene in single]
     right = [prediction(model, spec, tokenizer, image, classes) == label for image, label in zip(images, labels, strict=True)]
     assert found.metrics["accuracy"] == pytest.approx(100 * np.mean(right))
     own = [np.mean([one for one, of in zip(right, labels, strict=True) if of == label]) for label in set(labels)]

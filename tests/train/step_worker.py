@@ -26,7 +26,7 @@ GLOBAL_BATCH, LENGTH, VOCAB_SIZE = 8, 7, 40
 
 
 def global_batch(rows: slice = slice(None)) -> Batch:
-    """Eight random pairs, two of them of one picture; every caption hides its second token."""
+    """Eight random pairs, two of them of one image; every caption hides its second token."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, GLOBAL_BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ids = torch.randint(5, VOCAB_SIZE, (GLOBAL_BATCH, LENGTH), generator=generator)

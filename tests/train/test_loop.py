@@ -157,7 +157,7 @@ def test_the_queue_takes_the_batches_in_their_order(tmp_path: Path) -> None:
     assert (int(after_one["queue.pointer"]), int(after_one["queue.filled"])) == (16, 16)
     assert (int(after_two["queue.pointer"]), int(after_two["queue.filled"])) == (8, 24)
     assert torch.equal(after_one["queue.image"][8:16], after_two["queue.image"][8:16])
-    assert len(set(after_two["queue.image_index"].tolist())) == 24  # a first epoch has no picture twice
+    assert len(set(after_two["queue.image_index"].tolist())) == 24  # a first epoch has no image twice
 
 
 def test_a_term_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_a_term_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
     assert not [name for name in weights(folder, 1) if "fusion" in name or "mlm" in name or "itm" in name]
 
 
-def write_pictures(folder: Path, *, num_missing: int) -> dict[str, Any]:
-    """A data source of 64 rows whose first pictures are missing."""
+def write_images(folder: Path, *, num_missing: int) -> dict[str, Any]:
+    """A data source of 64 rows whose first images are missing."""
     folder.mkdir()
-    rows = [{"image": f"{number}.png", "caption": f"picture {number} of many"} for number in range(NUM_SCENES)]
+    rows = [{"image": f"{number}.png", "caption": f"image {number} of many"} for number in range(NUM_SCENES)]
     for number, row in enumerate(rows[num_missing:]):
         Image.new("RGB", (40, 40), (number, 255 - number, 128)).save(folder / row["image"])
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -180,10 +180,10 @@ def write_pictures(folder: Path, *, num_missing: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_bad_pictures_are_counted_and_limited_by_epoch(tmp_path: Path, num_processes: int) -> None:
-    """One bad picture of 64 in each of two epochs: 0.0156 an epoch, and a resumed run counts on."""
+def test_bad_images_are_counted_and_limited_by_epoch(tmp_path: Path, num_processes: int) -> None:
+    """One bad image of 64 in each of two epochs: 0.0156 an epoch, and a resumed run counts on."""
     bad = {"policy": "skip", "limit": 0.02}
-    source = write_pictures(tmp_path / "pictures", num_missing=1)
+    source = write_images(tmp_path / "pictures", num_missing=1)
     changes = {"data.train": source, "data.bad_images": bad, "training.steps": 16 // num_processes, **NO_EVALUATION}
     spec = toy_spec(**changes, **{"launch.num_processes": num_processes, "training.checkpoints": {"every_steps": 2}})
     folder = run(prepare(tmp_path / "run", spec))
@@ -195,12 +195,12 @@ def test_bad_pictures_are_counted_and_limited_by_epoch(tmp_path: Path, num_proce
     assert outcome(run(stopped)) == outcome(folder)
 
 
-def test_too_many_bad_pictures_end_the_run(tmp_path: Path) -> None:
-    source = write_pictures(tmp_path / "pictures", num_missing=4)
+def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "pictures", num_missing=4)
     changes = {"data.train": source, "data.bad_images": {"policy": "skip", "limit": 0.02}, **NO_EVALUATION}
     folder = prepare(tmp_path / "run", toy_spec(**changes))
     assert wait(start(folder)) == [REFUSED]
-    assert "of the 64 pictures of this epoch could not be read, and data.bad_images.limit is 0.02" in state_of(folder).reason
+    assert "of the 64 images of this epoch could not be read, and data.bad_images.limit is 0.02" in state_of(folder).reason
 
 
 def in_fp16(device: str, *, first_scale: float = 2.0**6) -> None:

@@ -130,12 +130,12 @@ def test_a_gpu_computes_as_precisely_as_asked_for(precision: str, least: float, 
     """Relative error against fp64: a mantissa of 23 bits rounds to 6e-8, tf32's of 10 bits to 5e-4."""
     prepare_numerics(spec(precision=precision), torch.device("cuda"))
     one, two = torch.randn(2, 512, 512, device="cuda")
-    picture, kernel = torch.randn(8, 64, 32, 32, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
+    image, kernel = torch.randn(8, 64, 32, 32, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
     for computed, exact in (
         (one @ two, one.double() @ two.double()),
         (
-            torch.nn.functional.conv2d(picture, kernel),
-            torch.nn.functional.conv2d(picture.double(), kernel.double()),
+            torch.nn.functional.conv2d(image, kernel),
+            torch.nn.functional.conv2d(image.double(), kernel.double()),
         ),
     ):
         error = float((computed - exact).norm() / exact.norm())

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tclx.data.annotations import Annotations, picture_path, read_annotations
+from tclx.data.annotations import Annotations, image_path, read_annotations
 from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
-from tclx.data.presence import missing_pictures
+from tclx.data.presence import missing_images
 from tclx.data.sources.source import SourceSize
 
 if TYPE_CHECKING:
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
     from tclx.errors import Problem
     from tclx.spec.data import FilesSource
     from tclx.spec.experiment import ExperimentSpec
@@ -56,34 +56,34 @@ class Files:
 
     @property
     def image_names(self) -> Sequence[str]:
-        return self.annotations.pictures
+        return self.annotations.images
 
     def path_of(self, name: str) -> Path:
-        return picture_path(self._source, name)
+        return image_path(self._source, name)
 
     def missing(self, *, all_needed: bool) -> Iterator[Problem]:
-        return missing_pictures(self._source, self.annotations, key=self._key, all_needed=all_needed)
+        return missing_images(self._source, self.annotations, key=self._key, all_needed=all_needed)
 
     def repeats(self) -> Iterator[str]:
         rows, key = self.annotations, self._key
-        num_images = len(rows.pictures)
-        ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.picture_of_row), num_images)
+        num_images = len(rows.images)
+        ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.image_of_row), num_images)
         of_several = np.isin(ids, _repeated(ids))
         if of_several.any():
             names, num_ids = self._named(images[of_several]), len(np.unique(ids[of_several]))
-            yield f"{key}: {num_ids:,} image ids stand for different pictures, which are taken for one: {names}"
+            yield f"{key}: {num_ids:,} image ids stand for different images, which are taken for one: {names}"
         with_several = _repeated(images)
         if len(with_several):
             names = self._named(with_several)
-            yield f"{key}: {len(with_several):,} pictures have different image ids, and are taken for different ones: {names}"
+            yield f"{key}: {len(with_several):,} images have different image ids, and are taken for different ones: {names}"
         _, first, counts = np.unique(rows.row_digests, return_index=True, return_counts=True)
         num_again = int((counts - 1).sum())
         if num_again > DUPLICATES_TOLERATED * rows.num_rows:
-            names = self._named(rows.picture_of_row[first[counts > 1]])
-            yield f"{key}: {num_again:,} of {rows.num_rows:,} rows repeat another's picture and caption: {names}"
+            names = self._named(rows.image_of_row[first[counts > 1]])
+            yield f"{key}: {num_again:,} of {rows.num_rows:,} rows repeat another's image and caption: {names}"
 
     def _named(self, numbers: NDArray[np.int64]) -> str:
-        return examples([self.annotations.pictures[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
+        return examples([self.annotations.images[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
 
     def shares_with(self, other: Files, *, names: tuple[str, str]) -> str | None:
         files = {os.path.realpath(path) for path in self._source.files}
@@ -94,7 +94,7 @@ class Files:
         last_names = {path.rpartition("/")[2] for path in paths}
         also = {self._normal(image) for image in self.image_names if image.rpartition("/")[2] in last_names}
         if shared := [image for path, image in paths.items() if path in also]:
-            counted = f"{len(shared):,} of {len(other.image_names):,} pictures of {names[1]}"
+            counted = f"{len(shared):,} of {len(other.image_names):,} images of {names[1]}"
             return f"{counted} are in {names[0]} as well: {examples(shared)}"
         return None
 
@@ -127,6 +127,6 @@ class FileRows:
     def captions(self, row: int) -> Sequence[str]:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
 
-    def picture(self, row: int) -> Picture:
-        name = self._annotations.pictures[self._annotations.picture_of_row[row]]
-        return self._read(picture_path(self._source, name))
+    def image(self, row: int) -> Pixels:
+        name = self._annotations.images[self._annotations.image_of_row[row]]
+        return self._read(image_path(self._source, name))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
     from tclx.errors import Problem
     from tclx.spec.data import ScenesSource
     from tclx.spec.experiment import ExperimentSpec
@@ -65,7 +65,7 @@ class SceneRows:
 
     def __init__(self, scenes: Scenes) -> None:
         self._captions = scenes.captions
-        self._pictures = scenes.pictures
+        self._images = scenes.images
 
     @property
     def num_rows(self) -> int:
@@ -80,6 +80,6 @@ class SceneRows:
     def captions(self, row: int) -> Sequence[str]:
         return self._captions[row]
 
-    def picture(self, row: int) -> Picture:
-        picture: Picture = self._pictures[row]
-        return picture
+    def image(self, row: int) -> Pixels:
+        image: Pixels = self._images[row]
+        return image

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
     from tclx.errors import Problem
     from tclx.spec.experiment import ExperimentSpec
 
@@ -38,7 +38,7 @@ class Rows(Protocol):
         """The row's captions as written, at least one."""
         ...
 
-    def picture(self, row: int) -> Picture:
+    def image(self, row: int) -> Pixels:
         """[H, W, 3] uint8 RGB.
 
         Raises:

@@ -83,7 +83,7 @@ def launch(
         One outcome a run, in order; after an interruption those that were not started are missing.
 
     Raises:
-        InputError: pictures are bad and `data.bad_images.policy` refuses them; nothing has been started.
+        InputError: images are bad and `data.bad_images.policy` refuses them; nothing has been started.
         MachineError: the runs folder cannot be made, a run wants more GPUs or shared memory than there is, or files of the hub
             that cannot be had; nothing has been started.
     """
@@ -214,7 +214,7 @@ class _Queue:
             folder.write_state(replace(folder.read_state() or RunState("created"), status="interrupted", reason=reason))
             return Outcome(folder, "interrupted", reason, Interrupted.exit_code)
         job = folder.read_job()
-        if job is not None and job.backend == "slurm":
+        if job is not None and not job.is_local:
             (status,) = watch_runs([folder.path])
             if status.standing in (*GOING_ON, "unknown"):
                 where = f"job {status.job_id} is {status.standing}" if status.job_id else status.reason
@@ -231,7 +231,7 @@ class _Queue:
         if state is not None and state.step:
             self._say(f"continuing at step {state.step} of {state.total_steps}")
         prepare(run, folder)
-        if (job := folder.read_job()) is not None and job.backend == "slurm":
+        if (job := folder.read_job()) is not None and not job.is_local:
             folder.job.unlink()  # over, or the run would not start here
         attempt = f"local-{secrets.token_hex(4)}"
         num_processes = run.spec.launch.num_processes

@@ -13,9 +13,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from tclx.errors import MachineError
+from tclx.launch.jobs import JobState
 
 T = TypeVar("T")
 
@@ -37,10 +38,6 @@ _UNREACHABLE = re.compile(
 _NOT_CONFIGURED = re.compile(r"dns srv lookup failed|res_nsearch error: unknown host", re.IGNORECASE)
 """The last place where a command looks for its cluster has none; a controller that is away is another matter."""
 
-LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
-          "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
-"""States of a job that is not over."""
-
 
 class SlurmRefused(Exception):
     """SLURM answered, and the answer is no; its own words."""
@@ -48,24 +45,6 @@ class SlurmRefused(Exception):
 
 class SlurmSilent(MachineError):
     """SLURM did not answer: nothing is known of its jobs."""
-
-
-class JobState(NamedTuple):
-    """One job, as SLURM sees it."""
-
-    job_id: str
-    """`123`, or `123_4` in an array."""
-    state: str
-    """`RUNNING`, `PENDING`, `OUT_OF_MEMORY`, ..."""
-    reason: str = ""
-    """Why it waits or how it ended, in SLURM's words."""
-    nodes: str = ""
-    name: str = ""
-
-    @property
-    def lives(self) -> bool:
-        """Whether it may still do something."""
-        return self.state in LIVING
 
 
 def call(command: Sequence[str], *, stdin: str | None = None, keeps_open: Sequence[int] = ()) -> str:

@@ -73,7 +73,7 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
         One outcome a run, in order.
 
     Raises:
-        InputError: SLURM refuses the request, in its own words and with the key to change, or pictures are bad; nothing has
+        InputError: SLURM refuses the request, in its own words and with the key to change, or images are bad; nothing has
             been submitted.
         MachineError: no SLURM here, it does not answer, the folder cannot be written, or what a run takes from the hub is
             neither cached nor to be had.

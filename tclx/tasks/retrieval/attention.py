@@ -1,4 +1,4 @@
-"""Where in the picture does the fusion encoder look for a word? Grad-CAM on one layer's cross-attention, as ALBEF shows it.
+"""Where in the image does the fusion encoder look for a word? Grad-CAM on one layer's cross-attention, as ALBEF shows it.
 
 The weights of one layer, each multiplied by how much it raises the matching head's logit of "matched" (gradients that lower it
 count as nothing), are averaged over heads and over a word's tokens. Without a matching head the weights are averaged as they
@@ -36,7 +36,7 @@ class WordMap(NamedTuple):
 
 
 class AttentionMaps(NamedTuple):
-    """What the words of one caption look at in its picture."""
+    """What the words of one caption look at in its image."""
 
     caption: int
     """Its number in the evaluation set."""
@@ -48,7 +48,7 @@ class AttentionMaps(NamedTuple):
 def attention_maps(
     model: TCL, spec: ExperimentSpec, source: EvaluationSet, captions: Sequence[int], *, tokenizer: CaptionTokenizer
 ) -> list[AttentionMaps]:
-    """What the words of captions look at, each in its own picture.
+    """What the words of captions look at, each in its own image.
 
     Args:
         model: on the device that computes; its modes, its gradients and the random state are left as they are.
@@ -58,14 +58,14 @@ def attention_maps(
         One for each caption; none at all where the model has no fusion encoder.
 
     Raises:
-        RunFailed: a picture cannot be read.
+        RunFailed: an image cannot be read.
     """
     fusion = model.online.fusion_encoder
     if fusion is None or not captions:
         return []
     device = next(model.parameters()).device
-    pictures = [int(source.image_of_caption[caption]) for caption in captions]
-    (images,) = source.image_batches(pictures, batch_size=len(pictures))
+    numbers = [int(source.image_of_caption[caption]) for caption in captions]
+    (images,) = source.image_batches(numbers, batch_size=len(numbers))
     input_ids, mask = (tensor.to(device) for tensor in source.encode_captions(tokenizer, captions))
     with evaluating(model), autocast(device, spec.training.precision):
         with torch.no_grad():
@@ -88,7 +88,7 @@ def attention_maps(
 
 @torch.enable_grad()
 def _grad_cam(model: TCL, fusion: FusionEncoder, states: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-    """[R, L, N] what every token looks at, [CLS] of the picture left out, and [R] matching logits."""
+    """[R, L, N] what every token looks at, [CLS] of the image left out, and [R] matching logits."""
     fused, weights = fusion.explained(states, mask, fusion.keys_values(patches), layer=(len(fusion.layers) - 1) // 2)
     maps, scores = weights, None
     if (head := model.head("itm")) is not None:

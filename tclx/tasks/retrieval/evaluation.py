@@ -1,15 +1,15 @@
 """Zero-shot image-text retrieval as TCL does it: cosine similarity finds candidates, image-text matching sorts them.
 
-1. Captions and pictures go through their encoders; their embeddings are compared and each query keeps its `top_k` best keys.
-2. Each candidate pair goes through the fusion encoder, once even where picture and caption both asked for it. Its score is the
+1. Captions and images go through their encoders; their embeddings are compared and each query keeps its `top_k` best keys.
+2. Each candidate pair goes through the fusion encoder, once even where image and caption both asked for it. Its score is the
    ITM logit of "matched" (not a probability). Keys that are no candidates score -100.
 
-Memory stays small at COCO's 5,000 pictures and 25,000 captions. Token features of pictures are never kept (5,000 x 577 x 768
-in fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` pictures at a time, at 1 % of the matching's cost.
+Memory stays small at COCO's 5,000 images and 25,000 captions. Token features of images are never kept (5,000 x 577 x 768
+in fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` images at a time, at 1 % of the matching's cost.
 Those of captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices
 exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
 
-With several processes, pictures, queries and pairs are divided among them in consecutive parts and gathered as objects in that
+With several processes, images, queries and pairs are divided among them in consecutive parts and gathered as objects in that
 order, without the repeated samples of a distributed sampler.
 
 Source: Yang et al. 2022, arXiv:2202.10401; evaluation of the published retrieval script.
@@ -42,11 +42,11 @@ UNSCORED = -100.0
 """The score of keys that are not among a query's candidates, as in the official score matrices."""
 SIMILARITY_BINS = 100
 """Of the histograms of cosine similarities; each is 0.02 wide."""
-PAIRS_PER_PICTURE_OF_A_BATCH = 4
-"""A pair costs the fusion encoder about a quarter of what a picture costs the image encoder."""
+PAIRS_PER_IMAGE_OF_A_BATCH = 4
+"""A pair costs the fusion encoder about a quarter of what an image costs the image encoder."""
 
-Pictures = Callable[[Sequence[int]], Iterator[Tensor]]
-"""Normalised pictures [b, 3, S, S] on the device for the numbers asked for, in that order, `batch_size` at a time."""
+ImageBatches = Callable[[Sequence[int]], Iterator[Tensor]]
+"""Normalised images [b, 3, S, S] on the device for the numbers asked for, in that order, `batch_size` at a time."""
 
 
 class Captions(NamedTuple):
@@ -57,7 +57,7 @@ class Captions(NamedTuple):
     attention_mask: Tensor
     """[T, L] bool, False at padding"""
     image_of_caption: Tensor
-    """[T] int64, the number of the picture that each describes"""
+    """[T] int64, the number of the image that each describes"""
 
 
 class EncodedCaptions(NamedTuple):
@@ -88,11 +88,11 @@ class Retrieval(NamedTuple):
     image_to_text: Shortlist
     text_to_image: Shortlist
     pair_ids: Tensor | None
-    """[P] int64 ascending: picture x T + caption, every candidate pair once"""
+    """[P] int64 ascending: image x T + caption, every candidate pair once"""
     pair_scores: Tensor | None
     """[P] fp32 ITM logits of "matched\""""
     image_queries: Tensor
-    """[Q] numbers of the pictures that ask: those with a caption"""
+    """[Q] numbers of the images that ask: those with a caption"""
     image_of_caption: Tensor
     """[T] int64"""
     similarity_counts: Tensor
@@ -106,7 +106,7 @@ class RetrievalEvaluation(NamedTuple):
     """As `retrieval_figures`, with `num_images` and `num_captions`."""
     found: Retrieval
     source: EvaluationSet
-    """The pictures and captions that were asked about."""
+    """The images and captions that were asked about."""
 
 
 def evaluate_retrieval(
@@ -128,17 +128,17 @@ def evaluate_retrieval(
 
     Raises:
         InputError: the spec has no such split, its files are wrong, or the model has no common embedding space.
-        RunFailed: a picture cannot be read, or the model's output is not finite.
+        RunFailed: an image cannot be read, or the model's output is not finite.
     """
     source = open_evaluation_set(spec, split)
 
-    def pictures(numbers: Sequence[int]) -> Iterator[Tensor]:
+    def image_batches(numbers: Sequence[int]) -> Iterator[Tensor]:
         for images in source.image_batches(numbers, batch_size=settings.batch_size):
             yield normalise(images.to(device), spec.data.normalization)
 
     found = retrieve(
         model,
-        pictures=pictures,
+        image_batches=image_batches,
         num_images=source.num_images,
         captions=Captions(*source.encode_captions(tokenizer), torch.from_numpy(source.image_of_caption)),
         top_k=settings.top_k,
@@ -153,22 +153,22 @@ def evaluate_retrieval(
 def retrieve(
     model: TCL,
     *,
-    pictures: Pictures,
+    image_batches: ImageBatches,
     num_images: int,
     captions: Captions,
     top_k: int,
     batch_size: int,
     precision: str = "fp32",
 ) -> Retrieval:
-    """Rank all captions for every picture and all pictures for every caption, with the online encoders in eval mode.
+    """Rank all captions for every image and all images for every caption, with the online encoders in eval mode.
 
     Args:
         model: on the device that computes; its train/eval modes are put back afterwards.
-        pictures: loads and normalises pictures by number.
+        image_batches: loads and normalises images by number.
         num_images: I; numbers run from 0 to I - 1.
         captions: T captions, on any device.
         top_k: candidates per query that are matched by the fusion encoder; all keys where there are fewer.
-        batch_size: pictures or captions per forward pass.
+        batch_size: images or captions per forward pass.
         precision: of the encoders, as `training.precision`.
 
     Raises:
@@ -182,9 +182,9 @@ def retrieve(
     device = next(model.parameters()).device
     with evaluating(model), autocast(device, precision):
         texts = _encode_captions(model, captions, batch_size=batch_size, device=device)
-        embeddings = _encode_pictures(model, pictures, num_images=num_images, device=device)
+        embeddings = _encode_images(model, image_batches, num_images=num_images, device=device)
         require_finite(texts.embedding, "embedding of a caption")
-        require_finite(embeddings, "embedding of a picture")
+        require_finite(embeddings, "embedding of an image")
         image_of_caption = captions.image_of_caption.to(device)
         numbers = torch.arange(num_images, device=device)
         asking = numbers[torch.isin(numbers, image_of_caption)]
@@ -195,7 +195,7 @@ def retrieve(
         if model.head("itm") is None:
             return found
         pair_ids = _candidate_pairs(found)
-        scores = _match_pairs(model, pair_ids, texts, pictures, batch_size=batch_size)
+        scores = _match_pairs(model, pair_ids, texts, image_batches, batch_size=batch_size)
         require_finite(scores, "matching score")
         return found._replace(pair_ids=pair_ids, pair_scores=scores)
 
@@ -271,10 +271,10 @@ def _encode_captions(model: TCL, captions: Captions, *, batch_size: int, device:
     return EncodedCaptions(tokens, attention_mask, torch.cat(embeddings)[order.argsort().to(device)])
 
 
-def _encode_pictures(model: TCL, pictures: Pictures, *, num_images: int, device: torch.device) -> Tensor:
+def _encode_images(model: TCL, image_batches: ImageBatches, *, num_images: int, device: torch.device) -> Tensor:
     """[I, E] embeddings; this process encodes its part and gets the others'."""
     mine = my_part(torch.arange(num_images)).tolist()
-    parts = [_embedding(model.online.encode_image(images)).cpu() for images in pictures(mine)] if mine else []
+    parts = [_embedding(model.online.encode_image(images)).cpu() for images in image_batches(mine)] if mine else []
     return gather_parts(torch.cat(parts) if parts else None, device)
 
 
@@ -321,7 +321,7 @@ def _histogram(similarity: Tensor) -> Tensor:
 
 
 def _candidate_pairs(found: Retrieval) -> Tensor:
-    """[P] every pair that either side asked for, once, in the order of pictures."""
+    """[P] every pair that either side asked for, once, in the order of images."""
     num_captions = found.image_of_caption.shape[0]
     rows = torch.arange(num_captions, device=found.image_of_caption.device)
     wanted_by_images = found.image_queries[:, None] * num_captions + found.image_to_text.candidates
@@ -330,14 +330,16 @@ def _candidate_pairs(found: Retrieval) -> Tensor:
     return wanted
 
 
-def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures: Pictures, *, batch_size: int) -> Tensor:
+def _match_pairs(
+    model: TCL, pair_ids: Tensor, texts: EncodedCaptions, image_batches: ImageBatches, *, batch_size: int
+) -> Tensor:
     """[P] ITM logit of "matched" of every pair; this process matches its part and gets the others'."""
     mine = my_part(pair_ids)
     num_captions = texts.tokens.shape[0]
     image, caption = mine // num_captions, mine % num_captions
     numbers, counts = torch.unique(image, return_counts=True)
     parts, start = [], 0
-    batches = pictures(numbers.tolist()) if len(numbers) else iter(())
+    batches = image_batches(numbers.tolist()) if len(numbers) else iter(())
     for images, group in zip(batches, chunks(len(counts), batch_size), strict=True):
         pairs_per_image = counts[group]
         stop = start + int(pairs_per_image.sum())
@@ -350,7 +352,7 @@ def _match_pairs(model: TCL, pair_ids: Tensor, texts: EncodedCaptions, pictures:
 def _match_batch(
     model: TCL, images: Tensor, image_rows: Tensor, caption_rows: Tensor, texts: EncodedCaptions, batch_size: int
 ) -> Tensor:
-    """[R] scores of pairs of a few pictures, whose keys and values are computed once."""
+    """[R] scores of pairs of a few images, whose keys and values are computed once."""
     fusion, head = model.online.fusion_encoder, model.head("itm")
     if fusion is None or head is None:
         raise ValueError("matching needs a fusion encoder and an ITM head")
@@ -358,7 +360,7 @@ def _match_batch(
     lengths = texts.attention_mask.sum(dim=1)[caption_rows]
     scores = torch.empty(len(caption_rows), device=images.device)
     order = lengths.argsort(stable=True)
-    for part in chunks(len(order), batch_size * PAIRS_PER_PICTURE_OF_A_BATCH):
+    for part in chunks(len(order), batch_size * PAIRS_PER_IMAGE_OF_A_BATCH):
         rows = order[part]
         captions, length = caption_rows[rows], int(lengths[rows].max())
         states = fusion(

@@ -1,7 +1,7 @@
-"""What does a model find, and where does it look? A few queries with their best answers and small pictures, for people.
+"""What does a model find, and where does it look? A few queries with their best answers and small images, for people.
 
 The queries stand at equal distances through the split, so nobody picked them, and runs on the same data show the same ones.
-Pictures are kept as small JPEG files inside the JSON: a report, or an upload, then needs neither the data nor torch.
+Images are kept as small JPEG files inside the JSON: a report, or an upload, then needs neither the data nor torch.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tclx.tasks.thumbnails import jpeg, small, spaced
 
 if TYPE_CHECKING:
     from tclx.data.dataset import EvaluationSet
-    from tclx.data.images import Picture
+    from tclx.data.images import Pixels
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
 
-NUM_CAPTION_QUERIES, NUM_PICTURE_QUERIES = 8, 4
+NUM_CAPTION_QUERIES, NUM_IMAGE_QUERIES = 8, 4
 NUM_RESULTS = 5
 NUM_EXPLAINED = 3
-"""Captions whose words are followed into the picture: the first of those that ask."""
+"""Captions whose words are followed into the image: the first of those that ask."""
 MOST_WORDS = 12
 
 
@@ -43,14 +43,14 @@ def examples_of(
     Returns:
         JSON. What `choose_examples` returns, and
 
-        - `similarity`: `edges`, [bins + 1] cosine similarities, and how many pairs of captions and pictures lie between two of
+        - `similarity`: `edges`, [bins + 1] cosine similarities, and how many pairs of captions and images lie between two of
           them, `matched` and `unmatched`, [bins] each.
         - `attention`: for a few captions their number `caption`, `text`, `image`, ITM `score` (null without a matching head)
-          and `words`: each a `word` and its `picture`, base64 of a JPEG, warmest where the word looks most
+          and `words`: each a `word` and its `image`, base64 of a JPEG, warmest where the word looks most
           (`tclx.tasks.retrieval.attention`). Empty without a fusion encoder.
 
     Raises:
-        RunFailed: a picture cannot be read.
+        RunFailed: an image cannot be read.
     """
     counts = evaluation.found.similarity_counts.tolist()
     edges = torch.linspace(-1, 1, len(counts[0]) + 1).tolist()
@@ -71,19 +71,19 @@ def choose_examples(evaluation: RetrievalEvaluation) -> dict[str, Any]:
         JSON: `text_to_image` and `image_to_text`, each a list of queries: `caption` (and its `text`) or `image`; `rank` from 1
         of the best right answer; `results`, best first, each an `image` or a `caption` (and its `text`) with its cosine
         `similarity`, its ITM `score` (the logit of "matched", null without an ITM head) and whether it is `right`.
-        `pictures`: number -> base64 of a JPEG, of every image named.
+        `images`: number -> base64 of a JPEG, of every image named.
 
     Raises:
-        RunFailed: a picture cannot be read.
+        RunFailed: an image cannot be read.
     """
     found, source = evaluation.found, evaluation.source
     captions = [_caption_query(found, source, query) for query in spaced(source.num_captions, NUM_CAPTION_QUERIES)]
-    pictures = [_picture_query(found, source, row) for row in spaced(len(found.image_queries), NUM_PICTURE_QUERIES)]
+    images = [_image_query(found, source, row) for row in spaced(len(found.image_queries), NUM_IMAGE_QUERIES)]
     shown = {result["image"] for query in captions for result in query["results"]}
-    shown |= {query["right_image"] for query in captions} | {query["image"] for query in pictures}
+    shown |= {query["right_image"] for query in captions} | {query["image"] for query in images}
     return {
         "text_to_image": captions,
-        "image_to_text": pictures,
+        "image_to_text": images,
         "pictures": {str(number): jpeg(small(source.image(number))) for number in sorted(shown)},
     }
 
@@ -96,7 +96,7 @@ def _caption_query(found: Retrieval, source: EvaluationSet, caption: int) -> dic
     return {"caption": caption, "text": source.captions[caption], "right_image": image, "rank": rank, "results": answers}
 
 
-def _picture_query(found: Retrieval, source: EvaluationSet, row: int) -> dict[str, Any]:
+def _image_query(found: Retrieval, source: EvaluationSet, row: int) -> dict[str, Any]:
     image = int(found.image_queries[row])
     rank, results = _answers(found, "image_to_text", row, found.image_of_caption == image)
     answers = [{"caption": number, "text": source.captions[number], **facts} for number, facts in results]
@@ -114,7 +114,7 @@ def _answers(found: Retrieval, direction: str, row: int, right: Tensor) -> tuple
         scores = reranked_scores(found, direction=direction, queries=slice(row, row + 1), num_keys=len(right))
         rank = int(rank_of_best_relevant(scores, right[None]))
         scores = scores[0]
-        # The best first, equal scores by falling number, as the figures rank them.
+        # The best first, equal scores by falling number, as the metrics rank them.
         order = sorted(similarities, key=lambda key: (float(scores[key]), key), reverse=True)
     return rank + 1, [
         (
@@ -131,18 +131,18 @@ def _answers(found: Retrieval, direction: str, row: int, right: Tensor) -> tuple
 
 def _explained(source: EvaluationSet, found: AttentionMaps) -> dict[str, Any]:
     image = int(source.image_of_caption[found.caption])
-    picture = small(source.image(image))
+    pixels = small(source.image(image))
     said = [word for word in found.words if any(letter.isalnum() for letter in word.text)]
-    words = [{"word": word.text, "picture": jpeg(_warmed(picture, word.map))} for word in said[:MOST_WORDS]]
+    words = [{"word": word.text, "picture": jpeg(_warmed(pixels, word.map))} for word in said[:MOST_WORDS]]
     text = source.captions[found.caption]
     return {"caption": found.caption, "text": text, "image": image, "score": found.score, "words": words}
 
 
-def _warmed(picture: Picture, attention: Tensor) -> Picture:
-    """A picture under the colours of a map [rows, columns], scaled to its largest value; the bare picture where that is 0."""
+def _warmed(pixels: Pixels, attention: Tensor) -> Pixels:
+    """An image under the colours of a map [rows, columns], scaled to its largest value; the bare image where that is 0."""
     scaled = attention / attention.max().clamp(min=torch.finfo(attention.dtype).tiny)
-    warmth = cv2.resize(scaled.numpy(), picture.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    warmth = cv2.resize(scaled.numpy(), pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
     colours = cv2.applyColorMap((255 * warmth).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     share = 0.7 * warmth[..., None]
-    mixed: Picture = ((1 - share) * picture + share * colours).astype(np.uint8)
+    mixed: Pixels = ((1 - share) * pixels + share * colours).astype(np.uint8)
     return mixed

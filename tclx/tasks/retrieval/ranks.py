@@ -1,4 +1,4 @@
-"""How good is a ranking? Recall at K, median rank and r_mean from scores and the picture that each caption belongs to."""
+"""How good is a ranking? Recall at K, median rank and r_mean from scores and the image that each caption belongs to."""
 
 from __future__ import annotations
 
@@ -55,33 +55,33 @@ def median_rank(ranks: Tensor) -> float:
 
 
 def summarise_ranks(image_to_text: Tensor, text_to_image: Tensor) -> dict[str, float]:
-    """The retrieval figures from the ranks of both directions.
+    """The retrieval metrics from the ranks of both directions.
 
     Args:
-        image_to_text: [I] ranks from 0, one a picture.
+        image_to_text: [I] ranks from 0, one an image.
         text_to_image: [T] ranks from 0, one a caption.
 
     Returns:
         `<direction>/r1`, `/r5`, `/r10` in percent, `<direction>/median_rank` from 1, and `r_mean`, the mean of the six recalls.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for direction, ranks in (("text_to_image", text_to_image), ("image_to_text", image_to_text)):
-        figures |= {f"{direction}/r{k}": recall_at_k(ranks, k) for k in CUTOFFS}
-        figures[f"{direction}/median_rank"] = median_rank(ranks)
-    recalls = [value for name, value in figures.items() if not name.endswith("median_rank")]
-    return {**figures, "r_mean": sum(recalls) / len(recalls)}
+        metrics |= {f"{direction}/r{k}": recall_at_k(ranks, k) for k in CUTOFFS}
+        metrics[f"{direction}/median_rank"] = median_rank(ranks)
+    recalls = [value for name, value in metrics.items() if not name.endswith("median_rank")]
+    return {**metrics, "r_mean": sum(recalls) / len(recalls)}
 
 
 def retrieval_metrics(
     image_to_text: Tensor, text_to_image: Tensor, *, image_of_caption: Tensor, chunk_size: int = DEFAULT_CHUNK
 ) -> dict[str, float]:
-    """Retrieval figures of two whole score matrices.
+    """Retrieval metrics of two whole score matrices.
 
     Args:
-        image_to_text: [I, T] how well each caption answers each picture; larger is better.
-        text_to_image: [T, I] how well each picture answers each caption. Only its own re-ranked candidates hold real scores, so
+        image_to_text: [I, T] how well each caption answers each image; larger is better.
+        text_to_image: [T, I] how well each image answers each caption. Only its own re-ranked candidates hold real scores, so
             it need not be the transpose.
-        image_of_caption: [T] int64, the picture that each caption describes. A picture without a caption asks nothing.
+        image_of_caption: [T] int64, the image that each caption describes. An image without a caption asks nothing.
         chunk_size: queries ranked at a time; changes the memory, never the result.
 
     Returns:
@@ -90,11 +90,11 @@ def retrieval_metrics(
     Raises:
         ValueError: a score is NaN.
     """
-    pictures = torch.arange(image_to_text.shape[0], device=image_of_caption.device)
-    asking = torch.isin(pictures, image_of_caption)
+    images = torch.arange(image_to_text.shape[0], device=image_of_caption.device)
+    asking = torch.isin(images, image_of_caption)
     return summarise_ranks(
-        _ranks(image_to_text[asking], pictures[asking], image_of_caption, chunk_size),
-        _ranks(text_to_image, image_of_caption, pictures, chunk_size),
+        _ranks(image_to_text[asking], images[asking], image_of_caption, chunk_size),
+        _ranks(text_to_image, image_of_caption, images, chunk_size),
     )
 
 

@@ -89,7 +89,7 @@ class RetrievalSpec(EvaluationTask):
             yield Problem("evaluation.retrieval", message, "switch on objectives.cma, or set null", others=others)
         elif not any(term.aligns for term in objectives.terms.values()):
             aligning = ", ".join(name for name, term in TERMS.items() if term.aligns)
-            message = "no term that is on brings pictures and texts together"
+            message = "no term that is on brings images and texts together"
             yield Problem("evaluation.retrieval", message, f"switch on one of {aligning}, or set null", others=others)
 
     def evaluate(

@@ -30,7 +30,7 @@ def media_of_row(folder: RunFolder, row: Row) -> dict[str, Any]:
 
 
 def final_media(folder: RunFolder) -> dict[str, Any]:
-    """What belongs to the final figures, of every split that has some."""
+    """What belongs to the final metrics, of every split that has some."""
     paths = {split: folder.examples("retrieval", split) for split in SPLITS}
     return {
         name: value
@@ -50,7 +50,7 @@ def media(split: str, examples: Examples) -> dict[str, Any]:
     """
     values: dict[str, Any] = {
         f"examples/{split}/text_to_image": _captions_that_ask(examples),
-        f"examples/{split}/image_to_text": _pictures_that_ask(examples),
+        f"examples/{split}/image_to_text": _images_that_ask(examples),
     }
     if similarity := examples.get("similarity"):
         for kind in ("matched", "unmatched"):
@@ -63,20 +63,20 @@ def media(split: str, examples: Examples) -> dict[str, Any]:
 
 def _captions_that_ask(examples: Examples) -> Any:
     num_results = max((len(query["results"]) for query in examples["text_to_image"]), default=0)
-    table = wandb.Table(columns=["caption", "rank", "its picture", *_numbered(num_results)])
+    table = wandb.Table(columns=["caption", "rank", "its image", *_numbered(num_results)])
     for query in examples["text_to_image"]:
-        found = [_picture(examples, result["image"], _scores(result)) for result in query["results"]]
+        found = [_named_image(examples, result["image"], _scores(result)) for result in query["results"]]
         found += [None] * (num_results - len(found))
-        table.add_data(query["text"], query["rank"], _picture(examples, query["right_image"]), *found)
+        table.add_data(query["text"], query["rank"], _named_image(examples, query["right_image"]), *found)
     return table
 
 
-def _pictures_that_ask(examples: Examples) -> Any:
+def _images_that_ask(examples: Examples) -> Any:
     num_results = max((len(query["results"]) for query in examples["image_to_text"]), default=0)
     table = wandb.Table(columns=["picture", "rank", *_numbered(num_results)])
     for query in examples["image_to_text"]:
         found = [f"{result['text']} ({_scores(result)})" for result in query["results"]]
-        table.add_data(_picture(examples, query["image"]), query["rank"], *found, *[None] * (num_results - len(found)))
+        table.add_data(_named_image(examples, query["image"]), query["rank"], *found, *[None] * (num_results - len(found)))
     return table
 
 
@@ -89,19 +89,19 @@ def _scores(result: Mapping[str, Any]) -> str:
     return f"{'right, ' if result['right'] else ''}{matching}cos {result['similarity']:.2f}"
 
 
-def _picture(examples: Examples, number: int, caption: str | None = None) -> Any:
+def _named_image(examples: Examples, number: int, caption: str | None = None) -> Any:
     return _image(examples["pictures"][str(number)], caption)
 
 
 def _attention(examples: Examples) -> Iterator[Any]:
-    """A caption's picture, then the same under the map of each of its words."""
+    """A caption's image, then the same under the map of each of its words."""
     for explained in examples.get("attention", ()):
         matching = f" (ITM {explained['score']:.2f})" if explained["score"] is not None else ""
-        yield _picture(examples, explained["image"], f"{explained['text']}{matching}")
+        yield _named_image(examples, explained["image"], f"{explained['text']}{matching}")
         for word in explained["words"]:
             yield _image(word["picture"], word["word"])
 
 
 def _image(encoded: str, caption: str | None) -> Any:
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        return wandb.Image(picture, caption=caption, file_type="jpg")
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        return wandb.Image(image, caption=caption, file_type="jpg")

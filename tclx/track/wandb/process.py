@@ -210,7 +210,7 @@ def missing(folder: RunFolder, spec: WandbSpec) -> str | None:
     artifacts = [name for name in wanted.checkpoints if name not in sent.artifacts]
     lacks = {
         f"{num_rows - sent.num_rows} of {num_rows} rows": num_rows > sent.num_rows,
-        "the final figures": bool(wanted.summary) and digest(wanted.summary) != sent.summary,
+        "the final metrics": bool(wanted.summary) and digest(wanted.summary) != sent.summary,
         f"{len(artifacts)} checkpoints": bool(artifacts),
     }
     return ", ".join(what for what, lacking in lacks.items() if lacking) or None

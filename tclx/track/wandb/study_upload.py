@@ -68,7 +68,7 @@ def _upload(folder: Path, seconds: float) -> None:
         sent = _send(folder, due, finish_seconds=max(1.0, seconds - due.wandb.init_timeout_seconds))
         lacking = _lacking(sent, due)
     if lacking:
-        raise Missing(f"{len(lacking)} of {len(due.summary)} figures have not arrived ({lacking[0]})")
+        raise Missing(f"{len(lacking)} of {len(due.summary)} metrics have not arrived ({lacking[0]})")
     write_study_sent(folder, replace(sent, digest=due.digest(), problem=None))
 
 
@@ -100,7 +100,7 @@ def _send(folder: Path, due: StudyDue, *, finish_seconds: float) -> StudySent:
 
 
 def _lacking(sent: StudySent, due: StudyDue) -> list[str]:
-    """The figures that the server does not show as they are, once it has had time enough."""
+    """The metrics that the server does not show as they are, once it has had time enough."""
     import wandb
 
     deadline = time.monotonic() + ARRIVAL_SECONDS

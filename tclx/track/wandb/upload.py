@@ -357,20 +357,20 @@ class Copy:
         self._with_media(self._run.summary.update, wanted.summary, partial(final_media, self._folder))
 
     def _with_media(
-        self, send: Callable[[dict[str, Any]], object], figures: dict[str, Any], media: Callable[[], dict[str, Any]]
+        self, send: Callable[[dict[str, Any]], object], metrics: dict[str, Any], media: Callable[[], dict[str, Any]]
     ) -> None:
-        """Send figures with what people look at; the figures alone where that cannot be read, or written: they need no disk."""
+        """Send metrics with what people look at; the metrics alone where that cannot be read, or written: they need no disk."""
         try:
-            send(figures | media())
+            send(metrics | media())
         except ConnectionError:
             raise
-        except (OSError, Unreadable, ValueError) as error:  # the last: a picture's text that is not base64
+        except (OSError, Unreadable, ValueError) as error:  # the last: an image's text that is not base64
             traceback.print_exc()
             if not self._lacks_media:
                 self._lacks_media = True
                 with suppress(MachineError):  # the same disk
-                    self._folder.add_event("wandb_without_pictures", reason=str(error))
-            send(figures)
+                    self._folder.add_event("wandb_without_images", reason=str(error))
+            send(metrics)
 
     @property
     def _num_logged(self) -> int:
@@ -477,7 +477,7 @@ def client_settings(spec: WandbSpec, *, finish_seconds: float, watched_process: 
 
 
 def stage_inside(place: Path) -> None:
-    """Before the client is imported: its temporary files, of tables and pictures, lie in this folder, and whoever is done with
+    """Before the client is imported: its temporary files, of tables and images, lie in this folder, and whoever is done with
     them removes them, since this process ends without the client's clean-up.
 
     TMPDIR would move its service's socket, too, to too long a path.

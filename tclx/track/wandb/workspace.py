@@ -108,7 +108,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line("images a second", ["speed/images_per_second"]),
             _line("share of time waiting for data", ["speed/share_waiting_for_data"]),
             _line("peak memory (GiB)", ["memory/peak_gib"]),
-            _line("bad pictures", ["data/bad_images"]),
+            _line("bad images", ["data/bad_images"]),
             *_monitored(max(_num_gpus(spec) for spec in specs)),
         ],
     }
@@ -164,7 +164,7 @@ def _line(title: str, metrics: list[str], *, x: str = STEP) -> Any:
 
 
 def _media(title: str, keys: list[str]) -> Any:
-    """Pictures or histograms, with a slider over the steps."""
+    """Images or histograms, with a slider over the steps."""
     from wandb_workspaces.reports.v2 import MediaBrowser
 
     return MediaBrowser(title=title, media_keys=keys)

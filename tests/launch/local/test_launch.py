@@ -298,8 +298,8 @@ def test_a_runs_folder_that_cannot_be_made_is_a_machine_error(tmp_path: Path) ->
         start(write_spec(tmp_path))
 
 
-def test_bad_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_text("no picture")
+def test_bad_images_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("no image")
     (tmp_path / "rows.json").write_text(json.dumps([{"image": "broken.jpg", "caption": "a dog"}] * 8))
     data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
     spec = write_spec(tmp_path, data=data, evaluation={})

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tclx.errors import MachineError
+from tclx.launch.jobs import JobState
 from tclx.launch.slurm import commands as slurm
-from tclx.launch.slurm.commands import JobState, SlurmRefused, SlurmSilent
+from tclx.launch.slurm.commands import SlurmRefused, SlurmSilent
 from tests.launch.handed import Commands
 
 UNREACHABLE = "Unable to contact slurm controller (connect failure)"

@@ -93,7 +93,7 @@ def test_one_pair_without_a_masked_word_and_with_an_empty_caption_is_finite(comp
     assert output.terms["lmi"].item() == 0
 
 
-def test_only_captions_of_one_picture_is_finite() -> None:
+def test_only_captions_of_one_image_is_finite() -> None:
     output, model = run_step(replace(global_batch(), image_index=torch.zeros(8, dtype=torch.int64)))
     assert is_finite(output, model)
 

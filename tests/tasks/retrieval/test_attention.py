@@ -1,4 +1,4 @@
-"""Promises of attention maps: they are Grad-CAM of the matching score, of the caption's own picture, and disturb nothing."""
+"""Promises of attention maps: they are Grad-CAM of the matching score, of the caption's own image, and disturb nothing."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def captions() -> Captions:
-    """Two captions a picture, shuffled, of lengths 2 to 9 in 12 columns."""
+    """Two captions an image, shuffled, of lengths 2 to 9 in 12 columns."""
     generator = torch.Generator().manual_seed(1)
     owner = torch.arange(NUM_IMAGES).repeat(2)[torch.randperm(2 * NUM_IMAGES, generator=generator)]
     lengths = torch.randint(2, 10, (len(owner), 1), generator=generator)
@@ -78,13 +78,13 @@ def captions() -> Captions:
 def evaluate(
     model: TCL, images: Tensor, captions: Captions, *, top_k: int = 3, batch_size: int = 4, **options: Any
 ) -> Retrieval:
-    def pictures(numbers: Sequence[int]) -> Iterator[Tensor]:
+    def image_batches(numbers: Sequence[int]) -> Iterator[Tensor]:
         for rows in torch.tensor(numbers).split(batch_size):
             yield images[rows]
 
     return retrieve(
         model,
-        pictures=pictures,
+        image_batches=image_batches,
         num_images=len(images),
         captions=captions,
         top_k=top_k,
@@ -100,8 +100,8 @@ def slow_scores(model: TCL, images: Tensor, captions: Captions) -> tuple[Tensor,
     similarity, matching = (torch.zeros(len(images), len(captions.input_ids)) for _ in range(2))
     for column, (ids, mask) in enumerate(zip(captions.input_ids, captions.attention_mask, strict=True)):
         text = model.online.encode_text(ids[mask][None], mask[mask][None])
-        for row, picture in enumerate(images):
-            image = model.online.encode_image(picture[None])
+        for row, one in enumerate(images):
+            image = model.online.encode_image(one[None])
             assert image.embedding is not None
             assert text.embedding is not None
             similarity[row, column] = (image.embedding * text.embedding).sum()
@@ -210,7 +210,7 @@ def test_bf16_stays_close_and_keeps_its_tokens_small(images: Tensor, captions: C
 def test_processes_share_the_work_and_agree(
     images: Tensor, captions: Captions, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads play the processes; with 20 of them some have no picture to encode."""
+    """Threads play the processes; with 20 of them some have no image to encode."""
     model = tiny_model()
     expected = evaluate(model, images, captions)
     me = threading.local()

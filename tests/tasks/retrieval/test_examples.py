@@ -1,4 +1,4 @@
-"""Promises of kept examples: the order and ranks that the figures count, and pictures that are the set's own."""
+"""Promises of kept examples: the order and ranks that the figures count, and images that are the set's own."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_order_and_rank_are_those_that_the_figures_count(
     reranked: RetrievalEvaluation, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examples, "NUM_CAPTION_QUERIES", 30)
-    monkeypatch.setattr(examples, "NUM_PICTURE_QUERIES", 6)
+    monkeypatch.setattr(examples, "NUM_IMAGE_QUERIES", 6)
     queries = choose_examples(reranked)[direction]
     image_of_caption = reranked.source.image_of_caption.tolist()
     for row, query in enumerate(queries):
@@ -100,16 +100,16 @@ def test_without_a_matching_head_the_similarity_decides() -> None:
             assert query["rank"] == min(ranks, default=query["rank"])
 
 
-def test_pictures_are_the_sets_own_and_small(reranked: RetrievalEvaluation) -> None:
+def test_images_are_the_sets_own_and_small(reranked: RetrievalEvaluation) -> None:
     kept = choose_examples(reranked)
     named = {result["image"] for query in kept["text_to_image"] for result in query["results"]}
     named |= {query["right_image"] for query in kept["text_to_image"]} | {query["image"] for query in kept["image_to_text"]}
     assert {int(number) for number in kept["pictures"]} == named
     for number, encoded in kept["pictures"].items():
-        picture = simplejpeg.decode_jpeg(base64.b64decode(encoded), colorspace="RGB")
+        image = simplejpeg.decode_jpeg(base64.b64decode(encoded), colorspace="RGB")
         original = reranked.source.image(int(number))
-        assert picture.shape == original.shape
-        assert np.abs(picture.astype(int) - original.astype(int)).mean() < 8
+        assert image.shape == original.shape
+        assert np.abs(image.astype(int) - original.astype(int)).mean() < 8
 
 
 def test_queries_stand_at_equal_distances_and_never_twice() -> None:
@@ -123,10 +123,10 @@ def test_every_pair_is_counted_once_by_its_similarity(whole: Evaluated) -> None:
     source, model = whole.evaluation.source, whole.model.eval()
     with torch.no_grad():
         (images,) = source.image_batches(batch_size=source.num_images)
-        pictures = model.online.encode_image(normalise(images, whole.spec.data.normalization)).embedding
+        embedded = model.online.encode_image(normalise(images, whole.spec.data.normalization)).embedding
         captions = model.online.encode_text(*source.encode_captions(whole.tokenizer)).embedding
     belongs = torch.from_numpy(source.image_of_caption)[:, None] == torch.arange(source.num_images)
-    similarity = captions @ pictures.T
+    similarity = captions @ embedded.T
     for kind, chosen in (("matched", similarity[belongs]), ("unmatched", similarity[~belongs])):
         counts, _ = np.histogram(chosen.numpy(), bins=kept["edges"])
         assert np.abs(np.subtract(counts, kept[kind])).sum() <= 4  # a value on an edge may fall on either side
@@ -134,7 +134,7 @@ def test_every_pair_is_counted_once_by_its_similarity(whole: Evaluated) -> None:
     assert (kept["edges"][0], kept["edges"][-1], len(kept["edges"])) == (-1, 1, 101)
 
 
-def test_every_word_of_a_few_captions_has_its_picture(whole: Evaluated) -> None:
+def test_every_word_of_a_few_captions_has_its_image(whole: Evaluated) -> None:
     kept = whole.examples()
     assert [explained["caption"] for explained in kept["attention"]] == [
         query["caption"] for query in kept["text_to_image"][:NUM_EXPLAINED]

@@ -23,7 +23,7 @@ def slow_ranks(scores: Tensor, image_of_query: list[int], image_of_key: list[int
 
 @st.composite
 def tied_retrieval(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int]]:
-    """Few distinct scores, so that ties abound; every picture has a caption."""
+    """Few distinct scores, so that ties abound; every image has a caption."""
     num_images = draw(st.integers(1, 6))
     extra = draw(st.lists(st.integers(0, num_images - 1), max_size=8))
     image_of_caption = draw(st.permutations([*range(num_images), *extra]))
@@ -69,7 +69,7 @@ def test_median_of_an_even_number_of_queries_lies_between() -> None:
     assert recall_at_k(torch.tensor([0, 1, 2, 9]), 2) == 50.0
 
 
-def test_a_picture_without_caption_asks_nothing() -> None:
+def test_a_image_without_caption_asks_nothing() -> None:
     found = retrieval_metrics(torch.eye(3)[:, :2], torch.eye(3)[:2], image_of_caption=torch.tensor([0, 1]))
     assert found["r_mean"] == 100.0
 

@@ -291,13 +291,13 @@ def test_a_dead_server_changes_nothing_of_a_run(tmp_path: Path, server: WandbSer
 
 
 # The whole matrix runs with `just faults`; what is left out here ends in the same way.
-def test_on_a_full_disk_every_row_arrives_without_pictures(tmp_path: Path, server: WandbServer) -> None:
+def test_on_a_full_disk_every_row_arrives_without_images(tmp_path: Path, server: WandbServer) -> None:
     folder = run(prepared(tmp_path, mode="disabled"), environment=server.environment)
     with small_disk(folder.path / "wandb", size="64k"):
         assert send_now(folder, "online", seconds=60, say=pytest.fail) == 0
     assert received(server.only_run) == expected(folder)
     assert not any(name.startswith("attention/") for row in server.only_run.rows for name in row)
-    (event,) = events(folder, "wandb_without_pictures")
+    (event,) = events(folder, "wandb_without_images")
     assert "No space left" in event["reason"]
 
 
@@ -312,7 +312,7 @@ def test_of_examples_that_cannot_be_read_the_figures_arrive_all_the_same(
     kept.write_text(kept.read_text()[:200] if damage == "cut" else json.dumps(content))
     assert send_now(folder, "online", seconds=60, say=pytest.fail) == 0
     assert received(server.only_run) == expected(folder)
-    (event,) = events(folder, "wandb_without_pictures")
+    (event,) = events(folder, "wandb_without_images")
     assert str(kept) in event["reason"] if damage == "cut" else "base64" in event["reason"]
 
 

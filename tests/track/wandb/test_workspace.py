@@ -91,7 +91,7 @@ def test_every_number_that_a_panel_names_is_logged_and_every_loss_has_a_panel(tm
     assert {name for name in logged - named if name.startswith(tuple(shown_in_parts))} == set()
 
 
-def test_every_picture_table_and_histogram_that_is_logged_has_a_panel(tmp_path: Path) -> None:
+def test_every_image_table_and_histogram_that_is_logged_has_a_panel(tmp_path: Path) -> None:
     folder = run(prepare(tmp_path / "run", toy_spec()))
     logged = {name for row in read(folder.metrics) for name in media_of_row(folder, row)} | set(final_media(folder))
     shown = json.dumps(panels())
@@ -99,7 +99,7 @@ def test_every_picture_table_and_histogram_that_is_logged_has_a_panel(tmp_path: 
     assert {name.split("/")[0] for name in logged} == {"similarity", "examples", "attention"}
 
 
-def test_pictures_tables_and_histograms_of_every_split_have_panels() -> None:
+def test_images_tables_and_histograms_of_every_split_have_panels() -> None:
     found = panels()
     media = [panel["config"]["mediaKeys"] for panel in found["Attention"]]
     assert media == [["attention/val"], ["attention/test"]]

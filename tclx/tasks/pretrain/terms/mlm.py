@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MlmSpec(Term):
-    """MLM, masked language modelling: name the hidden words from the rest of the caption and the picture."""
+    """MLM, masked language modelling: name the hidden words from the rest of the caption and the image."""
 
     title: ClassVar = "MLM: masked words"
     needs: ClassVar = Needs.FUSION | Needs.MASKED_WORDS | Needs.SOFT_LABELS
