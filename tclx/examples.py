@@ -44,7 +44,7 @@ class _Similarity(TypedDict):
 
 class _Word(TypedDict):
     word: str
-    image: str
+    picture: str
 
 
 class _Explained(TypedDict):
@@ -82,4 +82,48 @@ def read_examples(path: Path) -> Examples:
     similarity = kept.get("similarity")
     if similarity and {len(similarity["matched"]), len(similarity["unmatched"])} != {len(similarity["edges"]) - 1}:
         raise Unreadable(path, "its similarities are no histogram")
+    return kept
+
+
+class Answer(TypedDict):
+    """One of a few that a model gave most weight."""
+
+    text: str
+    score: float
+
+
+class Judged(TypedDict):
+    """An item that a model was asked about: its images, the words that came with them, what is right, what it answered."""
+
+    images: list[int]
+    """By number, in the order in which the model saw them."""
+    text: str
+    """A question or a statement; empty where the images alone ask."""
+    right: list[str]
+    """What would be right; several where several are."""
+    answers: list[Answer]
+    """The best first."""
+
+
+class JudgedItems(TypedDict):
+    """What every task but retrieval keeps of an evaluation."""
+
+    score: str
+    """What the score of an answer is: `cos`, `probability`."""
+    items: list[Judged]
+    pictures: dict[str, str]
+    """Number of an image -> base64 of a JPEG."""
+
+
+def read_judged(path: Path) -> JudgedItems:
+    """What an evaluation of a task other than retrieval kept for people to look at.
+
+    Raises:
+        Unreadable: it is not there, or not what was written.
+    """
+    kept = read_as(path, JudgedItems)
+    if missing := {number for item in kept["items"] for number in item["images"]} - {
+        int(number) for number in kept["pictures"]
+    }:
+        raise Unreadable(path, f"image {min(missing)} is not in it")
     return kept

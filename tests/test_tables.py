@@ -9,6 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tclx.launch.backend import BACKENDS, Backend
+from tclx.launch.clusters import CLUSTERS
 from tclx.metrics import OF_EVERY_RUN, find_metric, is_evaluated, of_terms
 from tclx.runs import Job
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
@@ -90,4 +91,5 @@ def test_every_backend_of_a_spec_is_in_the_table_and_answers_all_that_is_asked()
     asked = {part for part in (*vars(Backend), *Backend.__annotations__) if not part.startswith("_")}
     for name, backend in BACKENDS.items():
         assert asked <= set(dir(backend)), name
+        assert name == "local" or CLUSTERS[name].title
         assert f"backend: {name}" in "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))

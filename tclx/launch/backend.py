@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tclx.launch.jobs import Jobs
 from tclx.launch.local.backend import Local
 from tclx.launch.slurm.backend import Slurm
 from tclx.runs import Job
@@ -23,9 +22,6 @@ class Backend(Protocol):
     nothing is handed over twice; where a run stands is then judged from its folder and its job (`tclx.launch.watch`).
     """
 
-    title: str
-    """Its name in messages."""
-
     waits: bool
     """Whether `start` returns when the runs have ended, unless they are detached."""
 
@@ -35,10 +31,6 @@ class Backend(Protocol):
         Raises:
             InputError, MachineError: this place refuses one of the runs; none has been handed over.
         """
-        ...
-
-    def ask(self, job_ids: Sequence[str]) -> Jobs:
-        """What a cluster says of jobs, in one or two calls for all of them; it never raises."""
         ...
 
     def log(self, job: Job) -> Path:

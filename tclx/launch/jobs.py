@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
           "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
@@ -34,3 +35,14 @@ class Jobs(NamedTuple):
     """By job id; a job that the cluster no longer lists is missing."""
     silent: str | None = None
     """Why it could not be asked, where it could not."""
+
+
+class Cluster(Protocol):
+    """Whoever runs jobs that this process does not see."""
+
+    title: str
+    """Its name in messages."""
+
+    def ask(self, job_ids: Sequence[str]) -> Jobs:
+        """What it says of jobs, in one or two calls for all of them; it never raises."""
+        ...

@@ -156,7 +156,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     launch = load_spec_json(folder.spec).launch
     if not isinstance(launch, SlurmLaunch):
         raise RuntimeError(f"{folder.path} was submitted with launch.backend {launch.backend}")
-    log = _batch_log(submission, os.environ)
+    log = submission / f"{job_id_of(os.environ)}_0_log.out"
     job = state_of_job(attempt.job_id or "")
     if job in _REQUEUED and not folder.cancel.exists():
         return RunFailed.exit_code  # its node was given up while this start of it lived on; the next one goes on
@@ -181,10 +181,6 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     if said_now and state.status == "interrupted":
         return _go_on(folder, state, attempt, launch, why="stopped", said=state.reason)
     return _go_on(folder, state, attempt, launch, why="killed", said=cause.reason, node=cause.node)
-
-
-def _batch_log(submission: Path, environment: Mapping[str, str]) -> Path:
-    return submission / f"{job_id_of(environment)}_0_log.out"
 
 
 def state_of_job(job_id: str) -> str | None:

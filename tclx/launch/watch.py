@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from tclx.errors import MachineError
 from tclx.files import STALE_SECONDS, Unreadable, is_recent, parse_json, read_as
-from tclx.launch.backend import BACKENDS
+from tclx.launch.clusters import CLUSTERS
 from tclx.launch.ending import last_lines
 from tclx.launch.jobs import Jobs, JobState
 from tclx.runs import Attempt, Job, RunFolder, RunState, is_held
@@ -92,10 +92,10 @@ class _Read(NamedTuple):
 def watch_runs(folders: Iterable[Path]) -> list[RunStatus]:
     """The status of each run folder, in order; SLURM is asked at most twice."""
     read = [_read(RunFolder(folder)) for folder in folders]
-    jobs = {}
-    for name, backend in BACKENDS.items():
+    jobs = {"local": Jobs({})}
+    for name, cluster in CLUSTERS.items():
         own = [one.job.job_id for one in read if one.job and one.job.backend == name and one.state.status != "finished"]
-        jobs[name] = backend.ask([job_id for job_id in own if job_id])
+        jobs[name] = cluster.ask([job_id for job_id in own if job_id])
     return [_status(one, jobs[one.job.backend] if one.job else Jobs({})) for one in read]
 
 
@@ -202,7 +202,7 @@ def judge(
     if job.job_id is None and silent is None and seen is None:
         return "unknown", "it was being submitted and the submitting process died; tclx run finds its job again or submits it"
     if silent is not None:
-        return ("running", None) if alive else ("unknown", f"{BACKENDS[job.backend].title} does not answer: {silent}")
+        return ("running", None) if alive else ("unknown", f"{CLUSTERS[job.backend].title} does not answer: {silent}")
     ours = attempt is not None and attempt.job_id == job.job_id
     if seen is not None and seen.lives:
         return _judge_living(state, seen, restarted=ours, alive=alive)
@@ -251,7 +251,7 @@ def _judge_living(state: RunState, seen: JobState, *, restarted: bool, alive: bo
 
 
 def _judge_ended(state: RunState, seen: JobState | None, *, ours: bool, alive: bool, job: Job) -> tuple[Standing, str | None]:
-    cluster = BACKENDS[job.backend].title
+    cluster = CLUSTERS[job.backend].title
     how = f"{cluster} no longer lists its job"
     if seen is not None:
         how = f"{cluster} says {seen.state}" + (f" ({seen.reason})" if seen.reason else "")

@@ -9,6 +9,7 @@ import tclx
 from tclx.errors import InputError, Problem
 from tclx.report import sections
 from tclx.report.examples import attention, examples, similarities
+from tclx.report.judged import answers
 from tclx.report.markup import joined, text
 from tclx.report.material import Material, gather
 from tclx.report.page import Page
@@ -48,6 +49,8 @@ def build(material: Material) -> Page:
     page.section("Health", *sections.health(material), *similarities(material))
     page.section("Other measures", *sections.other_measures(material))
     page.section("Retrieval examples", *examples(material))
+    if items := answers(material):
+        page.section("Answers", *items)
     page.section("What words look at", *attention(material))
     page.section("Cost", *sections.cost(material))
     return page.section("Reproduce", *sections.reproduction(material))

@@ -91,15 +91,11 @@ def open_storage(url: str | None, journal: Path) -> BaseStorage:
         except OSError as error:
             raise StorageAway(str(machine_error(error, f"could not open {journal}"))) from error
     try:
-        return RDBStorage(_with_driver(url))
+        return RDBStorage(url.replace("postgresql://", "postgresql+psycopg://", 1))
     except ImportError as error:
         raise MachineError(f"storage: the database's driver is missing ({error}): pip install 'tclx[postgres]'") from error
     except Exception as error:  # every driver has its own; none of them is a bug of ours before the first query
         raise StorageAway(f"storage: cannot open {url}: {_first_line(error)}") from error
-
-
-def _with_driver(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -312,7 +312,7 @@ class _SceneRows(Rows):
 def _examples(
     rows: Rows, images: EvaluationSet, similarity: Tensor, num_of_class: Sequence[int], by_class: Sequence[float]
 ) -> dict[str, Any]:
-    """Each class's accuracy in percent, and a few images with their class and the three most similar ones."""
+    """Each class's accuracy in percent, and `JudgedItems`: a few images with their class and the three most similar ones."""
     from tclx.tasks.thumbnails import jpeg, small, spaced
 
     shown = spaced(len(rows.labels), NUM_SHOWN)
@@ -322,12 +322,14 @@ def _examples(
             name: {"num_images": num_images, "accuracy": accuracy if num_images else None}
             for name, num_images, accuracy in zip(rows.classes, num_of_class, by_class, strict=True)
         },
-        "images": [
+        "score": "cos",
+        "items": [
             {
-                "image": row,
-                "class": rows.classes[rows.labels[row]],
-                "guesses": [
-                    {"class": rows.classes[number], "similarity": value} for number, value in zip(numbers, values, strict=True)
+                "images": [row],
+                "text": "",
+                "right": [rows.classes[rows.labels[row]]],
+                "answers": [
+                    {"text": rows.classes[number], "score": value} for number, value in zip(numbers, values, strict=True)
                 ],
             }
             for row, numbers, values in zip(shown, best.indices.tolist(), best.values.tolist(), strict=True)

@@ -23,7 +23,7 @@ from tclx.report.write import write_report
 from tclx.runs import RunFolder, RunState
 from tclx.spec.load import load_experiments, load_spec_json
 from tclx.track.jsonl import read
-from tests.report.conftest import SHORT, Trained, as_file
+from tests.report.conftest import SHORT, Trained, as_file, train
 from tests.report.reading import Reader
 from tests.train.toy import toy_spec
 
@@ -127,8 +127,28 @@ def test_every_words_map_is_shown_under_its_word(page: Path, trained: Trained) -
         kept = run.read_json(run.examples("retrieval", "test"))["attention"]
         assert kept
         for word in (word for each in kept for word in each["words"]):
-            assert f"data:image/jpeg;base64,{word['image']}" in descriptions
+            assert f"data:image/jpeg;base64,{word['picture']}" in descriptions
         assert f"where {kept[0]['words'][0]['word']} looks" in descriptions.values()
+
+
+def test_answers_of_other_tasks_stand_beside_their_images_and_what_is_right_is_marked(tmp_path: Path) -> None:
+    scenes = {"source": "scenes", "attribute": "shape", "num_images": 12}
+    runs = [
+        train(tmp_path, toy_spec(variant=variant, seed=seed, **SHORT, **{"evaluation.classification": {"test": scenes}}))
+        for variant, seed in (("one", 0), ("two", 1))
+    ]
+    page = report(tmp_path, runs_dir=tmp_path)
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
+    marks = set()
+    for run in runs:
+        kept = run.read_json(run.examples("classification", "test"))
+        for item in kept["items"]:
+            assert f"data:image/jpeg;base64,{kept['pictures'][str(item['images'][0])]}" in sources
+            for answer in item["answers"]:
+                mark = " ✓" if answer["text"] in item["right"] else ""
+                assert f"{answer['text']}{mark} cos {answer['score']:.2f}" in page.text
+                marks.add(mark)
+    assert len(marks) == 2
 
 
 def test_examples_of_an_earlier_version_lack_nothing_else(trained: Trained, tmp_path: Path) -> None:
@@ -256,7 +276,7 @@ def test_an_edited_metrics_file_names_its_line(trained: Trained, tmp_path: Path)
         report(tmp_path, run.path)
 
 
-def test_experiments_without_a_figure_in_common_and_on_other_data_are_not_silently_compared(
+def test_experiments_without_a_metric_in_common_and_on_other_data_are_not_silently_compared(
     trained: Trained, tmp_path: Path
 ) -> None:
     run = copy(trained.both[0], tmp_path)
@@ -267,7 +287,7 @@ def test_experiments_without_a_figure_in_common_and_on_other_data_are_not_silent
     changed = copy(ours, tmp_path)
     changed.write_json(changed.evaluated("retrieval", "test"), {"metrics": {"retrieval/test/r_mean": 4.0}})
     reader = report(tmp_path, run.path, changed.path)
-    assert "have no figure in common" in reader.text
+    assert "have no metric in common" in reader.text
     assert "data.test differs" in reader.text
     assert [row[0] for row in reader.table("r_mean")[1:]] == ["other both", "toy no-imc"]
 

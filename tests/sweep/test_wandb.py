@@ -175,7 +175,7 @@ def test_a_sweep_ends_as_it_would_without_wandb_and_sync_makes_up_for_it(
 
     refused = Ended("sync", "--runs-dir", folder.runs_dir)
     assert refused.code == 3
-    assert "lacks its newest figures" in refused.out
+    assert "lacks its newest metrics" in refused.out
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)
     ended = Ended("sync", "--runs-dir", folder.runs_dir)
     assert ended.code == 0, ended.err

@@ -123,7 +123,7 @@ def test_a_folder_of_classes_and_the_names_of_its_classes(tmp_path: Path) -> Non
     assert found.metrics["balanced_accuracy"] == pytest.approx(mean)
     first = simplejpeg.decode_jpeg(base64.b64decode(examples["pictures"]["0"]), colorspace="RGB")
     assert first.mean(axis=(0, 1))[2] > 150  # folders are sorted, n0042 is blue
-    assert examples["images"][0]["class"] == "blue disc"
+    assert examples["items"][0]["right"] == ["blue disc"]
     task = spec.evaluation.classification
     assert task is not None
     assert [path.name for path in task.images("test")] == ["0.png", "0.png", "1.png", "2.png"]

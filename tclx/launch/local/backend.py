@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tclx.errors import InputError, Problem
-from tclx.launch.jobs import Jobs
 from tclx.runs import Job
 
 if TYPE_CHECKING:
@@ -18,17 +17,12 @@ if TYPE_CHECKING:
 class Local:
     """Runs in the foreground, or in a queue that outlives the terminal."""
 
-    title = "this machine"
     waits = True
 
     def start(self, runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, say: Say) -> list[Outcome]:
         from tclx.launch.local import queue
 
         return (queue.detach if detach else queue.launch)(runs, runs_dir=runs_dir, again=again, say=say)
-
-    def ask(self, job_ids: Sequence[str]) -> Jobs:
-        """Nothing: run folders and the queue's heartbeat say all there is (`watch.judge`)."""
-        return Jobs({})
 
     def log(self, job: Job) -> Path:
         return Path(job.folder) / "queue.log"

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tclx.errors import MachineError
-from tclx.launch.jobs import Jobs
 from tclx.launch.slurm import commands
 from tclx.runs import Job
 
@@ -20,26 +18,12 @@ if TYPE_CHECKING:
 class Slurm:
     """Jobs of a cluster; `start` submits and returns."""
 
-    title = "SLURM"
     waits = False
 
     def start(self, runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, say: Say) -> list[Outcome]:
         from tclx.launch.slurm.submit import submit
 
         return submit(runs, runs_dir=runs_dir, again=again, say=say)
-
-    def ask(self, job_ids: Sequence[str]) -> Jobs:
-        if not job_ids:
-            return Jobs({})
-        try:
-            states = commands.squeue(job_ids)
-        except MachineError as error:
-            return Jobs({}, str(error))
-        missing = [job_id for job_id in job_ids if job_id not in states]
-        try:
-            return Jobs({**commands.sacct(missing), **states})
-        except MachineError:
-            return Jobs(states)  # squeue has answered: a job that it does not list is over; sacct would only say how
 
     def log(self, job: Job) -> Path:
         return Path(job.folder) / f"{job.job_id}_0_log.out"

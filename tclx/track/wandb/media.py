@@ -1,6 +1,6 @@
-"""What do people look at on W&B besides curves? Tables of retrieval examples, histograms of similarities, attention maps.
+"""What do people look at on W&B besides curves? Tables of examples, histograms of similarities, attention maps.
 
-Made from the files that evaluations write (`tclx.tasks.retrieval.examples`), in the process that uploads.
+Made from the files that evaluations write (`tclx.examples`), in the process that uploads.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import wandb
 from PIL import Image
 
-from tclx.examples import Examples, read_examples
+from tclx.examples import Examples, JudgedItems, read_examples, read_judged
+from tclx.metrics import is_evaluated
 from tclx.runs import RunFolder
+from tclx.spec.evaluation import EVALUATION_TASKS
 from tclx.track.jsonl import Row
 
 SPLITS = ("val", "test")
@@ -22,32 +25,39 @@ SPLITS = ("val", "test")
 
 def media_of_row(folder: RunFolder, row: Row) -> dict[str, Any]:
     """What belongs to a row of metrics.jsonl; nothing unless an evaluation wrote it and its examples."""
-    for split in SPLITS:
-        path = folder.examples("retrieval", split, step=row["step"])
-        if any(name.startswith(f"retrieval/{split}/") for name in row) and path.exists():
-            return media(split, read_examples(path))
-    return {}
+    evaluated = {tuple(name.split("/")[:2]) for name in row if is_evaluated(name)}
+    return {
+        name: value
+        for task, split in evaluated
+        if (path := folder.examples(task, split, step=row["step"])).exists()
+        for name, value in media(task, split, path).items()
+    }
 
 
 def final_media(folder: RunFolder) -> dict[str, Any]:
     """What belongs to the final metrics, of every split that has some."""
-    paths = {split: folder.examples("retrieval", split) for split in SPLITS}
     return {
         name: value
-        for split, path in paths.items()
-        if path.exists()
-        for name, value in media(split, read_examples(path)).items()
+        for task in EVALUATION_TASKS
+        for split in SPLITS
+        if (path := folder.examples(task, split)).exists()
+        for name, value in media(task, split, path).items()
     }
 
 
-def media(split: str, examples: Examples) -> dict[str, Any]:
+def media(task: str, split: str, path: Path) -> dict[str, Any]:
     """The client's objects under their names on W&B.
 
     Args:
-        split: that was evaluated.
-        examples: as `tclx.tasks.retrieval.examples.examples_of` returns them; runs of earlier versions have no `similarity` and
-            `attention`.
+        task, split: what was evaluated.
+        path: what was kept of it; retrieval's of earlier versions lack `similarity` and `attention`.
+
+    Raises:
+        Unreadable: it is not what was written.
     """
+    if task != "retrieval":
+        return {f"examples/{split}/{task}": _judged(read_judged(path))}
+    examples = read_examples(path)
     values: dict[str, Any] = {
         f"examples/{split}/text_to_image": _captions_that_ask(examples),
         f"examples/{split}/image_to_text": _images_that_ask(examples),
@@ -59,6 +69,19 @@ def media(split: str, examples: Examples) -> dict[str, Any]:
     if attention := list(_attention(examples)):
         values[f"attention/{split}"] = attention
     return values
+
+
+def _judged(kept: JudgedItems) -> Any:
+    num_images = max((len(item["images"]) for item in kept["items"]), default=1)
+    num_answers = max((len(item["answers"]) for item in kept["items"]), default=0)
+    images = ["image"] if num_images == 1 else [f"image {number}" for number in range(1, num_images + 1)]
+    table = wandb.Table(columns=[*images, "text", "right", *_numbered(num_answers)])
+    for item in kept["items"]:
+        shown = [_image(kept["pictures"][str(number)], None) for number in item["images"]]
+        found = [f"{answer['text']} ({kept['score']} {answer['score']:.2f})" for answer in item["answers"]]
+        shown += [None] * (num_images - len(shown))
+        table.add_data(*shown, item["text"], ", ".join(item["right"]), *found, *[None] * (num_answers - len(found)))
+    return table
 
 
 def _captions_that_ask(examples: Examples) -> Any:
@@ -73,7 +96,7 @@ def _captions_that_ask(examples: Examples) -> Any:
 
 def _images_that_ask(examples: Examples) -> Any:
     num_results = max((len(query["results"]) for query in examples["image_to_text"]), default=0)
-    table = wandb.Table(columns=["picture", "rank", *_numbered(num_results)])
+    table = wandb.Table(columns=["image", "rank", *_numbered(num_results)])
     for query in examples["image_to_text"]:
         found = [f"{result['text']} ({_scores(result)})" for result in query["results"]]
         table.add_data(_named_image(examples, query["image"]), query["rank"], *found, *[None] * (num_results - len(found)))

@@ -97,6 +97,11 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
         "Retrieval examples": [
             _table(f"examples/{split}/{way}") for split in shown for way in ("text_to_image", "image_to_text")
         ],
+        "Other examples": [
+            _table(f"examples/{split}/{task}")
+            for task in dict.fromkeys(name for spec in specs for name in spec.evaluation.tasks if name != "retrieval")
+            for split in shown
+        ],
         "Attention": [_media(f"attention, {split}", [f"attention/{split}"]) for split in shown],
         "Optimisation": [
             _line("learning rate", ["learning_rate"]),

@@ -148,9 +148,9 @@ def test_what_is_missing_is_counted(folder: RunFolder) -> None:
     write_sent(folder, sent.__class__(sent.wandb_id, sent.project, num_rows=5))
     assert missing(folder, WandbSpec()) is None
     folder.write_json(folder.evaluated("retrieval", "test"), {"metrics": {"retrieval/test/r_mean": 50.0}})
-    assert missing(folder, WandbSpec()) == "the final figures"
+    assert missing(folder, WandbSpec()) == "the final metrics"
     folder.checkpoints.joinpath("step-00000003").mkdir(parents=True)
-    assert missing(folder, WandbSpec(checkpoints="all")) == "the final figures, 1 checkpoints"
+    assert missing(folder, WandbSpec(checkpoints="all")) == "the final metrics, 1 checkpoints"
 
 
 def test_the_best_checkpoint_is_due_when_the_run_has_ended(folder: RunFolder) -> None:

@@ -92,9 +92,16 @@ def test_every_number_that_a_panel_names_is_logged_and_every_loss_has_a_panel(tm
 
 
 def test_every_image_table_and_histogram_that_is_logged_has_a_panel(tmp_path: Path) -> None:
-    folder = run(prepare(tmp_path / "run", toy_spec()))
+    scenes = {"source": "scenes", "attribute": "color", "num_images": 8}
+    both = {"evaluation.classification": {"val": scenes, "test": scenes}}
+    folder = run(prepare(tmp_path / "run", toy_spec(**both)))
     logged = {name for row in read(folder.metrics) for name in media_of_row(folder, row)} | set(final_media(folder))
-    shown = json.dumps(panels())
+    assert {"examples/val/classification", "examples/test/classification"} < logged
+    table = final_media(folder)["examples/test/classification"]
+    kept = folder.read_json(folder.examples("classification", "test"))
+    assert [row[2] for row in table.data] == [item["right"][0] for item in kept["items"]]
+    assert table.data[0][3] == f"{kept['items'][0]['answers'][0]['text']} (cos {kept['items'][0]['answers'][0]['score']:.2f})"
+    shown = json.dumps(panels(**both))
     assert {name for name in logged if json.dumps(name) not in shown} == set()
     assert {name.split("/")[0] for name in logged} == {"similarity", "examples", "attention"}
 
