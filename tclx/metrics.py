@@ -17,6 +17,7 @@ OF_EVERY_RUN = (
     Metric("learning_rate", "Learning rate"),
     Metric("gradient_norm", "Gradient norm"),
     Metric("soft_labels/weight", "Soft-label weight"),
+    Metric("batch/accuracy", "Accuracy on training batches", "%"),
     Metric("temperature/shared", "Temperature"),
     Metric("health/alignment", "Alignment: distance within pairs"),
     Metric("health/uniformity_image", "Uniformity of images"),

@@ -12,7 +12,8 @@ from tclx.errors import InputError, Location, Problem, placed
 from tclx.spec.difference import CHANGES_NO_RESULT
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm
 
 SCHEMA_VERSION = 2
 """Part of every run id; raised when the same spec begins to mean something else, as when a default changes."""
@@ -152,7 +153,7 @@ def _derive(spec: ExperimentSpec, facts: DataFacts) -> Plan:
     global_batch = micro_batch * training.accumulation_steps
     steps_per_epoch = facts.num_train_rows // global_batch
     total_steps = training.steps if training.steps is not None else (training.epochs or 0) * steps_per_epoch
-    soft_labels, grid = spec.objectives.soft_labels, patch_grid(spec.model.image_encoder)
+    soft_labels, grid, needs = spec.task.distillation(spec), patch_grid(spec.model.image_encoder), spec.task.needs(spec)
     return Plan(
         run_id=run_id(spec, global_batch),
         name=spec.name,
@@ -169,9 +170,9 @@ def _derive(spec: ExperimentSpec, facts: DataFacts) -> Plan:
         soft_label_ramp_steps=round(soft_labels.ramp_epochs * steps_per_epoch) if soft_labels else 0,
         evaluate_every_steps=_evaluate_every_steps(spec, steps_per_epoch, total_steps),
         checkpoint_every_steps=training.checkpoints.every_steps or max(steps_per_epoch, 1),
-        needs_momentum=spec.objectives.need(Needs.MOMENTUM),
-        needs_second_view=spec.objectives.need(Needs.SECOND_VIEW),
-        needs_fusion=spec.objectives.need(Needs.FUSION),
+        needs_momentum=Needs.MOMENTUM in needs,
+        needs_second_view=Needs.SECOND_VIEW in needs,
+        needs_fusion=Needs.FUSION in needs,
         num_patches=grid**2 if grid else None,
         num_lmi_locals=lmi.num_locals(grid) if (lmi := spec.objectives.lmi) is not None else None,
         num_negatives=_num_negatives(spec, grid),

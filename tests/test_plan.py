@@ -17,7 +17,8 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT, Place, key_paths
 from tclx.spec.load import load_experiments
 from tclx.spec.objectives import TERMS
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm
 from tests.spec.documents import GOOD, load_one, write
 from tests.spec.test_validation import walk
 

@@ -16,7 +16,8 @@ from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
 from tclx.spec.launch import LaunchSpec
 from tclx.spec.objectives import TERMS, ObjectivesSpec
 from tclx.spec.schema import experiment_schema
-from tclx.tasks.pretrain.terms.term import Needs, Term
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import Term
 from tclx.tasks.task import EvaluationTask
 from tclx.track.jsonl import read
 

@@ -7,6 +7,7 @@ their reference counts are touched.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from array import array
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tclx.data.forms.form import Fault, Item
+from tclx.data.forms.table import FORMS, forms_with
 from tclx.data.rows import ROWS_WANTED, Unreadable, read_items
 from tclx.errors import InputError, Problem
 
@@ -77,6 +80,10 @@ class Annotations:
     """[F]: the first row of each file."""
     num_empty_captions: int
     """Captions without a letter or digit; they train as [CLS] alone."""
+    images_of_row: NDArray[np.int64]
+    """[R, n] indices into `images`: of a row with several all of them, the first one that of `image_of_row`."""
+    targets: PackedStrings | None = None
+    """[R] JSON: of the rows of a downstream task what is to be said of them."""
 
     @property
     def num_rows(self) -> int:
@@ -99,16 +106,22 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
         InputError: a file is missing or no JSON list, rows lack keys or have wrong types: up to 20 problems and their number.
     """
     problems = _Problems(f"{key}.files")
-    packer = _Packer()
+    form = FORMS.get(source.form)
+    packer = _Packer(num_images=form.num_images if form else 1)
     for path in source.files:
         packer.begin_file()
         try:
             for item in read_items(Path(path)):
                 faults = list(_faults(item.value, source, training=training))
+                if not faults and form is not None:
+                    try:
+                        packer.add_item(form.read(item.value, training=training))
+                    except Fault as fault:
+                        faults = [(fault.message, fault.hint)]
+                elif not faults:
+                    packer.add(item.value)
                 for message, hint in faults:
                     problems.add(f"{path}:{item.line}: row {item.number}: {message}", hint)
-                if not faults:
-                    packer.add(item.value)
         except Unreadable as error:
             problems.add(f"{path}{error.message}", error.hint)
     problems.raise_if_any()
@@ -144,13 +157,27 @@ class _Problems:
 
 def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple[str, str | None]]:
     """What is wrong with one row: message and hint."""
+    form = FORMS.get(source.form)
     if not isinstance(item, dict):
-        yield f"is {_kind(item)}", "expected an object with `image` and `caption`"
+        wanted = " and ".join(f"`{name}`" for name in (form.keys if form else ("image", "caption")))
+        yield f"is {_kind(item)}", f"expected an object with {wanted}"
+        return
+    if form is not None:
+        for name in form.keys:
+            if name not in item:
+                others = [other for other in forms_with(set(item)) if other != source.form]
+                yield f"`{name}` is missing", f"it is a row of `form: {others[0]}`" if others else _similar_key(name, item)
+                return
+        for name, value in item.items():
+            yield from _text_faults(name, value)
         return
     row_per_caption = source.form == "retrieval" and training
     for name in ("image", "caption", "image_id") if row_per_caption else ("image", "caption"):
         if name not in item:
-            yield f"`{name}` is missing", _similar_key(name, item)
+            others = [other for other in forms_with(set(item)) if other in FORMS]
+            yield f"`{name}` is missing", f"it is a row of `form: {others[0]}`" if others else _similar_key(name, item)
+            if others:
+                return
     if "image" in item and (not isinstance(item["image"], str) or not item["image"]):
         yield f"`image` is {_kind(item['image'])}", "expected the image's path"
     if not isinstance(item.get("image_id"), str | int | None) or isinstance(item.get("image_id"), bool):
@@ -180,13 +207,15 @@ def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[st
 class _Packer:
     """Rows one after the other into flat arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_images: int) -> None:
+        self._num_images = num_images
+        self._images_of_row = array("q")
+        self._targets = PackedStrings()
         self.image_index = array("q")
         self._images: dict[str, int] = {}
         self._identities: dict[tuple[str, str | int], int] = {}
         self._captions = PackedStrings()
         self._caption_start = array("q", [0])
-        self._image_of_row = array("q")
         self._row_digests = array("q")
         self._file_start = array("q")
         self._num_empty_captions = 0
@@ -200,23 +229,38 @@ class _Packer:
         number = self._images.setdefault(image, len(self._images))
         identity = ("path", image) if image_id is None else ("id", image_id)
         self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
-        self._image_of_row.append(number)
-        for text in captions:
+        self._images_of_row.append(number)
+        self._add_texts(captions)
+        self._row_digests.append(hash((number, *captions)))
+
+    def add_item(self, item: Item) -> None:
+        numbers = [self._images.setdefault(image, len(self._images)) for image in item.images]
+        identity = ("path", item.images[0])
+        self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
+        self._images_of_row.extend(numbers)
+        self._add_texts([item.text])
+        self._targets.append(json.dumps(item.target))
+        self._row_digests.append(hash((*numbers, item.text)))
+
+    def _add_texts(self, texts: Iterable[str]) -> None:
+        for text in texts:
             self._captions.append(text)
             self._num_empty_captions += not text.translate(_NOTHING_LEFT)
         self._caption_start.append(len(self._captions))
-        self._row_digests.append(hash((number, *captions)))
 
     def packed(self) -> Annotations:
+        images_of_row = np.frombuffer(self._images_of_row, np.int64).reshape(-1, self._num_images)
         return Annotations(
             images=PackedStrings(self._images),
             captions=self._captions,
             caption_start=np.frombuffer(self._caption_start, np.int64),
-            image_of_row=np.frombuffer(self._image_of_row, np.int64),
+            image_of_row=images_of_row[:, 0],
             image_index=np.frombuffer(self.image_index, np.int64),
             row_digests=np.frombuffer(self._row_digests, np.int64),
             file_start=np.frombuffer(self._file_start, np.int64),
             num_empty_captions=self._num_empty_captions,
+            images_of_row=images_of_row,
+            targets=self._targets if len(self._targets) else None,
         )
 
 

@@ -13,8 +13,31 @@ if TYPE_CHECKING:
     from tclx.spec.data import NormalizationSpec
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """What one process learns from in one forward pass: B rows of the training data. Tensors move between devices together."""
+
+    row: Tensor
+    """[B] int64: the training rows it comes from."""
+    num_bad_images: int
+    """Images that could not be read and were replaced by the next good row's."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; torch's loader calls this by name."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_bad_images"}
+        changed: dict[str, Any] = {name: None if tensor is None else change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(RowBatch):
     """B image-text pairs of one process: images as bytes, captions as token ids padded to the longest, L tokens."""
 
     images: Tensor
@@ -33,23 +56,6 @@ class Batch:
     """[M] int64: the true ids there."""
     image_index: Tensor
     """[B] int64: equal for equal images, dense from 0."""
-    row: Tensor
-    """[B] int64: the training rows these pairs come from."""
-    num_bad_images: int
-    """Images that could not be read and were replaced by the next good row."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; torch's loader calls this by name."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_bad_images"}
-        changed: dict[str, Any] = {name: None if tensor is None else change(tensor) for name, tensor in tensors.items()}
-        return replace(self, **changed)
 
 
 def normalise(images: Tensor, spec: NormalizationSpec) -> Tensor:

@@ -24,3 +24,13 @@ def clean_caption(caption: str, *, max_words: int) -> str:
     # A lone tab or newline inside stays, as in the official code: the tokenizer separates words there anyway.
     words = _REPEATED_SPACES.sub(" ", text).rstrip("\n").strip(" ").split(" ")
     return " ".join(words[:max_words])
+
+
+def clean_question(question: str, *, max_words: int) -> str:
+    """As `clean_caption`, but as the published code treats questions: spaces, line breaks and `<person>` stay.
+
+    Source: the official question preprocessing of TCL and ALBEF, reproduced string by string.
+    """
+    text = _DROPPED.sub("", question.lower()).replace("-", " ").replace("/", " ").rstrip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]) if len(words) > max_words else text

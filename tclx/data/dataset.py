@@ -7,11 +7,11 @@ micro-step that it wants next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tclx.data.augment import apply_view, draw_view, resize_for_evaluation
-from tclx.data.batch import Batch
+from tclx.data.batch import Batch, RowBatch
 from tclx.data.captions import clean_caption
 from tclx.data.images import BadImage, Pixels
 from tclx.data.loading import stream
@@ -28,7 +28,7 @@ from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.shared_memory import check_shared_memory
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, Problem, RunFailed, TclxError
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import Rows
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tclx.spec.data import DataSpec
     from tclx.spec.experiment import ExperimentSpec
     from tclx.tasks.task import Split
+
+T = TypeVar("T")
 
 MAX_BAD_IN_A_ROW = 100
 """Consecutive unreadable rows after which a run stops under `bad_images.policy: skip`: the folder is gone, not an image."""
@@ -114,10 +116,70 @@ class Pair(NamedTuple):
     """Whether another row stands in for one without a readable image."""
 
 
-class TrainDataset(Dataset[Batch | TclxError]):
+class RowDataset(Dataset[RowBatch | TclxError]):
     """Micro-batches of row numbers in, batches out.
 
     A mistake that a user can fix is returned instead of raised, because a worker's exceptions arrive as text.
+
+    Args:
+        spec: the experiment.
+        num_rows: of the training data.
+    """
+
+    def __init__(self, spec: ExperimentSpec, *, num_rows: int) -> None:
+        self._spec = spec
+        self._num_rows = num_rows
+        self._official = spec.compat == "official"
+
+    def __getitem__(self, micro_batch: MicroBatch) -> RowBatch | TclxError:
+        try:
+            return self.batch(micro_batch)
+        except TclxError as error:
+            return error
+
+    def batch(self, micro_batch: MicroBatch) -> RowBatch:
+        """The batch of some rows.
+
+        Raises:
+            RunFailed: an image cannot be read and nothing may take its place.
+        """
+        raise NotImplementedError
+
+    def readable(self, row: int, read: Callable[[int], T]) -> tuple[int, T]:
+        """What is read of the row, or under `skip` of the first readable row after it, and of which.
+
+        Args:
+            row: its number.
+            read: raises BadImage where an image of a row cannot be used.
+
+        Raises:
+            RunFailed: as `batch`.
+        """
+        skips = self._spec.data.bad_images.policy == "skip"
+        for used in range(row, row + (MAX_BAD_IN_A_ROW if skips else 1)):
+            try:
+                return used % self._num_rows, read(used % self._num_rows)
+            except BadImage as error:
+                reason = error
+        if skips:
+            raise RunFailed(
+                f"{MAX_BAD_IN_A_ROW} successive rows have no readable image, the last: {reason}. Is the folder there?"
+            )
+        raise RunFailed(f"an image turned bad during training: {reason}. Mend it, or set data.bad_images.policy to skip")
+
+    def view(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """The image augmented, [S, S, 3]."""
+        data, size = self._spec.data, self._spec.model.image_encoder.image_size
+        drawn = draw_view(rng, data.augmentation, height=image.shape[0], width=image.shape[1])
+        return apply_view(image, drawn, image_size=size, decoder=data.decoder, official=self._official)
+
+    def generator(self, draw: Draw, epoch: int, row: int) -> np.random.Generator:
+        """The stream of one row's draws of a kind."""
+        return keyed_generator(draw, seed=self._spec.seed, epoch=epoch, row=row)
+
+
+class TrainDataset(RowDataset):
+    """Images with captions.
 
     Args:
         source: the rows.
@@ -127,55 +189,29 @@ class TrainDataset(Dataset[Batch | TclxError]):
     """
 
     def __init__(self, source: Rows, spec: ExperimentSpec, tokenizer: CaptionTokenizer, *, fixed_length: bool = False) -> None:
+        super().__init__(spec, num_rows=source.num_rows)
         self._fixed_length = fixed_length
         self._source = source
-        self._spec = spec
         self._tokenizer = tokenizer
-        self._official = spec.compat == "official"
         self._two_views = spec.objectives.need(Needs.SECOND_VIEW)
         allowed = np.arange(tokenizer.vocab_size)
         self._random_ids = allowed if self._official else np.setdiff1d(allowed, tokenizer.special_ids)
 
-    def __getitem__(self, micro_batch: MicroBatch) -> Batch | TclxError:
-        try:
-            return self._collate(micro_batch, [self._pair(micro_batch.epoch, int(row)) for row in micro_batch.rows])
-        except TclxError as error:
-            return error
+    def batch(self, micro_batch: MicroBatch) -> Batch:
+        return self._collate(micro_batch, [self._pair(micro_batch.epoch, int(row)) for row in micro_batch.rows])
 
     def _pair(self, epoch: int, row: int) -> Pair:
         data = self._spec.data
-        used, image = self._readable_image(row)
+        used, image = self.readable(row, self._source.image)
         captions = self._source.captions(used)
-        caption = captions[int(self._generator(Draw.CAPTION, epoch, row).integers(len(captions)))]
+        caption = captions[int(self.generator(Draw.CAPTION, epoch, row).integers(len(captions)))]
         return Pair(
             row=used,
             caption=clean_caption(caption, max_words=data.max_caption_words),
-            first_view=self._view(image, self._generator(Draw.FIRST_VIEW, epoch, row)),
-            second_view=self._view(image, self._generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
+            first_view=self.view(image, self.generator(Draw.FIRST_VIEW, epoch, row)),
+            second_view=self.view(image, self.generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
             replaced=used != row,
         )
-
-    def _readable_image(self, row: int) -> tuple[int, Pixels]:
-        """The row's image, or under `skip` that of the first readable row after it."""
-        skips = self._spec.data.bad_images.policy == "skip"
-        for used in range(row, row + (MAX_BAD_IN_A_ROW if skips else 1)):
-            try:
-                return used % self._source.num_rows, self._source.image(used % self._source.num_rows)
-            except BadImage as error:
-                reason = error
-        if skips:
-            raise RunFailed(
-                f"{MAX_BAD_IN_A_ROW} successive rows have no readable image, the last: {reason}. Is the folder there?"
-            )
-        raise RunFailed(f"an image turned bad during training: {reason}. Mend it, or set data.bad_images.policy to skip")
-
-    def _view(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        data, size = self._spec.data, self._spec.model.image_encoder.image_size
-        view = draw_view(rng, data.augmentation, height=image.shape[0], width=image.shape[1])
-        return apply_view(image, view, image_size=size, decoder=data.decoder, official=self._official)
-
-    def _generator(self, draw: Draw, epoch: int, row: int) -> np.random.Generator:
-        return keyed_generator(draw, seed=self._spec.seed, epoch=epoch, row=row)
 
     def _collate(self, micro_batch: MicroBatch, pairs: list[Pair]) -> Batch:
         captions = [pair.caption for pair in pairs]
@@ -210,7 +246,7 @@ class TrainDataset(Dataset[Batch | TclxError]):
                 mask_id=self._tokenizer.mask_id,
                 never_hidden_ids=(self._tokenizer.cls_id, self._tokenizer.pad_id),
                 random_ids=self._random_ids,
-                rng=self._generator(Draw.MASK, micro_batch.epoch, int(row)),
+                rng=self.generator(Draw.MASK, micro_batch.epoch, int(row)),
             )
             for row, input_ids in zip(micro_batch.rows, encoded.input_ids, strict=True)
         ]
@@ -229,11 +265,23 @@ def stack_images(images: Sequence[Pixels]) -> Tensor:
 def train_batches(
     spec: ExperimentSpec, *, tokenizer: CaptionTokenizer, rank: int = 0, world_size: int = 1, start_micro_step: int = 0
 ) -> Iterator[Batch]:
+    """One process's endless stream of images with captions; as `batches_of`."""
+
+    def dataset(source: Rows) -> TrainDataset:
+        # Token features are gathered over processes, which takes equal shapes.
+        return TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
+
+    return batches_of(dataset, spec, rank=rank, world_size=world_size, start_micro_step=start_micro_step)  # type: ignore[return-value]
+
+
+def batches_of(
+    dataset: Callable[[Any], RowDataset], spec: ExperimentSpec, *, rank: int, world_size: int, start_micro_step: int
+) -> Iterator[RowBatch]:
     """One process's endless stream of training batches; close it to end its workers.
 
     Args:
+        dataset: of the rows of `data.train`.
         spec: the experiment.
-        tokenizer: the run's.
         rank, world_size: which part of every global batch this process takes.
         start_micro_step: forward passes already done, over all epochs; the stream starts with the next.
 
@@ -262,9 +310,7 @@ def train_batches(
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
     check_shared_memory(spec)
     pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()
-    # Token features are gathered over processes, which takes equal shapes.
-    dataset = TrainDataset(source, spec, tokenizer, fixed_length=world_size > 1)
-    return stream(dataset, order, num_workers=spec.data.num_workers, pin_memory=pin_memory)
+    return stream(dataset(source), order, num_workers=spec.data.num_workers, pin_memory=pin_memory)
 
 
 # Evaluation

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tclx.errors import MachineError
 from tclx.spec.launch import SlurmLaunch
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 
 if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec

@@ -90,6 +90,31 @@ class CaptionTokenizer:
             attention_mask[number, : len(row)] = True
         return EncodedCaptions(input_ids, attention_mask)
 
+    def encode_answers(self, answers: Sequence[str], *, max_tokens: int) -> EncodedCaptions:
+        """Ids of `[CLS] answer [SEP]`, padded; an answer that is cut keeps its end.
+
+        Raises:
+            InputError: the tokenizer has no token for the end of a text.
+        """
+        end = self.sep_id
+        if end is None:
+            raise InputError(
+                Problem(KEY, "the tokenizer has no sep token, with which answers end", "that of a BERT-like model")
+            )
+        encoded = self.encode(answers, max_tokens=max_tokens - 1)
+        lengths = encoded.attention_mask.sum(axis=1)
+        input_ids = np.pad(encoded.input_ids, ((0, 0), (0, 1)), constant_values=self.pad_id)
+        mask = np.pad(encoded.attention_mask, ((0, 0), (0, 1)))
+        input_ids[np.arange(len(lengths)), lengths] = end
+        mask[np.arange(len(lengths)), lengths] = True
+        return EncodedCaptions(input_ids, mask)
+
+    @property
+    def sep_id(self) -> int | None:
+        """Of the end of a text; None where the tokenizer has none."""
+        found: int | None = self._backend.token_to_id(self._special_tokens.get("sep", ""))
+        return found
+
     def words(self, caption: str, *, max_tokens: int) -> list[Word]:
         """The words of a cleaned caption and where `encode` puts their tokens; what it cuts off is left out."""
         encoding = self._backend.encode(caption, add_special_tokens=False)

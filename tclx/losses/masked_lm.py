@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tclx.losses.precision import full_precision
+from tclx.losses.cross_entropy import soft_label_cross_entropy
 
 
 def masked_language_modeling_loss(
@@ -24,9 +24,5 @@ def masked_language_modeling_loss(
 
     Source: Devlin et al. 2018, arXiv:1810.04805; soft labels: Li et al. 2021, arXiv:2107.07651, section 3.3.
     """
-    log_probabilities = full_precision(logits).log_softmax(dim=1)
-    loss = -log_probabilities.gather(1, labels[:, None]).squeeze(1)
-    if momentum_logits is not None:
-        prediction = full_precision(momentum_logits.detach()).softmax(dim=1)
-        loss = (1 - soft_label_weight) * loss - soft_label_weight * (prediction * log_probabilities).sum(dim=1)
+    loss = soft_label_cross_entropy(logits, labels, momentum_logits=momentum_logits, soft_label_weight=soft_label_weight)
     return loss.sum() / max(len(labels), 1)

@@ -62,6 +62,7 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention_dropout: float = config.attention_probs_dropout_prob
+        self.initializer_range: float = config.initializer_range
         for linear in (self.query, self.key, self.value, self.dense):
             initialise_linear(linear, std=config.initializer_range)
 
@@ -75,11 +76,17 @@ class CrossAttention(nn.Module):
         scores: Tensor = queries @ images.keys.transpose(2, 3) / queries.shape[-1] ** 0.5
         return scores.softmax(dim=-1)
 
-    def forward(self, states: Tensor, images: KeysValues, weights: Tensor | None = None) -> Tensor:
-        """States [R, L, D] and the keys and values of R images -> [R, L, D]; `weights` stand in for what it would look at."""
+    def forward(self, states: Tensor, images: KeysValues, weights: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """States [R, L, D] and the keys and values of R images -> [R, L, D].
+
+        Args:
+            weights: stand in for what it would look at.
+            seen: [R, 1, 1, N] bool, False at what may not be looked at.
+        """
         if weights is None:
             dropout = self.attention_dropout if self.training else 0.0
-            heads = functional.scaled_dot_product_attention(self._split(self.query(states)), *images, dropout_p=dropout)
+            queries = self._split(self.query(states))
+            heads = functional.scaled_dot_product_attention(queries, *images, attn_mask=seen, dropout_p=dropout)
         else:
             heads = weights @ images.values
         mixed = self.dropout(self.dense(heads.transpose(1, 2).flatten(2)))
@@ -106,11 +113,13 @@ class FusionLayer(nn.Module):
         self.intermediate = layer.get_submodule("intermediate")
         self.output = layer.get_submodule("output")
 
-    def forward(self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | None) -> Tensor:
-        """States [R, L, D], mask [R, 1, 1, L], the image of each by row -> [R, L, D]."""
+    def forward(
+        self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | None, seen: Tensor | None = None
+    ) -> Tensor:
+        """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row, what of it may be seen -> [R, L, D]."""
         read = self.attention(states, mask)[0]
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
-        return self._feed_forward(self.cross_attention(read, images.of_rows(rows)))
+        return self._feed_forward(self.cross_attention(read, images.of_rows(rows), seen=seen))
 
     def explained(self, states: Tensor, mask: Tensor, images: KeysValues) -> tuple[Tensor, Tensor]:
         """As `forward`, and the cross-attention weights [R, heads, L, N] as a leaf that gradients can be asked of."""

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tclx.errors import InputError, Problem
+from tclx.model.fusion import FusionEncoder
 from tclx.model.momentum import update_momentum
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
 from tclx.model.vision import ImageEncoder
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs, TemperatureSpec
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm, TemperatureSpec
 
 if TYPE_CHECKING:
     from tclx.model.adapted import AdaptedTextEncoder
-    from tclx.model.fusion import FusionEncoder, MaskedLanguageModelHead
+    from tclx.model.decoder import AnswerDecoder, PairedFusion
+    from tclx.model.fusion import MaskedLanguageModelHead
     from tclx.spec.experiment import ExperimentSpec
     from tclx.spec.objectives import ObjectivesSpec
 
@@ -45,16 +48,21 @@ class Encoders(nn.Module):
         *,
         image_projection: nn.Linear | None = None,
         text_projection: nn.Linear | None = None,
-        fusion_encoder: FusionEncoder | None = None,
+        fusion_encoder: FusionEncoder | PairedFusion | None = None,
         mlm_head: MaskedLanguageModelHead | None = None,
+        head: nn.Module | None = None,
+        decoder: AnswerDecoder | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_projection = image_projection
         self.text_projection = text_projection
-        self.fusion_encoder = fusion_encoder
+        self.fusion_encoder: FusionEncoder | PairedFusion | None = fusion_encoder
         self.mlm_head = mlm_head
+        self.head = head
+        """What a task trains on top of the fused [CLS]."""
+        self.decoder = decoder
 
     def encode_image(self, images: Tensor) -> Encoded:
         """Images [B, 3, S, S], normalised."""
@@ -89,8 +97,8 @@ class Encoders(nn.Module):
         Returns:
             [P, L, width]; the first token is [CLS] of the pair.
         """
-        if self.fusion_encoder is None:
-            raise TypeError("no term of this model needs a fusion encoder")
+        if not isinstance(self.fusion_encoder, FusionEncoder):
+            raise TypeError("this model has no fusion encoder for one image a text")
         fused: Tensor = self.fusion_encoder(text, attention_mask, self.fusion_encoder.keys_values(images), image_rows)
         return fused
 
@@ -162,7 +170,19 @@ class Temperatures(nn.Module):
             getattr(self, name).clamp_(minimum, maximum)
 
 
-class TCL(nn.Module):
+class MomentumModel(nn.Module):
+    """Encoders that are trained, and their frozen copy that follows them where something compares with it."""
+
+    online: Encoders
+    momentum: Encoders | None
+
+    def follow(self, momentum: float) -> None:
+        """Move the momentum encoders towards the online ones; they keep `momentum` of themselves."""
+        if self.momentum is not None:
+            update_momentum(self.online, self.momentum, momentum=momentum)
+
+
+class TCL(MomentumModel):
     """The whole model, built on the CPU from the spec's seed; the global random state stays as it was.
 
     Under `torch.device("meta")` nothing is allocated and no weights are loaded.
@@ -190,7 +210,17 @@ class TCL(nn.Module):
 
     def _build(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> None:
         objectives = spec.objectives
-        self.online = _encoders(spec, vocab_size=vocab_size, pad_token_id=pad_token_id)
+        if objectives.need(Needs.FUSION) and spec.model.fusion_encoder is None:
+            needing = " and ".join(objectives.needing(Needs.FUSION))
+            raise InputError(Problem("model.fusion_encoder", f"needed by {needing}", "for instance {num_layers: 6}"))
+        self.online = build_encoders(
+            spec,
+            vocab_size=vocab_size,
+            pad_token_id=pad_token_id,
+            projections=objectives.need(Needs.PROJECTIONS),
+            fusion=objectives.need(Needs.FUSION),
+            mlm=objectives.need(Needs.MASKED_WORDS),
+        )
         distils_words = objectives.need(Needs.MASKED_WORDS | Needs.SOFT_LABELS)
         has_momentum = objectives.need(Needs.MOMENTUM)
         self.momentum = self.online.momentum_copy(with_fusion=distils_words) if has_momentum else None
@@ -210,40 +240,45 @@ class TCL(nn.Module):
         return self.temperatures.of(term)
 
     def follow(self, momentum: float) -> None:
-        """Temperatures back into their bounds, momentum encoders towards the online ones, of which they keep `momentum`."""
+        """Temperatures back into their bounds, then the momentum encoders towards the online ones."""
         self.clamp_temperatures()
-        if self.momentum is not None:
-            update_momentum(self.online, self.momentum, momentum=momentum)
+        super().follow(momentum)
 
     def clamp_temperatures(self) -> None:
         """Move the temperatures into their bounds, in place, as the official code does before every forward pass."""
         self.temperatures.clamp_()
 
 
-def _encoders(spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> Encoders:
-    model, objectives = spec.model, spec.objectives
-    needs_fusion = objectives.need(Needs.FUSION)
-    if needs_fusion and model.fusion_encoder is None:
-        needing = " and ".join(objectives.needing(Needs.FUSION))
-        raise InputError(Problem("model.fusion_encoder", f"needed by {needing}", "for instance {num_layers: 6}"))
-    recompute = spec.training.activation_checkpointing
+def build_encoders(
+    spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int, projections: bool, fusion: bool, mlm: bool
+) -> Encoders:
+    """The encoders of a spec, on the CPU and from the global random state.
+
+    Args:
+        spec: the experiment.
+        vocab_size, pad_token_id: of its tokenizer.
+        projections, fusion, mlm: whether to build the projections, the fusion encoder, the head that names hidden words.
+
+    Raises:
+        InputError, MachineError: as `ImageEncoder` and `build_text`.
+    """
+    model, recompute = spec.model, spec.training.activation_checkpointing
     image_encoder = ImageEncoder(model.image_encoder, activation_checkpointing=recompute)
     text = build_text(
         model.text_encoder,
-        model.fusion_encoder if needs_fusion else None,
+        model.fusion_encoder if fusion else None,
         vocab_size=vocab_size,
         pad_token_id=pad_token_id,
         image_width=image_encoder.width,
-        mlm=objectives.need(Needs.MASKED_WORDS),
+        mlm=mlm,
         max_tokens=spec.data.max_caption_tokens,
         activation_checkpointing=recompute,
     )
-    contrasts = objectives.need(Needs.PROJECTIONS)
     return Encoders(
         image_encoder,
         text.text_encoder,
-        image_projection=nn.Linear(image_encoder.width, model.embed_dim) if contrasts else None,
-        text_projection=nn.Linear(text.text_encoder.width, model.embed_dim) if contrasts else None,
+        image_projection=nn.Linear(image_encoder.width, model.embed_dim) if projections else None,
+        text_projection=nn.Linear(text.text_encoder.width, model.embed_dim) if projections else None,
         fusion_encoder=text.fusion_encoder,
         mlm_head=text.mlm_head,
     )

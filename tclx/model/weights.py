@@ -9,6 +9,10 @@
 | ... .crossattention.self.X, .output.X          | ... .cross_attention.X                                           |
 | text_encoder.cls.predictions.X                 | mlm_head.X; the tied decoder is not kept a second time           |
 | vision_proj, text_proj                         | image_projection, text_projection                                |
+| cls_head.X (entailment, NLVR2), ta_head.X      | head.X                                                           |
+| text_decoder.[bert.]embeddings.X (VQA)         | decoder.embeddings.X                                             |
+| text_decoder.[bert.]encoder.layer.I.X          | decoder.layers.I.X, cross-attention as above                     |
+| text_decoder.cls.predictions.X                 | decoder.head.X, as mlm_head.X                                    |
 | **official**                                   | **here**                                                         |
 | itm_head, temp                                 | itm_head, temperatures.shared                                    |
 | image_queue, text_queue [D, K], queue_ptr [1]  | queue.image, queue.text [K, D], queue.pointer                    |
@@ -38,8 +42,9 @@ from tclx.model.queue import NO_IMAGE
 
 KEY = "init.checkpoint"
 
-OfficialForm = Literal["pretrain", "retrieval"]
-"""`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with image indices in the queue."""
+OfficialForm = Literal["pretrain", "retrieval", "entailment", "nlvr", "vqa"]
+"""`pretrain`: model_pretrain.py, with an MLM head. `retrieval`: model_retrieval.py, with image indices in the queue.
+`entailment`: model_ve.py, `nlvr`: model_nlvr.py, `vqa`: model_vqa.py."""
 
 
 def on_meta() -> bool:
@@ -250,13 +255,23 @@ def _momentum_from_online(own: Mapping[str, Tensor], fitted: Mapping[str, Tensor
 
 # --------------------------------------------------------------------------------------------------------- official checkpoints
 
-_PART = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)(_m)?\.(?:bert\.)?(.+)")
+_PART = re.compile(r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj|cls_head)(_m)?\.(?:bert\.)?(.+)")
 _CROSS_ATTENTION = re.compile(r"text_encoder\.encoder\.layer\.(\d{1,4})\.crossattention\.")
 _MLM = "text_encoder.cls.predictions."
 _WORDS = "text_encoder.embeddings.word_embeddings.weight"
-_REPEATED = (f"{_MLM}decoder.weight", f"{_MLM}decoder.bias", "text_encoder.embeddings.position_ids")
-"""Written down twice: the decoder is the word embeddings and the bias, the position ids count from 0."""
+_DECODER = "text_decoder.cls.predictions."
+_REPEATED: dict[str, str | None] = {
+    f"{_MLM}decoder.weight": _WORDS,
+    f"{_MLM}decoder.bias": f"{_MLM}bias",
+    f"{_DECODER}decoder.weight": "text_decoder.embeddings.word_embeddings.weight",
+    f"{_DECODER}decoder.bias": f"{_DECODER}bias",
+    "text_encoder.embeddings.position_ids": None,
+    "text_decoder.embeddings.position_ids": None,
+}
+"""Written down twice, and what they repeat: the decoder is the word embeddings and the bias; position ids count from 0."""
 _WHOLE = {
+    "ta_head.weight": "online.head.weight",
+    "ta_head.bias": "online.head.bias",
     "itm_head.weight": "itm_head.weight",
     "itm_head.bias": "itm_head.bias",
     "temp": "temperatures.shared",
@@ -265,19 +280,25 @@ _WHOLE = {
     "queue_ptr": "queue.pointer",
     "idx_queue": "queue.image_index",
 }
-_EXPECTED = {
-    "visual_encoder.cls_token": "a ViT with a class token",
+_EVERYWHERE = {"visual_encoder.cls_token": "a ViT with a class token"}
+_CONTRASTIVE = _EVERYWHERE | {
     "vision_proj.weight": "one of objectives.cma, imc and lmi",
     "temp": "a shared objectives.temperature",
     "image_queue": "objectives.cma or imc, and a model.queue_size",
     "itm_head.weight": "objectives.itm",
-    f"{_MLM}bias": "objectives.mlm",
 }
-"""What an official checkpoint always has, and what builds it here."""
+_EXPECTED: dict[OfficialForm, dict[str, str]] = {
+    "pretrain": _CONTRASTIVE | {f"{_MLM}bias": "objectives.mlm"},
+    "retrieval": _CONTRASTIVE,
+    "entailment": _EVERYWHERE | {"cls_head.0.weight": "task: {name: entailment}"},
+    "nlvr": _EVERYWHERE | {"cls_head.0.weight": "task: {name: nlvr}"},
+    "vqa": _EVERYWHERE | {f"{_DECODER}bias": "task: {name: vqa}"},
+}
+"""What an official checkpoint of a form always has, and what builds it here."""
 
 
 def import_official(path: Path, *, key: str = KEY) -> dict[str, Tensor]:
-    """Read an official TCL or ALBEF checkpoint, of pre-training or retrieval, under our names.
+    """Read an official TCL or ALBEF checkpoint under our names.
 
     Raises:
         InputError: it cannot be read safely, or is another model's.
@@ -321,16 +342,16 @@ def from_official(tensors: Mapping[str, Tensor], *, source: Path | str, key: str
     """Official names -> ours. Nothing is lost: `to_official` gives the same tensors back.
 
     Raises:
-        InputError: a tensor is of another model (VQA, NLVR2, ...), or the MLM decoder is not the word embeddings.
+        InputError: a tensor is of another model, or the MLM decoder is not the word embeddings.
     """
-    plain = {_plain(name): tensor for name, tensor in tensors.items()}
+    plain = _without_twins({_plain(name): tensor for name, tensor in tensors.items()})
     first = min((int(found[1]) for _, name in plain if (found := _CROSS_ATTENTION.match(name))), default=sys.maxsize)
     prefixes = _prefixes(_num_layers(name for _, name in plain), first_fusion=first)
     result, strange = {}, []
     for (copy, name), tensor in plain.items():
         renamed = _renamed(name, prefixes)
         if name in _REPEATED:
-            _check_repeated(name, tensor, plain.get((copy, _WORDS)), plain.get((copy, f"{_MLM}bias")), source=source, key=key)
+            _check_repeated(name, tensor, plain.get((copy, _REPEATED[name] or "")), source=source, key=key)
         elif name in _WHOLE:
             if not _fits_queue(name, tensor):
                 raise InputError(Problem(key, f"{name} is {list(tensor.shape)} in {source}, which no official checkpoint has"))
@@ -340,7 +361,7 @@ def from_official(tensors: Mapping[str, Tensor], *, source: Path | str, key: str
         else:
             strange.append(name)
     if strange or "online.image_encoder.body.pos_embed" not in result:
-        message = f"{source} is neither a checkpoint of tclx nor an official one of pre-training or retrieval"
+        message = f"{source} is neither a checkpoint of tclx nor an official one of TCL or ALBEF"
         raise InputError(Problem(key, message, f"it holds {', '.join((strange or list(tensors))[:4])}"))
     if "queue.image" in result:  # nothing in the file says how much was ever written; the official code uses all of it
         result["queue.filled"] = torch.tensor(len(result["queue.image"]), device=result["queue.image"].device)
@@ -356,7 +377,12 @@ def to_official(tensors: Mapping[str, Tensor], *, form: OfficialForm) -> dict[st
     online = _under(tensors, "online.")
     num_text = _num_layers(f"{name}." for name in online if name.startswith("text_encoder.layers."))
     num_fusion = _num_layers(f"{name}." for name in online if name.startswith("fusion_encoder.layers."))
-    prefixes = [(ours, official) for official, ours in _prefixes(num_text + num_fusion, first_fusion=num_text)]
+    if form == "nlvr":
+        tensors = _with_twins(tensors)
+        online = _under(tensors, "online.")
+    num_decoder = _num_layers(f"{name}." for name in online if name.startswith("decoder.layers."))
+    num_layers = max(num_text + num_fusion, num_decoder)
+    prefixes = [(ours, official) for official, ours in _prefixes(num_layers, first_fusion=num_text)]
     result = {official: _official_entry(official, tensors[ours]) for official, ours in _WHOLE.items() if ours in tensors}
     strange = [name for name in tensors if name.startswith("temperatures.") and name != _WHOLE["temp"]]
     for suffix, parts in (("", online), ("_m", online | _under(tensors, "momentum."))):
@@ -377,7 +403,8 @@ def _plain(name: str) -> tuple[str, str]:
 def _decorated(name: str, suffix: str, form: OfficialForm) -> str:
     """The marks put back."""
     part, _, rest = name.partition(".")
-    wrapper = "bert." if form == "pretrain" and part == "text_encoder" and not rest.startswith("cls.") else ""
+    wrapped = (form == "pretrain" and part == "text_encoder") or part == "text_decoder"
+    wrapper = "bert." if wrapped and not rest.startswith("cls.") else ""
     return f"{part}{suffix}.{wrapper}{rest}"
 
 
@@ -388,23 +415,66 @@ def _prefixes(num_layers: int, *, first_fusion: int) -> list[tuple[str, str]]:
         ("vision_proj.", "image_projection."),
         ("text_proj.", "text_projection."),
         ("text_encoder.embeddings.", "text_encoder.embeddings."),
-        (f"{_MLM}transform.dense.", "mlm_head.dense."),
-        (f"{_MLM}transform.LayerNorm.", "mlm_head.norm."),
-        (f"{_MLM}bias", "mlm_head.bias"),
+        ("text_decoder.embeddings.", "decoder.embeddings."),
+        ("cls_head.", "head."),
     ]
+    for official, ours in ((_MLM, "mlm_head."), (_DECODER, "decoder.head.")):
+        pairs += [
+            (f"{official}transform.dense.", f"{ours}dense."),
+            (f"{official}transform.LayerNorm.", f"{ours}norm."),
+            (f"{official}bias", f"{ours}bias"),
+        ]
     for index in range(num_layers):
         official = f"text_encoder.encoder.layer.{index}."
         if index < first_fusion:
             pairs.append((official, f"text_encoder.layers.{index}."))
             continue
-        ours = f"fusion_encoder.layers.{index - first_fusion}."
-        pairs += [
-            (f"{official}crossattention.self.", f"{ours}cross_attention."),
-            (f"{official}crossattention.output.dense.", f"{ours}cross_attention.dense."),
-            (f"{official}crossattention.output.LayerNorm.", f"{ours}cross_attention.norm."),
-            (official, ours),
-        ]
+        pairs += _of_fusion_layer(official, f"fusion_encoder.layers.{index - first_fusion}.")
+    for index in range(num_layers):
+        pairs += _of_fusion_layer(f"text_decoder.encoder.layer.{index}.", f"decoder.layers.{index}.")
     return sorted(pairs, key=lambda pair: -max(map(len, pair)))
+
+
+def _of_fusion_layer(official: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        (f"{official}crossattention.self.", f"{ours}cross_attention."),
+        (f"{official}crossattention.output.dense.", f"{ours}cross_attention.dense."),
+        (f"{official}crossattention.output.LayerNorm.", f"{ours}cross_attention.norm."),
+        (official, ours),
+    ]
+
+
+_KEYS_VALUES = re.compile(r"(text_encoder\.encoder\.layer\.)(\d{1,4})(\.crossattention\.self\.(?:key|value)\.(?:weight|bias))")
+_OUR_KEYS_VALUES = re.compile(
+    r"((?:online|momentum)\.fusion_encoder\.layers\.)(\d+)(\.cross_attention\.(?:key|value)\.(?:weight|bias))"
+)
+
+
+def _without_twins(plain: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
+    """Of a model of two images the keys and values once: both layers of a pair look through the first one's."""
+    found = {place: match for place in plain if (match := _KEYS_VALUES.fullmatch(place[1])) is not None}
+    first = min((int(match[2]) for match in found.values()), default=0)
+    second = {
+        place: plain[place[0], f"{match[1]}{int(match[2]) - 1}{match[3]}"]
+        for place, match in found.items()
+        if (int(match[2]) - first) % 2 and (place[0], f"{match[1]}{int(match[2]) - 1}{match[3]}") in plain
+    }
+    paired = bool(second) and all(
+        not plain[place].is_meta and plain[place].shape == twin.shape and torch.equal(plain[place], twin)
+        for place, twin in second.items()
+        if place[1].endswith("weight")
+    )
+    return {place: tensor for place, tensor in plain.items() if not (paired and place in second)}
+
+
+def _with_twins(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each pair's keys and values a second time, as the published model of two images names them."""
+    twins = {
+        f"{match[1]}{int(match[2]) + 1}{match[3]}": tensor
+        for name, tensor in tensors.items()
+        if (match := _OUR_KEYS_VALUES.fullmatch(name)) is not None
+    }
+    return twins | dict(tensors)
 
 
 def _renamed(name: str, prefixes: list[tuple[str, str]]) -> str | None:
@@ -438,28 +508,28 @@ def _official_entry(name: str, tensor: Tensor) -> Tensor:
 
 
 def _with_repeated(named: dict[str, Tensor], form: OfficialForm) -> dict[str, Tensor]:
-    words, positions = named[_WORDS], named["text_encoder.embeddings.position_embeddings.weight"]
-    counted = {_REPEATED[2]: torch.arange(len(positions), device=positions.device)[None]}
-    if form == "retrieval":
-        return {name: tensor for name, tensor in named.items() if not name.startswith(_MLM)} | counted
-    bias = named.get(f"{_MLM}bias")
-    decoder = {} if bias is None else {_REPEATED[0]: words, _REPEATED[1]: bias}
-    return named | counted | decoder
+    if form != "pretrain":
+        named = {name: tensor for name, tensor in named.items() if not name.startswith(_MLM)}
+    result = dict(named)
+    for name, twin in _REPEATED.items():
+        if twin is not None and twin in named and (name.startswith("text_decoder.") or form == "pretrain"):
+            result[name] = named[twin]
+    for part in ("text_encoder", "text_decoder"):
+        if (positions := named.get(f"{part}.embeddings.position_embeddings.weight")) is not None:
+            result[f"{part}.embeddings.position_ids"] = torch.arange(len(positions), device=positions.device)[None]
+    return result
 
 
 def _in_form(result: dict[str, Tensor], form: OfficialForm) -> dict[str, Tensor]:
     """`idx_queue` only where the form has it."""
     without = {name: tensor for name, tensor in result.items() if name != "idx_queue"}
-    if form == "pretrain":
+    if form != "retrieval":
         return without
     size, device = result["image_queue"].shape[1], result["image_queue"].device
     return without | {"idx_queue": result.get("idx_queue", torch.full((1, size), NO_IMAGE, device=device))}
 
 
-def _check_repeated(
-    name: str, tensor: Tensor, words: Tensor | None, bias: Tensor | None, *, source: Path | str, key: str
-) -> None:
-    twin = {_REPEATED[0]: words, _REPEATED[1]: bias}.get(name)
+def _check_repeated(name: str, tensor: Tensor, twin: Tensor | None, *, source: Path | str, key: str) -> None:
     same = twin is None or tensor.is_meta or (tensor.dtype == twin.dtype and torch.equal(tensor, twin))
     if not same:
         raise InputError(Problem(key, f"in {source}, {name} differs from the tensor that it should repeat; it is not tied"))
@@ -468,8 +538,8 @@ def _check_repeated(
 def _check_exportable(result: Mapping[str, Tensor], strange: list[str], form: OfficialForm) -> None:
     lacking = [
         Problem("", f"the official {form} checkpoint has {name}, which this model does not", f"it comes with {what}")
-        for name, what in _EXPECTED.items()
-        if name not in result and not (form == "retrieval" and name.startswith(_MLM))
+        for name, what in _EXPECTED[form].items()
+        if name not in result
     ]
     foreign = [Problem("", f"the official {form} checkpoint has no place for {name}") for name in strange[:4]]
     if lacking or foreign:

@@ -31,6 +31,8 @@ class ScenesSource(SourceSection):
     """Side of a generated image in pixels."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the generator."""
+    form: Literal["captions", "entailment", "vqa", "nlvr"] = "captions"
+    """What is said of the scenes: captions, or the rows of a downstream task."""
 
 
 class FilesSource(SourceSection):
@@ -38,9 +40,10 @@ class FilesSource(SourceSection):
 
     source: Literal["files"]
     """Your own images and captions."""
-    form: Literal["pretrain", "retrieval"]
+    form: Literal["pretrain", "retrieval", "entailment", "vqa", "nlvr"]
     """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list}
-    to evaluate."""
+    to evaluate. `entailment`: {image, sentence, label}. `vqa`: {image, question, answer: text or list, question_id}. `nlvr`:
+    {images: [left, right], sentence, label}."""
     files: Annotated[tuple[LocalPath, ...], Field(min_length=1)]
     """JSON files, read one after the other."""
     image_root: LocalPath

@@ -9,8 +9,13 @@ from pydantic import model_validator
 
 from tclx.section import Conflict, Count, Section, members
 from tclx.tasks.classification import ClassificationSpec
+from tclx.tasks.entailment import EntailmentEvaluation
+from tclx.tasks.nlvr import NlvrEvaluation
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import EvaluationTask, Split
+from tclx.tasks.vqa.task import VqaEvaluation
+
+RETRIEVALS_BEST = "r_mean"
 
 
 class EvaluationSpec(Section):
@@ -20,6 +25,12 @@ class EvaluationSpec(Section):
     """Image-text retrieval; null measures nothing."""
     classification: ClassificationSpec | None = None
     """Zero-shot classification by prompts."""
+    entailment: EntailmentEvaluation | None = None
+    """Visual entailment, of a model that was trained for it."""
+    nlvr: NlvrEvaluation | None = None
+    """Statements about two images, of a model that was trained for it."""
+    vqa: VqaEvaluation | None = None
+    """Questions about images, of a model that was trained for it."""
     during_training: Split | None = None
     """Split evaluated on a schedule; also selects the best checkpoint. null evaluates at the end only."""
     every_epochs: Count | None = None
@@ -28,9 +39,10 @@ class EvaluationSpec(Section):
     """Evaluate after this many optimizer steps."""
     at_end: Split | None = None
     """Split evaluated once with the best checkpoint, or the last one when nothing was evaluated during training."""
-    best_metric: str = "r_mean"
+    best_metric: str = RETRIEVALS_BEST
     """Metric on `during_training` that selects the best checkpoint; higher is better. Retrieval's by their own names, others
-    after their task: `classification/accuracy`."""
+    after their task: `classification/accuracy`. Where retrieval is off, the default stands for the first task's first main
+    metric."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -71,11 +83,19 @@ class EvaluationSpec(Section):
         ]
 
     @property
+    def chosen_metric(self) -> str:
+        """`best_metric`, or what its default stands for."""
+        if self.best_metric == RETRIEVALS_BEST and self.retrieval is None and self.tasks:
+            name, task = next(iter(self.tasks.items()))
+            return f"{name}/{task.main[0]}"
+        return self.best_metric
+
+    @property
     def best_row_metric(self) -> str:
-        """The name of `best_metric` in the rows of a run."""
-        task, _, rest = self.best_metric.partition("/")
+        """The name of `chosen_metric` in the rows of a run."""
+        task, _, rest = self.chosen_metric.partition("/")
         if task not in EVALUATION_TASKS:
-            task, rest = "retrieval", self.best_metric
+            task, rest = "retrieval", self.chosen_metric
         return f"{task}/{self.during_training}/{rest}"
 
 

@@ -15,13 +15,19 @@ from tclx.spec.objectives import ObjectivesSpec
 from tclx.spec.optim import OptimSpec
 from tclx.spec.tracking import TrackingSpec
 from tclx.spec.training import TrainingSpec
+from tclx.tasks.entailment import EntailmentSpec
+from tclx.tasks.nlvr import NlvrSpec
 from tclx.tasks.pretrain.task import PretrainSpec
+from tclx.tasks.vqa.task import VqaSpec
 
 SafeName = Annotated[
     str,
     text_like(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$", "letters, digits and `._+-`, at most 64, the first a letter or digit"),
 ]
 """Letters, digits and `._+-`, at most 64: names become folders and job names."""
+
+
+TaskSpec = Annotated[PretrainSpec | EntailmentSpec | NlvrSpec | VqaSpec, Field(discriminator="name")]
 
 
 class InitSpec(Section):
@@ -54,12 +60,12 @@ class ExperimentSpec(Section):
     """Random seed of initial weights, data order, augmentation, masking, dropout and hard negatives."""
     compat: Literal["official"] | None = None
     """`official` reproduces the quirks of the published code; docs/official-differences.md lists them."""
-    task: PretrainSpec = PretrainSpec()
+    task: TaskSpec = PretrainSpec()
     """What it is trained to do; left out, it is pre-trained on images and captions."""
     model: ModelSpec
     """Model architecture."""
-    objectives: ObjectivesSpec
-    """The terms of the loss."""
+    objectives: ObjectivesSpec = ObjectivesSpec()
+    """The terms of the loss of a pre-training; other tasks have none."""
     data: DataSpec
     """Images and captions."""
     optim: OptimSpec

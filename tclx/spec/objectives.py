@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from functools import reduce
+from operator import or_
+from typing import Literal
 
-from pydantic import Field, model_validator
-
-from tclx.section import Conflict, Fraction, Section, Sensible, members
+from tclx.section import Section, members
+from tclx.tasks.needs import Needs
 from tclx.tasks.pretrain.terms.cma import CmaSpec
 from tclx.tasks.pretrain.terms.imc import ImcSpec
 from tclx.tasks.pretrain.terms.itm import ItmSpec
 from tclx.tasks.pretrain.terms.lmi import LmiSpec
 from tclx.tasks.pretrain.terms.mlm import MlmSpec
 from tclx.tasks.pretrain.terms.sigmoid import SigmoidSpec
-from tclx.tasks.pretrain.terms.term import Needs, TemperatureSpec, Term
-
-
-class SoftLabelSpec(Section):
-    """Momentum distillation: the weight of the momentum model's prediction in the targets of CMA and MLM."""
-
-    weight: Fraction = 0.4
-    """Weight after the ramp; the ground truth has 1 - weight."""
-    ramp_epochs: Annotated[float, Field(ge=0), Sensible(at_most=1_000_000)] = 1.0
-    """Epochs over which the weight rises linearly from 0."""
+from tclx.tasks.pretrain.terms.term import TemperatureSpec, Term
+from tclx.tasks.task import SoftLabelSpec
 
 
 class ObjectivesSpec(Section):
@@ -47,12 +40,6 @@ class ObjectivesSpec(Section):
     in_batch_negatives: Literal["global", "local"] = "global"
     """Whether several processes compare across the whole global batch, or each within its own (the official code)."""
 
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
-        if not self.terms:
-            raise Conflict(f"every term is off: switch on at least one of {', '.join(TERMS)}", *TERMS)
-        return self
-
     @property
     def terms(self) -> dict[str, Term]:
         """The terms that are on, by name, in the order of the table."""
@@ -61,6 +48,11 @@ class ObjectivesSpec(Section):
     def needing(self, needs: Needs) -> list[str]:
         """The terms that are on and need all of this."""
         return [name for name, term in self.terms.items() if needs in self._needs_of(term)]
+
+    @property
+    def all_needs(self) -> Needs:
+        """What the terms that are on need together."""
+        return reduce(or_, map(self._needs_of, self.terms.values()), Needs(0))
 
     def need(self, needs: Needs) -> bool:
         """Whether some term that is on needs all of this."""

@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tclx.errors import Problem
-from tclx.spec.data import HubTokenizer
+from tclx.spec.data import DataSource, HubTokenizer
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
 from tclx.spec.objectives import TERMS
 from tclx.spec.optim import CosineSchedule
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 
 BERT_POSITIONS = 512
 """Position embeddings of every published BERT and DistilBERT."""
@@ -148,22 +148,50 @@ def _something_to_contrast(spec: ExperimentSpec) -> Iterator[Problem]:
 
 
 def _soft_labels(spec: ExperimentSpec) -> Iterator[Problem]:
-    soft = spec.objectives.soft_labels
-    if soft is None or not spec.objectives.need(Needs.SOFT_LABELS):
+    soft = spec.task.distillation(spec)
+    if soft is None or Needs.SOFT_LABELS not in spec.task.needs(spec):
         return
+    section = "objectives" if spec.task.name == "pretrain" else "task"
     if soft.weight == 1:
-        yield Problem("objectives.soft_labels.weight", "1 leaves nothing of the ground truth", "below 1; the paper has 0.4")
+        yield Problem(f"{section}.soft_labels.weight", "1 leaves nothing of the ground truth", "below 1; the paper has 0.4")
     if soft.weight and spec.model.momentum == 0:
         message = "at 0 the momentum encoders are the online ones, and soft labels repeat the model's own answer"
-        others = ("objectives.soft_labels", "objectives.soft_labels.weight")
-        yield Problem("model.momentum", message, "above 0, or objectives.soft_labels: null", others=others)
+        others = (f"{section}.soft_labels", f"{section}.soft_labels.weight")
+        yield Problem("model.momentum", message, f"above 0, or {section}.soft_labels: null", others=others)
+
+
+def _task(spec: ExperimentSpec) -> Iterator[Problem]:
+    """Which sections belong to which task, and which rows it reads."""
+    task, objectives = spec.task, spec.objectives
+    terms = tuple(f"objectives.{name}" for name in TERMS)
+    if task.name == "pretrain" and not objectives.terms:
+        message = f"every term is off: switch on at least one of {', '.join(TERMS)}"
+        yield Problem("objectives", message, others=(*terms, "task.name"))
+    elif task.name != "pretrain" and objectives.terms:
+        message = f"the terms of the loss are pre-training's; task {task.name} has its own loss"
+        yield Problem("objectives", message, "leave the section out", others=(*terms, "task.name"))
+    if task.name != "pretrain" and spec.model.fusion_encoder is None:
+        yield Problem("model.fusion_encoder", f"task {task.name} needs one", "add `fusion_encoder: {num_layers: 6}`")
+    if spec.data.train.form not in task.forms:
+        yield _other_form("data.train", spec.data.train.form, f"task {task.name} learns from", task.forms)
+    evaluation = spec.evaluation
+    for split in dict.fromkeys(one for one in (evaluation.during_training, evaluation.at_end) if one is not None):
+        source: DataSource | None = getattr(spec.data, split)
+        for name, one in evaluation.tasks.items():
+            if one.forms is not None and source is not None and source.form not in one.forms:
+                yield _other_form(f"data.{split}", source.form, f"evaluation.{name} reads", one.forms)
+
+
+def _other_form(key: str, form: str, reader: str, forms: tuple[str, ...]) -> Problem:
+    message = f"is of `form: {form}`, and {reader} {' or '.join(forms)}"
+    return Problem(f"{key}.form", message, others=(key, "task.name"))
 
 
 def _evaluation(spec: ExperimentSpec) -> Iterator[Problem]:
     evaluation = spec.evaluation
     for task in evaluation.tasks.values():
         yield from task.problems(spec)
-    if evaluation.tasks and evaluation.best_metric not in (known := evaluation.best_metrics):
+    if evaluation.tasks and evaluation.chosen_metric not in (known := evaluation.best_metrics):
         close = difflib.get_close_matches(evaluation.best_metric, known, n=1, cutoff=0.4)
         hint = f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
         message = f"`{evaluation.best_metric}` is not a {' or '.join(evaluation.tasks)} metric of which more is better"
@@ -229,6 +257,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _text_positions,
     _something_to_contrast,
     _soft_labels,
+    _task,
     _evaluation,
     _nothing_to_do,
     _precision,

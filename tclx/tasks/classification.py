@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from tclx.errors import InputError, Problem
 from tclx.section import BatchSize, Conflict, Count, LocalPath, NamedPath, Section
 from tclx.tasks.metric import Metric
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 from tclx.tasks.task import Evaluation, EvaluationTask, Split
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from tclx.errors import RunFailed
 
 if TYPE_CHECKING:
     from tclx.data.tokenizer import CaptionTokenizer
-    from tclx.model.tcl import TCL
+    from tclx.model.tcl import MomentumModel
     from tclx.runs import RunFolder
     from tclx.spec.experiment import ExperimentSpec
     from tclx.tasks.task import Evaluation, Split
 
 
 def evaluate_tasks(
-    model: TCL,
+    model: MomentumModel,
     spec: ExperimentSpec,
     split: Split,
     *,

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from tclx.errors import Problem
-from tclx.section import NamedPath, Section
+from tclx.section import Fraction, NamedPath, Section, Sensible
 from tclx.tasks.metric import Metric
+from tclx.tasks.needs import Needs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from tclx.data.batch import Batch
+    from tclx.data.batch import RowBatch
     from tclx.data.tokenizer import CaptionTokenizer
-    from tclx.model.tcl import TCL
+    from tclx.model.tcl import MomentumModel
     from tclx.plan import Plan
     from tclx.spec.experiment import ExperimentSpec
 
 Split = Literal["val", "test"]
+
+CAPTION_FORMS = ("captions", "pretrain", "retrieval")
+"""Forms of data whose rows are images with captions."""
+
+
+class SoftLabelSpec(Section):
+    """Momentum distillation: the weight of the momentum model's prediction in the targets."""
+
+    weight: Fraction = 0.4
+    """Weight after the ramp; the ground truth has 1 - weight."""
+    ramp_epochs: Annotated[float, Field(ge=0), Sensible(at_most=1_000_000)] = 1.0
+    """Epochs over which the weight rises linearly from 0."""
 
 
 class StepOutput(NamedTuple):
@@ -39,11 +54,22 @@ class StepOutput(NamedTuple):
 class TrainingTask(Section):
     """A task of the training: its settings are the fields, the rest is the same whatever they are."""
 
-    def build_model(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> TCL:
+    forms: ClassVar[tuple[str, ...]]
+    """Of which `data.train` may be."""
+
+    def needs(self, spec: ExperimentSpec) -> Needs:
+        """Which parts it builds."""
+        raise NotImplementedError
+
+    def distillation(self, spec: ExperimentSpec) -> SoftLabelSpec | None:
+        """The share of the momentum model in its targets; None trains on the truth alone."""
+        raise NotImplementedError
+
+    def build_model(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> MomentumModel:
         """What is trained, on the CPU, from the spec's seed; nothing is allocated under `torch.device("meta")`."""
         raise NotImplementedError
 
-    def build_step(self, model: TCL, spec: ExperimentSpec) -> nn.Module:
+    def build_step(self, model: Any, spec: ExperimentSpec) -> nn.Module:
         """The loss as one module, so that DDP sees a single forward call.
 
         It is called with a batch, `draw` (the number of this forward pass, the same on all processes), `measure` (also compute
@@ -53,27 +79,50 @@ class TrainingTask(Section):
 
     def batches(
         self, spec: ExperimentSpec, *, tokenizer: CaptionTokenizer, rank: int, world_size: int, start_micro_step: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[RowBatch]:
         """This process's batches from one forward pass on; the same ones at every start."""
         raise NotImplementedError
 
     def inputs(self, step: int, spec: ExperimentSpec, plan: Plan) -> dict[str, Any]:
         """What the step's forward pass needs that changes with the number of updates done, by keyword."""
-        return {}
+        weight = soft_label_weight(step, soft_labels=self.distillation(spec), ramp_steps=plan.soft_label_ramp_steps)
+        return {"soft_label_weight": weight}
 
-    def before_update(self, model: TCL, spec: ExperimentSpec) -> None:
+    def initial_weights(self, tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+        """The tensors of another model under the names of this one, where this task gives them another place, too."""
+        return dict(tensors)
+
+    def before_update(self, model: Any, spec: ExperimentSpec) -> None:
         """Called before the forward passes of an optimizer step."""
+        if spec.compat == "official":  # the published code clamps, and moves the momentum encoders, before the forward pass
+            model.follow(spec.model.momentum)
 
-    def after_update(self, model: TCL, spec: ExperimentSpec, keys: Sequence[Any]) -> None:
+    def after_update(self, model: Any, spec: ExperimentSpec, keys: Sequence[Any]) -> None:
         """Called after an optimizer step; `keys` are those of its forward passes that had any."""
+        if spec.compat != "official":
+            model.follow(spec.model.momentum)
 
-    def row(self, model: TCL, inputs: dict[str, Any]) -> dict[str, float]:
+    def row(self, model: Any, inputs: dict[str, Any]) -> dict[str, float]:
         """What the row of a step has beside the step's own measures."""
-        return {}
+        return {"soft_labels/weight": inputs["soft_label_weight"]}
 
-    def act_out(self, model: TCL, spec: ExperimentSpec) -> Tensor:
+    def act_out(self, model: Any, spec: ExperimentSpec) -> Tensor:
         """The loss of one micro-batch on the meta device, where it costs what it would cost and computes nothing."""
         raise NotImplementedError
+
+
+def soft_label_weight(step: int, *, soft_labels: SoftLabelSpec | None, ramp_steps: float) -> float:
+    """Share of the momentum model in the targets of an update, from 0 to `soft_labels.weight` over the ramp; 0 without them.
+
+    Args:
+        step: updates done.
+        ramp_steps: `soft_labels.ramp_epochs` in steps.
+
+    Source: Yang et al. 2022, arXiv:2202.10401; the published code ramps over the first epoch.
+    """
+    if soft_labels is None:
+        return 0.0
+    return soft_labels.weight * min(1.0, step / ramp_steps) if ramp_steps else soft_labels.weight
 
 
 class Evaluation(NamedTuple):
@@ -83,6 +132,8 @@ class Evaluation(NamedTuple):
     """By the names of the task's `metrics`."""
     examples: Callable[[], dict[str, Any]]
     """JSON for people to look at, with small images; it is computed when it is called, by one process."""
+    predictions: list[dict[str, Any]] | None = None
+    """What a server that keeps the truth wants to see, an entry each item; None where there is no such server."""
 
 
 class EvaluationTask(Section):
@@ -94,6 +145,9 @@ class EvaluationTask(Section):
     """Names of those that are shown where there is room for a few, the first ones first."""
     columns: ClassVar[tuple[str, ...]]
     """Names of those that a table of runs has unless others are asked for."""
+
+    forms: ClassVar[tuple[str, ...] | None] = None
+    """Of which `data.val` and `data.test` may be; None for a task with data of its own."""
 
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
         """Why this task cannot be evaluated with such a spec, without looking at any file."""
@@ -116,7 +170,7 @@ class EvaluationTask(Section):
         return []
 
     def evaluate(
-        self, model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
+        self, model: Any, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
     ) -> Evaluation:
         """What a model reaches; every process of a run calls this and gets the same.
 

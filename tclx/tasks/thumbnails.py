@@ -16,6 +16,10 @@ LARGEST_SIDE = 112
 JPEG_QUALITY = 85
 
 
+NUM_SHOWN = 16
+"""Items that are kept for people to look at, at equal distances."""
+
+
 def spaced(length: int, count: int) -> list[int]:
     """At most `count` different numbers below `length`, at equal distances: nobody picked them, and every run has the same."""
     return sorted({(2 * index + 1) * length // (2 * count) for index in range(count)}) if length else []

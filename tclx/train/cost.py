@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tclx.model.precision import HALF
-from tclx.model.tcl import TCL
+from tclx.model.tcl import MomentumModel
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.task import TrainingTask
 
 GIB = 1024**3
 MAX_ACTED_OUT = 12
@@ -64,12 +65,13 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
 
 
 def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
+    task: TrainingTask = spec.task
     with torch.device("meta"):
-        model = spec.task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
+        model = task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
             with kept.recording(), _GpuKernels(HALF.get(spec.training.precision)):
-                loss = spec.task.act_out(model, spec)
+                loss = task.act_out(model, spec)
             forward_flops = counter.get_total_flops()
             torch.autograd.backward(loss)
     flops = counter.get_total_flops()
@@ -128,7 +130,7 @@ class _Kept:
         recomputed: layers that keep nothing but their inputs.
     """
 
-    def __init__(self, model: TCL, *, recomputed: Iterable[nn.Module]) -> None:
+    def __init__(self, model: MomentumModel, *, recomputed: Iterable[nn.Module]) -> None:
         self._own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._kept: dict[int, int] = {}
         self._inside: dict[int, int] | None = None  # of the recomputed layer that is running
@@ -170,14 +172,15 @@ def _storage(tensor: Tensor) -> int:
     return address
 
 
-def _layers(model: TCL) -> Iterator[nn.Module]:
+def _layers(model: MomentumModel) -> Iterator[nn.Module]:
     """The layers that activation checkpointing recomputes, of the trained encoders."""
     online = model.online
     for stack in ("blocks", "stages"):
         yield from getattr(online.image_encoder.body, stack, ())
     yield from online.text_encoder.layers
-    if online.fusion_encoder is not None:
-        yield from online.fusion_encoder.layers
+    for part in (online.fusion_encoder, online.decoder):
+        if part is not None:
+            yield from part.layers
 
 
 class _GpuKernels(TorchFunctionMode):

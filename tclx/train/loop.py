@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tclx import distributed
-from tclx.data.batch import Batch
+from tclx.data.batch import RowBatch
 from tclx.errors import InputError, Interrupted, Problem, RunFailed, TclxError
 from tclx.plan import Plan
 from tclx.printing import screen
 from tclx.runs import RunFolder, RunState
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
-from tclx.tasks.task import StepOutput
+from tclx.tasks.task import StepOutput, TrainingTask
 from tclx.track.console import watch_each
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sink import Sink, TrackedRun
@@ -133,7 +133,7 @@ def _take_all_steps(session: Session) -> None:
         world_size=distributed.world_size(),
         start_micro_step=first_step * spec.training.accumulation_steps,
     )
-    with closing(cast("Generator[Batch, None, None]", batches)):
+    with closing(cast("Generator[RowBatch, None, None]", batches)):
         with session.watchdog.during(BATCH):
             first = next(batches)
         inputs = spec.task.inputs(0, spec, session.plan)
@@ -152,14 +152,15 @@ class Pass(NamedTuple):
     """The training rows that it learned from."""
 
 
-def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> None:
+def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) -> None:
     """The loop: a step's batches, their gradients, the update; then write down, save, evaluate.
 
     Raises:
         Interrupted: some process was asked to stop; the step is saved.
         RunFailed: a loss or a gradient is not finite on some process, and nothing has been changed; or too many images are bad.
     """
-    spec, plan, trained, task = session.spec, session.plan, session.trained, session.spec.task
+    spec, plan, trained = session.spec, session.plan, session.trained
+    task: TrainingTask = spec.task
     model, optimizer, scaler = trained.model, trained.optimizer, trained.scaler
     parameters, num_passes = list(parameters_of(optimizer)), spec.training.accumulation_steps
     for step in range(first_step, plan.total_steps):
@@ -236,7 +237,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[Batch]) -> 
             session.evaluate(done)
 
 
-def _forward(session: Session, batch: Batch, *, draw: int, measure: bool, inputs: dict[str, Any]) -> StepOutput:
+def _forward(session: Session, batch: RowBatch, *, draw: int, measure: bool, inputs: dict[str, Any]) -> StepOutput:
     there = batch.to(session.device, non_blocking=True)
     with autocast(session.spec.training, session.device):
         output: StepOutput = session.trained.step(there, draw=draw, measure=measure, **inputs)

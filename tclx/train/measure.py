@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tclx import distributed
-from tclx.data.batch import Batch
+from tclx.data.batch import RowBatch
 from tclx.system import peak_memory_bytes
 from tclx.tasks.task import StepOutput
 from tclx.track.jsonl import Row
@@ -34,7 +34,7 @@ class Tally:
     seconds_waiting: float = 0.0
     """Of these, for the data loader."""
 
-    def count(self, batch: Batch) -> None:
+    def count(self, batch: RowBatch) -> None:
         """A batch that this process learns from."""
         self.num_images += len(batch.row)
         self.num_bad_images += batch.num_bad_images

@@ -17,13 +17,13 @@ from tclx import distributed
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, Problem, RunFailed
-from tclx.model.tcl import TCL
-from tclx.model.weights import load_initial_weights
+from tclx.model.tcl import MomentumModel
+from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
 from tclx.runs import Best, RunFolder, RunState, Status
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
-from tclx.tasks.task import Evaluation, Split
+from tclx.tasks.task import Evaluation, Split, TrainingTask
 from tclx.terminal import printable
 from tclx.track.console import Watcher
 from tclx.track.jsonl import MetricsFile, Row
@@ -42,7 +42,7 @@ class Trained:
     """What a checkpoint holds, and the step that it stands at."""
 
     tokenizer: CaptionTokenizer
-    model: TCL
+    model: MomentumModel
     step: nn.Module
     """The task's step, averaging its gradients over processes where there are several."""
     optimizer: AdamW
@@ -65,14 +65,15 @@ def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.
     distributed.on_main(folder.clear_leftovers)
     if changed := distributed.on_main(lambda: environment.record(folder, device)):
         say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
+    task: TrainingTask = spec.task
     tokenizer = _tokenizer(folder, spec)
-    model = spec.task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
+    model = task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
     model.train()
     if spec.training.compile:
         for encoders in (model.online, model.momentum):
             for part in encoders.children() if encoders is not None else ():
                 part.compile()  # in place: names in the state dict stay what they are
-    step = distributed.wrap(spec.task.build_step(model, spec))
+    step = distributed.wrap(task.build_step(model, spec))
     optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
     scaler = gradient_scaler(spec.training, device)
     progress = _resume(folder, plan, model, optimizer, scaler, say) or _start(folder, spec, model, say)
@@ -94,7 +95,12 @@ def _tokenizer(folder: RunFolder, spec: ExperimentSpec) -> CaptionTokenizer:
 
 
 def _resume(
-    folder: RunFolder, plan: Plan, model: TCL, optimizer: AdamW, scaler: torch.amp.GradScaler, say: Callable[[str], None]
+    folder: RunFolder,
+    plan: Plan,
+    model: MomentumModel,
+    optimizer: AdamW,
+    scaler: torch.amp.GradScaler,
+    say: Callable[[str], None],
 ) -> Progress | None:
     """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
 
@@ -121,7 +127,7 @@ def _resume(
     return progress
 
 
-def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, say: Callable[[str], None]) -> Progress:
+def _start(folder: RunFolder, spec: ExperimentSpec, model: MomentumModel, say: Callable[[str], None]) -> Progress:
     """Step 0, from the spec's initial weights where it names some."""
     if spec.init is not None:
         if spec.init.checkpoint is None:
@@ -129,10 +135,18 @@ def _start(folder: RunFolder, spec: ExperimentSpec, model: TCL, say: Callable[[s
                 Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
             )
         weights = checkpoint.weights_of(Path(spec.init.checkpoint))
-        report = load_initial_weights(model, weights.tensors, source=weights.path)
-        say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over")
+        tensors = spec.task.initial_weights(weights.tensors, model)
+        report = load_initial_weights(model, tensors, source=weights.path)
+        say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over{_began_anew(report)}")
     distributed.on_main(lambda: folder.add_event("started"))
     return Progress(step=0)
+
+
+def _began_anew(report: LoadReport) -> str:
+    """The parts that the file lacks, in words; momentum encoders follow the online ones."""
+    parts = {name.split(".")[1] if name.startswith("online.") else name.split(".")[0] for name in report.missing}
+    parts -= {"momentum", "queue", "temperatures"}
+    return f"; {', '.join(sorted(parts))} begin at random" if parts else ""
 
 
 @dataclass

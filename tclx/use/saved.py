@@ -11,7 +11,7 @@ from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Problem
 from tclx.launch.order import without_first_weights
-from tclx.model.tcl import TCL
+from tclx.model.tcl import MomentumModel
 from tclx.model.weights import OfficialForm, export_official, load_initial_weights
 from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
@@ -113,7 +113,7 @@ def export_saved(target: Path, output: Path, *, form: OfficialForm) -> None:
 
 
 class _Model(NamedTuple):
-    model: TCL
+    model: MomentumModel
     tokenizer: CaptionTokenizer
     step: int | None
 
@@ -121,7 +121,7 @@ class _Model(NamedTuple):
 def _model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool) -> _Model:
     """The model of a spec with saved weights, on the CPU; `exactly` refuses any difference in names and shapes."""
     tokenizer = _tokenizer_for(saved, spec)
-    model = TCL(without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    model = spec.task.build_model(without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
     weights = checkpoint.weights_of(saved.path, key="--spec")
     if exactly and saved.path.is_dir():
         checkpoint.put_weights(saved.path, weights.tensors, model)
@@ -167,7 +167,7 @@ def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
     return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
 
 
-def _fit(model: TCL, weights: checkpoint.Weights) -> None:
+def _fit(model: MomentumModel, weights: checkpoint.Weights) -> None:
     """Weights into the model of another spec; what retrieval uses must all be there."""
     report = load_initial_weights(model, weights.tensors, source=weights.path, key="--spec")
     if missing := [name for name in report.missing if name.startswith(USED_BY_RETRIEVAL) and "mlm_head" not in name]:

@@ -45,7 +45,7 @@ class Recorded:
         self.figures = extras["retrieval_eval_metrics"]
         self.top_k = int((self.scores["image_to_text"][0] > UNSCORED).sum())
 
-    def images(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+    def image_batches(self, numbers: Sequence[int]) -> Iterator[Tensor]:
         """The recorded images, normalised already."""
         for rows in torch.tensor(numbers).split(BATCH_SIZE):
             yield self.images[rows]
@@ -61,7 +61,7 @@ def found(shared: Path, recorded: Recorded) -> Retrieval:
     model = tiny_model(shared, tiny_spec(form="retrieval"), initial="retrieval_init")
     return retrieve(
         model,
-        images=recorded.images,
+        image_batches=recorded.image_batches,
         num_images=len(recorded.images),
         captions=recorded.captions,
         top_k=recorded.top_k,

@@ -8,7 +8,7 @@ from torch import nn
 
 from tclx.spec.objectives import SoftLabelSpec
 from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
-from tclx.tasks.pretrain.task import soft_label_weight
+from tclx.tasks.task import soft_label_weight
 from tclx.train.optim import build_optimizer, learning_rate, parameter_groups
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os.path
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tclx.data.annotations import Annotations, image_path, read_annotations
+from tclx.data.forms.form import Item
+from tclx.data.forms.table import FORMS
 from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
 from tclx.data.presence import missing_images
 from tclx.data.sources.source import SourceSize
@@ -47,7 +50,11 @@ class Files:
         return SourceSize(rows.num_rows, int(rows.image_index.max()) + 1, len(rows.captions))
 
     def captions(self) -> Iterable[str]:
-        return self.annotations.captions
+        rows = self.annotations
+        yield from rows.captions
+        if rows.targets is not None:
+            for target in rows.targets:
+                yield from FORMS[self._source.form].words(json.loads(target))
 
     def rows(self, spec: ExperimentSpec) -> FileRows:
         # The published pre-training tells pairs apart by row: an image that is listed twice is its own negative there.
@@ -128,5 +135,17 @@ class FileRows:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
 
     def image(self, row: int) -> Pixels:
-        name = self._annotations.images[self._annotations.image_of_row[row]]
-        return self._read(image_path(self._source, name))
+        return self._read(self._paths(row)[0])
+
+    def images(self, row: int) -> list[Pixels]:
+        return [self._read(path) for path in self._paths(row)]
+
+    def item(self, row: int) -> Item:
+        if self._annotations.targets is None:
+            raise TypeError("rows of captions are no items of a task")
+        (text,) = self.captions(row)
+        return Item(tuple(map(str, self._paths(row))), text, json.loads(self._annotations.targets[row]))
+
+    def _paths(self, row: int) -> list[Path]:
+        numbers = self._annotations.images_of_row[row].tolist()
+        return [image_path(self._source, self._annotations.images[number]) for number in numbers]

@@ -24,9 +24,9 @@ def open_source(source: DataSource, *, key: str) -> Source:
 
             return Files(source, key=key, training=key == "data.train")
         case ScenesSource():
-            from tclx.data.sources.scenes import GeneratedScenes
+            from tclx.data.sources.scenes import GeneratedScenes, SceneItems
 
-            return GeneratedScenes(source)
+            return GeneratedScenes(source) if source.form == "captions" else SceneItems(source)
         case _:
             assert_never(source)
 

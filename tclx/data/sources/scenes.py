@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
+from tclx.data.forms.table import FORMS
 from tclx.data.scenes import NUM_CAPTIONS, Scenes
 from tclx.data.sources.source import SourceSize
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
+    from tclx.data.sources.source import Rows
     from tclx.errors import Problem
     from tclx.spec.data import ScenesSource
     from tclx.spec.experiment import ExperimentSpec
@@ -38,7 +42,7 @@ class GeneratedScenes:
     def captions(self) -> Iterable[str]:
         return chain.from_iterable(Scenes(self._source).captions)
 
-    def rows(self, spec: ExperimentSpec) -> SceneRows:
+    def rows(self, spec: ExperimentSpec) -> Rows:
         return SceneRows(Scenes(self._source))
 
     @property
@@ -83,3 +87,55 @@ class SceneRows:
     def image(self, row: int) -> Pixels:
         image: Pixels = self._images[row]
         return image
+
+
+class SceneItems(GeneratedScenes):
+    """The rows of a downstream task, made of the facts of the scenes."""
+
+    @cached_property
+    def _made(self) -> tuple[Scenes, list[Item]]:
+        source = self._source
+        scenes = Scenes(source)
+        random = Random("/".join(("items", source.form, str(source.seed), source.split, str(source.picture_size))))
+        return scenes, list(FORMS[source.form].of_scenes(scenes.facts, random))
+
+    @property
+    def size_without_data(self) -> SourceSize:
+        return SourceSize(len(self._made[1]), self._source.num_images, len(self._made[1]))
+
+    def captions(self) -> Iterable[str]:
+        for item in self._made[1]:
+            yield item.text
+            yield from FORMS[self._source.form].words(item.target)
+
+    def rows(self, spec: ExperimentSpec) -> SceneItemRows:
+        return SceneItemRows(*self._made)
+
+
+class SceneItemRows:
+    """The images are drawn when the source is opened, so that forked loaders share them."""
+
+    def __init__(self, scenes: Scenes, items: Sequence[Item]) -> None:
+        self._images, self._items = scenes.images, items
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._items)
+
+    @cached_property
+    def image_index(self) -> NDArray[np.int64]:
+        import numpy as np
+
+        return np.array([int(item.images[0]) for item in self._items])
+
+    def captions(self, row: int) -> Sequence[str]:
+        return (self._items[row].text,)
+
+    def image(self, row: int) -> Pixels:
+        return self.images(row)[0]
+
+    def images(self, row: int) -> list[Pixels]:
+        return [self._images[int(number)] for number in self._items[row].images]
+
+    def item(self, row: int) -> Item:
+        return self._items[row]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
     from tclx.errors import Problem
     from tclx.spec.experiment import ExperimentSpec
@@ -44,6 +45,18 @@ class Rows(Protocol):
         Raises:
             BadImage: it cannot be used.
         """
+        ...
+
+
+class ItemRows(Rows, Protocol):
+    """Rows of a downstream task: each a text about an image or two, with what is to be said of it."""
+
+    def images(self, row: int) -> list[Pixels]:
+        """All images of the row; raises as `image`."""
+        ...
+
+    def item(self, row: int) -> Item:
+        """The row as its form reads it."""
         ...
 
 

@@ -17,7 +17,7 @@ from tclx.data.batch import Batch, normalise
 from tclx.losses.contrastive import similarity_logits, target_distribution
 from tclx.losses.matching import draw_hard_negatives
 from tclx.model.tcl import TCL, Encoded, Encoders
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 
 if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tclx.data.batch import Batch
 from tclx.losses.contrastive import alignment, modality_gap, mutual_information_bound, uniformity
+from tclx.tasks.needs import Needs
 from tclx.tasks.pretrain.features import Features, HardNegatives
-from tclx.tasks.pretrain.terms.term import Needs, Term
+from tclx.tasks.pretrain.terms.term import Term
 from tclx.tasks.task import StepOutput
 
 if TYPE_CHECKING:

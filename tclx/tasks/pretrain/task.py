@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tclx.tasks.task import TrainingTask
+from tclx.tasks.task import CAPTION_FORMS, SoftLabelSpec, TrainingTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from tclx.data.batch import Batch
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
-    from tclx.plan import Plan
     from tclx.spec.experiment import ExperimentSpec
-    from tclx.spec.objectives import SoftLabelSpec
+    from tclx.tasks.needs import Needs
 
 
 class PretrainSpec(TrainingTask):
@@ -23,6 +22,14 @@ class PretrainSpec(TrainingTask):
 
     name: Literal["pretrain"] = "pretrain"
     """Which task."""
+
+    forms: ClassVar = CAPTION_FORMS
+
+    def needs(self, spec: ExperimentSpec) -> Needs:
+        return spec.objectives.all_needs
+
+    def distillation(self, spec: ExperimentSpec) -> SoftLabelSpec | None:
+        return spec.objectives.soft_labels
 
     def build_model(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> TCL:
         from tclx.model.tcl import TCL
@@ -41,40 +48,17 @@ class PretrainSpec(TrainingTask):
 
         return train_batches(spec, tokenizer=tokenizer, rank=rank, world_size=world_size, start_micro_step=start_micro_step)
 
-    def inputs(self, step: int, spec: ExperimentSpec, plan: Plan) -> dict[str, Any]:
-        soft_labels, ramp_steps = spec.objectives.soft_labels, plan.soft_label_ramp_steps
-        return {"soft_label_weight": soft_label_weight(step, soft_labels=soft_labels, ramp_steps=ramp_steps)}
-
-    def before_update(self, model: TCL, spec: ExperimentSpec) -> None:
-        if spec.compat == "official":  # the published code clamps, and moves the momentum encoders, before the forward pass
-            model.follow(spec.model.momentum)
-
     def after_update(self, model: TCL, spec: ExperimentSpec, keys: Sequence[Any]) -> None:
-        if spec.compat != "official":
-            model.follow(spec.model.momentum)
+        super().after_update(model, spec, keys)
         if model.queue is not None:
             for each in keys:
                 model.queue.enqueue(*each)
 
     def row(self, model: TCL, inputs: dict[str, Any]) -> dict[str, float]:
         temperatures = {f"temperature/{name}": getattr(model.temperatures, name).item() for name in model.temperatures.bounds}
-        return {**temperatures, "soft_labels/weight": inputs["soft_label_weight"]}
+        return {**temperatures, **super().row(model, inputs)}
 
     def act_out(self, model: TCL, spec: ExperimentSpec) -> Tensor:
         from tclx.tasks.pretrain.step import act_out
 
         return act_out(model, spec)
-
-
-def soft_label_weight(step: int, *, soft_labels: SoftLabelSpec | None, ramp_steps: float) -> float:
-    """Share of the momentum model in the targets of an update, from 0 to `soft_labels.weight` over the ramp; 0 without them.
-
-    Args:
-        step: updates done.
-        ramp_steps: `soft_labels.ramp_epochs` in steps.
-
-    Source: Yang et al. 2022, arXiv:2202.10401; the published code ramps over the first epoch.
-    """
-    if soft_labels is None:
-        return 0.0
-    return soft_labels.weight * min(1.0, step / ramp_steps) if ramp_steps else soft_labels.weight

@@ -61,7 +61,7 @@ def attention_maps(
         RunFailed: an image cannot be read.
     """
     fusion = model.online.fusion_encoder
-    if fusion is None or not captions:
+    if not isinstance(fusion, FusionEncoder) or not captions:
         return []
     device = next(model.parameters()).device
     numbers = [int(source.image_of_caption[caption]) for caption in captions]

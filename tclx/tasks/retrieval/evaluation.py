@@ -27,6 +27,7 @@ from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.errors import InputError, Problem
+from tclx.model.fusion import FusionEncoder
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
@@ -354,7 +355,7 @@ def _match_batch(
 ) -> Tensor:
     """[R] scores of pairs of a few images, whose keys and values are computed once."""
     fusion, head = model.online.fusion_encoder, model.head("itm")
-    if fusion is None or head is None:
+    if not isinstance(fusion, FusionEncoder) or head is None:
         raise ValueError("matching needs a fusion encoder and an ITM head")
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)
     lengths = texts.attention_mask.sum(dim=1)[caption_rows]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from tclx.errors import Problem
 from tclx.section import BatchSize, Count
 from tclx.tasks.metric import Metric
-from tclx.tasks.pretrain.terms.term import Needs
+from tclx.tasks.needs import Needs
 from tclx.tasks.retrieval import CUTOFFS
-from tclx.tasks.task import Evaluation, EvaluationTask, Split
+from tclx.tasks.task import CAPTION_FORMS, Evaluation, EvaluationTask, Split
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,8 @@ class RetrievalSpec(EvaluationTask):
         *(f"{direction}/r{k}" for direction in _DIRECTIONS for k in CUTOFFS),
         *("r_mean", "dual/text_to_image/r1", "dual/image_to_text/r1", "dual/r_mean"),
     )
+
+    forms: ClassVar = CAPTION_FORMS
 
     top_k: Count = 128
     """Candidates per query that the fusion encoder re-ranks (all of them where there are fewer)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tclx.section import Weight
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm
 
 if TYPE_CHECKING:
     from torch import Tensor

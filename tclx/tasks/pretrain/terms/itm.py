@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tclx.tasks.pretrain.terms.term import Needs, Pair, Term
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import Pair, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from tclx.section import Sensible, Weight
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm
 
 if TYPE_CHECKING:
     from torch import Tensor

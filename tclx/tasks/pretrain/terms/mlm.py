@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from tclx.section import Sensible
-from tclx.tasks.pretrain.terms.term import Needs, Pair, Term
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import Pair, Term
 
 if TYPE_CHECKING:
     from torch import Tensor

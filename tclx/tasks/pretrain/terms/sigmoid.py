@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tclx.section import Sensible
-from tclx.tasks.pretrain.terms.term import ContrastiveTerm, Needs, TemperatureSpec
+from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.terms.term import ContrastiveTerm, TemperatureSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Flag, auto
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from tclx.section import Conflict, Section, Sensible, Weight
 from tclx.tasks.metric import Metric
+from tclx.tasks.needs import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tclx.tasks.pretrain.features import Features
-
-
-class Needs(Flag):
-    """What terms need: the model builds, and the data brings, what some term that is on needs, and nothing else."""
-
-    PROJECTIONS = auto()
-    """Image and text embeddings in the common space."""
-    MOMENTUM = auto()
-    """Features of the momentum encoders."""
-    QUEUE = auto()
-    """Negatives: the other pairs of the batch, and the queue where there is one."""
-    OTHER_PAIRS = auto()
-    """Negatives: the other pairs of the batch; no queue replaces them."""
-    HARD_NEGATIVES = auto()
-    """Negatives drawn by similarity, where there are projections that tell it."""
-    SECOND_VIEW = auto()
-    """Each image augmented twice."""
-    FUSION = auto()
-    """The fusion encoder."""
-    MASKED_WORDS = auto()
-    """A second copy of each caption with words hidden, and the head that names them."""
-    SOFT_LABELS = auto()
-    """The momentum model's prediction in the target, where the spec has `soft_labels`: then MOMENTUM is needed, too."""
 
 
 class Pair(NamedTuple):

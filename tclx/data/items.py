@@ -1,0 +1,172 @@
+"""Rows of downstream tasks on their way: training batches with one image a row or two, and evaluation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tclx.data.augment import resize_for_evaluation
+from tclx.data.batch import RowBatch
+from tclx.data.captions import clean_caption
+from tclx.data.dataset import Draw, MicroBatch, RowDataset, stack_images
+from tclx.data.forms.form import Item
+from tclx.data.images import BadImage
+from tclx.data.loading import stream
+from tclx.data.sources.opening import open_source
+from tclx.errors import InputError, Problem, RunFailed, TclxError
+
+if TYPE_CHECKING:
+    from tclx.data.sources.source import ItemRows
+    from tclx.data.tokenizer import CaptionTokenizer
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.task import Split
+
+VIEWS = (Draw.FIRST_VIEW, Draw.SECOND_VIEW)
+"""Of the left image and of the right one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemBatch(RowBatch):
+    """B texts with n images each: images as bytes, texts as token ids padded to the longest, L tokens."""
+
+    images: Tensor
+    """[B, n, 3, S, S] uint8, augmented."""
+    input_ids: Tensor
+    """[B, L] int64: `[CLS]`, then the text's tokens, then padding."""
+    attention_mask: Tensor
+    """[B, L] bool: False at padding."""
+
+
+class ItemDataset(RowDataset):
+    """Micro-batches of row numbers in, batches out; a task adds its targets.
+
+    Args:
+        rows: of the task's form.
+        spec: the experiment.
+        tokenizer: the run's.
+    """
+
+    def __init__(self, rows: ItemRows, spec: ExperimentSpec, tokenizer: CaptionTokenizer) -> None:
+        super().__init__(spec, num_rows=rows.num_rows)
+        self._rows = rows
+        self.tokenizer = tokenizer
+
+    def with_targets(self, common: dict[str, Any], items: Sequence[Item]) -> RowBatch:
+        """The batch.
+
+        Args:
+            common: the fields of an `ItemBatch`.
+            items: the rows that it is made of, in their order.
+        """
+        raise NotImplementedError
+
+    def batch(self, micro_batch: MicroBatch) -> RowBatch:
+        used, views = [], []
+        for row in map(int, micro_batch.rows):
+            there, images = self.readable(row, self._rows.images)
+            drawn = [self.generator(draw, micro_batch.epoch, row) for draw in VIEWS[: len(images)]]
+            views.append([self.view(image, rng) for image, rng in zip(images, drawn, strict=True)])
+            used.append(there)
+        items = [self._rows.item(row) for row in used]
+        data = self._spec.data
+        texts = [clean_text(item.text, self._spec) for item in items]
+        encoded = self.tokenizer.encode(texts, max_tokens=data.max_caption_tokens)
+        common = {
+            "row": torch.tensor(used),
+            "num_bad_images": sum(there != row for there, row in zip(used, map(int, micro_batch.rows), strict=True)),
+            "images": torch.stack([stack_images(of_row) for of_row in views]),
+            "input_ids": torch.from_numpy(encoded.input_ids),
+            "attention_mask": torch.from_numpy(encoded.attention_mask),
+        }
+        return self.with_targets(common, items)
+
+
+def clean_text(text: str, spec: ExperimentSpec) -> str:
+    """As captions are cleaned; `compat: official` keeps of a question what the published code keeps."""
+    if spec.compat == "official" and spec.task.name == "vqa":
+        from tclx.data.captions import clean_question
+
+        return clean_question(text, max_words=spec.data.max_caption_words)
+    return clean_caption(text, max_words=spec.data.max_caption_words)
+
+
+class ItemSet:
+    """Every row of a source once, its images resized, nothing augmented.
+
+    Args:
+        rows: of the task's form.
+        spec: the experiment.
+    """
+
+    def __init__(self, rows: ItemRows, spec: ExperimentSpec) -> None:
+        self.rows = rows
+        self._spec = spec
+
+    @property
+    def num_items(self) -> int:
+        return self.rows.num_rows
+
+    def item(self, number: int) -> Item:
+        return self.rows.item(number)
+
+    def images(self, number: int) -> list[Any]:
+        """[S, S, 3] uint8 RGB each.
+
+        Raises:
+            RunFailed: one cannot be read. A test set with holes compares with nothing, so no policy skips here.
+        """
+        size, decoder = self._spec.model.image_encoder.image_size, self._spec.data.decoder
+        try:
+            return [resize_for_evaluation(image, image_size=size, decoder=decoder) for image in self.rows.images(number)]
+        except BadImage as error:
+            raise RunFailed(f"an image to evaluate on cannot be read: {error}") from error
+
+    def image_batches(self, numbers: Sequence[int], *, batch_size: int) -> Iterator[Tensor]:
+        """Images [b, n, 3, S, S] uint8 of items by number, `batch_size` at a time.
+
+        Raises:
+            RunFailed: (while iterating) an image cannot be read.
+            MachineError: (while iterating) a worker process died.
+        """
+        parts = [list(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
+        return stream(_Images(self), parts, num_workers=min(self._spec.data.num_workers, len(parts) // 4))
+
+    def encode(self, tokenizer: CaptionTokenizer, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Ids [b, L] int64 and mask [b, L] bool of the texts of items by number, padded to the longest."""
+        texts = [clean_text(self.rows.item(number).text, self._spec) for number in numbers]
+        encoded = tokenizer.encode(texts, max_tokens=self._spec.data.max_caption_tokens)
+        return torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.attention_mask)
+
+    def clusters(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[num_items] equal for items about the same (left) image."""
+        return self.rows.image_index
+
+
+class _Images(Dataset[Tensor | TclxError]):
+    def __init__(self, items: ItemSet) -> None:
+        self._items = items
+
+    def __getitem__(self, numbers: Sequence[int]) -> Tensor | TclxError:
+        try:
+            return torch.stack([stack_images(self._items.images(number)) for number in numbers])
+        except TclxError as error:
+            return error
+
+
+def open_items(spec: ExperimentSpec, split: Split) -> ItemSet:
+    """The rows of `data.val` or `data.test`.
+
+    Raises:
+        InputError: the spec has no such split, or its files are wrong.
+    """
+    source = spec.data.val if split == "val" else spec.data.test
+    if source is None:
+        raise InputError(Problem(f"data.{split}", "is not set, and the evaluation asks for it"))
+    rows: Any = open_source(source, key=f"data.{split}").rows(spec)
+    return ItemSet(rows, spec)

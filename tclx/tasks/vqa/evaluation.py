@@ -1,0 +1,188 @@
+"""Which answer does a model give? Ranked from a list, or written; and how many people agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tclx import distributed
+from tclx.data.batch import normalise
+from tclx.data.forms.vqa import answers_of
+from tclx.data.items import ItemSet, open_items
+from tclx.data.sources.opening import open_source
+from tclx.losses.answering import answer_losses
+from tclx.model.precision import autocast
+from tclx.tasks.evaluating import evaluating, my_part, require_finite
+from tclx.tasks.task import Evaluation, Split
+from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
+from tclx.tasks.vqa.answers import most_frequent, normalised, read_answer_list, vqa_accuracy
+
+if TYPE_CHECKING:
+    from tclx.data.tokenizer import CaptionTokenizer, EncodedCaptions
+    from tclx.model.downstream import Answerer
+    from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.vqa.task import VqaEvaluation
+
+SHOWN_ANSWERS = 3
+
+
+class Ranked(NamedTuple):
+    """The answers of B questions, the most likely first."""
+
+    numbers: Tensor
+    """[B, k] int64: which of the list."""
+    shares: Tensor
+    """[B, k] probabilities among these k."""
+
+
+def evaluate_answers(
+    model: Answerer,
+    spec: ExperimentSpec,
+    split: Split,
+    *,
+    settings: VqaEvaluation,
+    tokenizer: CaptionTokenizer,
+    device: torch.device,
+) -> Evaluation:
+    """VQA's accuracy; arguments and errors as `EvaluationTask.evaluate`."""
+    items = open_items(spec, split)
+    listed = _answer_list(spec, settings)
+    max_tokens = getattr(spec.task, "max_answer_tokens", 12)
+    candidates = tokenizer.encode_answers(listed, max_tokens=max_tokens)
+    mine = my_part(torch.arange(items.num_items)).tolist()
+    found: list[list[tuple[str, float]]] = []
+    with torch.no_grad(), evaluating(model), autocast(device, spec.training.precision):
+        for batch in items.image_batches(mine, batch_size=settings.batch_size) if mine else ():
+            ids, mask = (one.to(device) for one in items.encode(tokenizer, mine[len(found) : len(found) + len(batch)]))
+            images = normalise(batch.to(device).flatten(0, 1), spec.data.normalization).view(batch.shape)
+            questions = model.read(model.online, images, ids, mask)
+            require_finite(questions, "state of a question")
+            if settings.answer == "generate":
+                found += generate(model, questions, mask, tokenizer=tokenizer, max_tokens=max_tokens)
+                continue
+            ranked = rank(model, questions, mask, candidates, top_k=settings.top_k, official=spec.compat == "official")
+            best = zip(ranked.numbers[:, :SHOWN_ANSWERS].tolist(), ranked.shares[:, :SHOWN_ANSWERS].tolist(), strict=True)
+            found += [[(listed[number], share) for number, share in zip(*each, strict=True)] for each in best]
+    given = _gathered(found)
+    return Evaluation(
+        _metrics(items, given, listed),
+        partial(_examples, items, given),
+        predictions=[
+            {"question_id": answers_of(items.item(number).target).question_id, "answer": answers[0][0]}
+            for number, answers in enumerate(given)
+        ],
+    )
+
+
+def rank(
+    model: Answerer,
+    questions: Tensor,
+    question_mask: Tensor,
+    candidates: EncodedCaptions,
+    *,
+    top_k: int,
+    official: bool = False,
+) -> Ranked:
+    """Order answers of a list by their likelihood.
+
+    Args:
+        model: what answers.
+        questions: [B, N, width] fused states.
+        question_mask: [B, N] bool.
+        candidates: C answers, `[CLS] answer [SEP]`.
+        top_k: answers whose whole likelihood is computed, those with the most likely first word; all where there are fewer.
+        official: count the first word twice, as the published code does.
+    """
+    device, num_questions = questions.device, len(questions)
+    ids = torch.from_numpy(candidates.input_ids).to(device)
+    mask = torch.from_numpy(candidates.attention_mask).to(device)
+    start = ids[:1, :1].expand(num_questions, 1)
+    first = model.write(model.online, start, torch.ones_like(start, dtype=torch.bool), questions, question_mask)[:, 0]
+    likelihood = first.float().log_softmax(dim=1)[:, ids[:, 1]]
+    likelihood, numbers = likelihood.topk(min(top_k, len(ids)), dim=1)
+    rows = torch.arange(num_questions, device=device).repeat_interleave(numbers.shape[1])
+    chosen = numbers.flatten()
+    logits = model.write(model.online, ids[chosen], mask[chosen], questions, question_mask, rows)
+    scores = -answer_losses(logits, ids[chosen], mask[chosen]).view(numbers.shape)
+    shares = (scores + likelihood if official else scores).softmax(dim=1)
+    shares, order = shares.sort(dim=1, descending=True, stable=True)
+    return Ranked(numbers.gather(1, order), shares)
+
+
+def generate(
+    model: Answerer, questions: Tensor, question_mask: Tensor, *, tokenizer: CaptionTokenizer, max_tokens: int
+) -> list[list[tuple[str, float]]]:
+    """The answer written word after word, each the most likely one, with the probability of the whole."""
+    end, num = tokenizer.sep_id, len(questions)
+    ids = torch.full((num, 1), tokenizer.cls_id, device=questions.device)
+    total, ended = torch.zeros(num, device=questions.device), torch.zeros(num, dtype=torch.bool, device=questions.device)
+    for _ in range(max_tokens - 1):
+        logits = model.write(model.online, ids, torch.ones_like(ids, dtype=torch.bool), questions, question_mask)[:, -1]
+        likelihood, word = logits.float().log_softmax(dim=1).max(dim=1)
+        total += torch.where(ended, torch.zeros_like(likelihood), likelihood)
+        ids = torch.cat([ids, torch.where(ended, tokenizer.pad_id, word)[:, None]], dim=1)
+        ended |= word == end
+        if bool(ended.all()):
+            break
+    return [[(tokenizer.decode(row), share)] for row, share in zip(ids.tolist(), total.exp().tolist(), strict=True)]
+
+
+def _answer_list(spec: ExperimentSpec, settings: VqaEvaluation) -> list[str]:
+    """The answers to choose from, and of which it is told whether they hold the right one."""
+    if settings.answer_list is not None:
+        return read_answer_list(settings.answer_list)
+    rows: Any = open_source(spec.data.train, key="data.train").rows(spec)
+    counts: Counter[str] = Counter()
+    for row in range(rows.num_rows):
+        counts.update(answers_of(rows.item(row).target).weights)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _gathered(found: list[list[tuple[str, float]]]) -> list[list[tuple[str, float]]]:
+    """Of all processes, in the order of the questions."""
+    return [answers for part in distributed.all_gather_object(found) for answers in part]
+
+
+def _metrics(items: ItemSet, given: Sequence[Sequence[tuple[str, float]]], listed: Sequence[str]) -> dict[str, float]:
+    known = [answers_of(items.item(number).target).given for number in range(items.num_items)]
+    told = [(answers[0][0], right) for answers, right in zip(given, known, strict=True) if right]
+    metrics = {"num_questions": float(len(known))}
+    if not told:  # a test set whose answers only a server has
+        return metrics
+    names = {normalised(one) for one in listed}
+    # What one answer reaches on every question, by the answers that are right somewhere.
+    by_answer: Counter[str] = Counter()
+    for _, right in told:
+        for one in {normalised(answer) for answer in right}:
+            by_answer[one] += vqa_accuracy(one, right)  # type: ignore[assignment]
+    percent = 100.0 / len(told)
+    return metrics | {
+        "accuracy": percent * sum(vqa_accuracy(answer, right) for answer, right in told),
+        "exact": percent * sum(normalised(answer) == most_frequent(right) for answer, right in told),
+        "majority": percent * max(by_answer.values()),
+        "random": percent * sum(by_answer[name] for name in names) / len(names),
+        "unlisted": percent * sum(names.isdisjoint(map(normalised, right)) for _, right in told),
+    }
+
+
+def _examples(items: ItemSet, given: Sequence[Sequence[tuple[str, float]]]) -> dict[str, Any]:
+    """`JudgedItems`: a few questions with what was answered."""
+    shown = spaced(items.num_items, NUM_SHOWN)
+    return {
+        "score": "probability",
+        "items": [
+            {
+                "images": [number],
+                "text": items.item(number).text,
+                "right": list(dict.fromkeys(answers_of(items.item(number).target).given)),
+                "answers": [{"text": text, "score": share} for text, share in given[number]],
+            }
+            for number in shown
+        ],
+        "pictures": {str(number): jpeg(small(items.images(number)[0])) for number in shown},
+    }
