@@ -229,6 +229,10 @@ class RunFolder:
         """What a task's final evaluation gave: JSON, `Evaluated` and where it comes from."""
         return self.evaluation / f"{task}-{split}.json"
 
+    def predictions(self, task: str, split: str) -> Path:
+        """What a server that keeps the truth of a task wants to see."""
+        return self.evaluation / "predictions" / f"{task}-{split}.json"
+
     def examples(self, task: str, split: str, *, step: int | None = None) -> Path:
         """What people look at of an evaluation, with images; beside the metrics, which are read often.
 

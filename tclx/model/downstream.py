@@ -37,13 +37,19 @@ class Downstream(MomentumModel):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             self.online = build_encoders(
-                spec, vocab_size=vocab_size, pad_token_id=pad_token_id, projections=False, fusion=True, mlm=self.needs_words
+                spec,
+                vocab_size=vocab_size,
+                pad_token_id=pad_token_id,
+                projections=self.needs_projections,
+                fusion=True,
+                mlm=self.needs_words,
             )
             self.add_parts()
             self.momentum = self.online.momentum_copy(with_fusion=True) if with_momentum else None
 
     needs_words = False
     """Whether what the task adds starts from the head that names hidden words."""
+    needs_projections = False
 
     def add_parts(self) -> None:
         """Put what the task adds into `online`."""
@@ -99,6 +105,38 @@ class Classifier(Downstream):
         if encoders.head is None:
             raise TypeError("a classifier without its head")
         logits: Tensor = encoders.head(fused[:, 0]).float()
+        return logits
+
+
+class TextAssigner(Downstream):
+    """Which of two images does a caption describe, or neither?"""
+
+    needs_projections = True
+
+    def add_parts(self) -> None:
+        online = self.online
+        if isinstance(online.fusion_encoder, FusionEncoder):
+            online.fusion_encoder = PairedFusion(online.fusion_encoder)
+        online.head = nn.Linear(online.text_encoder.width, 3)
+        online.text_projection = None
+        if online.image_projection is not None:
+            online.image_projection.requires_grad_(False)  # it draws the wrong images, and learns nothing
+
+    def assign(self, text: Tensor, attention_mask: Tensor, images: Tensor) -> Tensor:
+        """Logits of left, right and neither.
+
+        Args:
+            text: [B, L, width] of the text encoder.
+            attention_mask: [B, L] bool, False at padding.
+            images: [B, 2, N, width] of the image encoder.
+
+        Returns:
+            [B, 3] fp32
+        """
+        online = self.online
+        if not isinstance(online.fusion_encoder, PairedFusion) or online.head is None:
+            raise TypeError("text assignment without pairs of fusion layers")
+        logits: Tensor = online.head(online.fusion_encoder(text, attention_mask, images)[:, 0]).float()
         return logits
 
 

@@ -18,6 +18,7 @@ from tclx.spec.training import TrainingSpec
 from tclx.tasks.entailment import EntailmentSpec
 from tclx.tasks.nlvr import NlvrSpec
 from tclx.tasks.pretrain.task import PretrainSpec
+from tclx.tasks.text_assignment.task import TextAssignmentSpec
 from tclx.tasks.vqa.task import VqaSpec
 
 SafeName = Annotated[
@@ -27,7 +28,7 @@ SafeName = Annotated[
 """Letters, digits and `._+-`, at most 64: names become folders and job names."""
 
 
-TaskSpec = Annotated[PretrainSpec | EntailmentSpec | NlvrSpec | VqaSpec, Field(discriminator="name")]
+TaskSpec = Annotated[PretrainSpec | EntailmentSpec | TextAssignmentSpec | NlvrSpec | VqaSpec, Field(discriminator="name")]
 
 
 class InitSpec(Section):

@@ -172,6 +172,7 @@ def _task(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("objectives", message, "leave the section out", others=(*terms, "task.name"))
     if task.name != "pretrain" and spec.model.fusion_encoder is None:
         yield Problem("model.fusion_encoder", f"task {task.name} needs one", "add `fusion_encoder: {num_layers: 6}`")
+    yield from task.problems(spec)
     if spec.data.train.form not in task.forms:
         yield _other_form("data.train", spec.data.train.form, f"task {task.name} learns from", task.forms)
     evaluation = spec.evaluation

@@ -52,6 +52,8 @@ def write_evaluations(folder: RunFolder, found: Mapping[str, Evaluation], split:
     """Put the final metrics of each task into the run folder; `origin` says which weights they are of."""
     for task, evaluation in found.items():
         folder.write_json(folder.evaluated(task, split), {**origin, "metrics": row_of({task: evaluation}, split)})
+        if evaluation.predictions is not None:
+            folder.write_json(folder.predictions(task, split), evaluation.predictions)
 
 
 @contextmanager

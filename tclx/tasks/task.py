@@ -65,6 +65,10 @@ class TrainingTask(Section):
         """The share of the momentum model in its targets; None trains on the truth alone."""
         raise NotImplementedError
 
+    def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
+        """Why this task cannot be trained with such a spec, without looking at any file."""
+        return iter(())
+
     def build_model(self, spec: ExperimentSpec, *, vocab_size: int, pad_token_id: int) -> MomentumModel:
         """What is trained, on the CPU, from the spec's seed; nothing is allocated under `torch.device("meta")`."""
         raise NotImplementedError
