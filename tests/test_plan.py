@@ -477,6 +477,9 @@ FULL = [
     "compat=official",
     "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",
     f"evaluation.classification={{val: {LABELLED}, test: {LABELLED}}}",
+    "evaluation.entailment={}",
+    "evaluation.nlvr={}",
+    "evaluation.vqa={answer_list: /a}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"
@@ -491,6 +494,7 @@ OTHER = [
     "evaluation={every_steps: 3, at_end: test}",
     f"evaluation.classification={{val: {CLASSES}, test: {CLASSES}}}",
     "launch={backend: slurm, gpus_per_node: 0}",
+    "task={name: vqa}",
 ]
 
 
@@ -554,7 +558,7 @@ def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: 
                 found[".".join(path)] = run_id(other, 128) != run_id(spec, 128)
     wrong = [key for key, changes in found.items() if changes == key.startswith(FREE)]
     assert wrong == []
-    tags = {f"{key}.{place.tag}" for key, place in walk(ROOT) if place.tag} | {"task.name"}
+    tags = {f"{key}.{place.tag}" for key, place in walk(ROOT) if place.tag}
     sections = {path.rpartition(".")[0] for path in key_paths()}
     assert set(key_paths()) - sections - tags - set(found) == set()
 

@@ -110,6 +110,12 @@ class CaptionTokenizer:
         return EncodedCaptions(input_ids, mask)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return found
+
+    @property
     def sep_id(self) -> int | None:
         """Of the end of a text; None where the tokenizer has none."""
         found: int | None = self._backend.token_to_id(self._special_tokens.get("sep", ""))

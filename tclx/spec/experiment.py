@@ -11,7 +11,7 @@ from tclx.spec.data import DataSpec
 from tclx.spec.evaluation import EvaluationSpec
 from tclx.spec.launch import LaunchSpec, LocalLaunch
 from tclx.spec.model import ModelSpec
-from tclx.spec.objectives import ObjectivesSpec
+from tclx.spec.objectives import TERMS, ObjectivesSpec
 from tclx.spec.optim import OptimSpec
 from tclx.spec.tracking import TrackingSpec
 from tclx.spec.training import TrainingSpec
@@ -81,3 +81,10 @@ class ExperimentSpec(Section):
     """Hardware: this machine or a SLURM cluster."""
     tracking: TrackingSpec = TrackingSpec()
     """Logging: metrics.jsonl, TensorBoard, W&B."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.task.name == "pretrain" and not self.objectives.terms:
+            message = f"every term is off: switch on at least one of {', '.join(TERMS)}"
+            raise Conflict(message, *(f"objectives.{name}" for name in TERMS))
+        return self

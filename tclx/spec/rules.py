@@ -164,10 +164,7 @@ def _task(spec: ExperimentSpec) -> Iterator[Problem]:
     """Which sections belong to which task, and which rows it reads."""
     task, objectives = spec.task, spec.objectives
     terms = tuple(f"objectives.{name}" for name in TERMS)
-    if task.name == "pretrain" and not objectives.terms:
-        message = f"every term is off: switch on at least one of {', '.join(TERMS)}"
-        yield Problem("objectives", message, others=(*terms, "task.name"))
-    elif task.name != "pretrain" and objectives.terms:
+    if task.name != "pretrain" and objectives.terms:
         message = f"the terms of the loss are pre-training's; task {task.name} has its own loss"
         yield Problem("objectives", message, "leave the section out", others=(*terms, "task.name"))
     if task.name != "pretrain" and spec.model.fusion_encoder is None:

@@ -458,6 +458,16 @@ def place_of(path: Path) -> Path:
     return path
 
 
+def tokenizer_beside(path: Path) -> Path | None:
+    """The tokenizer of the run whose weights a path stands for; None where it stands for a file.
+
+    Raises:
+        InputError: as `place_of`.
+    """
+    tokenizer = RunFolder(place_of(path).resolve().parents[1]).tokenizer
+    return tokenizer if tokenizer.is_dir() else None
+
+
 def best_or_newest(run: RunFolder) -> Path | None:
     """The checkpoint of a run's best evaluation, or its newest one where nothing was evaluated; None before the first.
 

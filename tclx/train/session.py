@@ -21,6 +21,7 @@ from tclx.model.tcl import MomentumModel
 from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
 from tclx.runs import Best, RunFolder, RunState, Status
+from tclx.spec.data import TrainedTokenizer
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
 from tclx.tasks.task import Evaluation, Split, TrainingTask
@@ -87,11 +88,29 @@ def _tokenizer(folder: RunFolder, spec: ExperimentSpec) -> CaptionTokenizer:
         if folder.tokenizer.exists():
             return
         building = folder.path / f".tokenizer.{os.getpid()}.tmp"
-        checkpoint.save_tokenizer(build_tokenizer(spec.data.tokenizer, training_captions(spec.data)), building)
+        checkpoint.save_tokenizer(_first_tokenizer(spec), building)
         building.rename(folder.tokenizer)  # complete or not there, as a killed process may be started again
 
     distributed.on_main(make)
     return checkpoint.load_tokenizer(folder.tokenizer)
+
+
+def _first_tokenizer(spec: ExperimentSpec) -> CaptionTokenizer:
+    """The one of the run that is started from, since its weights know words by their numbers; else the spec's.
+
+    Raises:
+        InputError: the spec names a tokenizer with other words.
+    """
+    path = Path(spec.init.checkpoint) if spec.init is not None and spec.init.checkpoint is not None else None
+    beside = checkpoint.tokenizer_beside(path) if path is not None else None
+    theirs = checkpoint.load_tokenizer(beside) if beside is not None else None
+    if theirs is not None and isinstance(spec.data.tokenizer, TrainedTokenizer):
+        return theirs
+    own = build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
+    if theirs is not None and own.vocabulary != theirs.vocabulary:
+        message = f"its words are not those that {path} was trained with"
+        raise InputError(Problem("data.tokenizer", message, "the tokenizer of that run's spec"))
+    return own
 
 
 def _resume(

@@ -168,6 +168,7 @@ def test_the_walk_over_the_spec_finds_paths_kinds_and_leaves() -> None:
         "data.val": "source",
         "data.test": "source",
         "data.tokenizer": "source",
+        "task": "name",
         "optim.schedule": "name",
         "launch": "backend",
     }

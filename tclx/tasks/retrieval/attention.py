@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from tclx.data.batch import normalise
+from tclx.model.fusion import FusionEncoder
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating
 
 if TYPE_CHECKING:
     from tclx.data.dataset import EvaluationSet
     from tclx.data.tokenizer import CaptionTokenizer
-    from tclx.model.fusion import FusionEncoder
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
 
