@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from tclx.section import Conflict, Count, Section, members
 from tclx.tasks.classification import ClassificationSpec
+from tclx.tasks.grounding.task import GroundingSpec
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import EvaluationTask, Split
 
@@ -20,6 +21,8 @@ class EvaluationSpec(Section):
     """Image-text retrieval; null measures nothing."""
     classification: ClassificationSpec | None = None
     """Zero-shot classification by prompts."""
+    grounding: GroundingSpec | None = None
+    """Visual grounding by Grad-CAM."""
     during_training: Split | None = None
     """Split evaluated on a schedule; also selects the best checkpoint. null evaluates at the end only."""
     every_epochs: Count | None = None
