@@ -221,6 +221,19 @@ def test_nothing_of_the_model_is_changed() -> None:
         assert torch.equal(random, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("explains", ["itm", "itc"])
+def test_half_precision_looks_at_the_same_places(explains: str) -> None:
+    maps = []
+    for precision in ("fp32", "bf16"):
+        spec = spec_with({**OF_SCENES, "explains": explains}, **{"training.precision": precision})
+        model, tokenizer = untrained(spec)
+        found = ground(model, spec, "test", settings=settings_of(spec), tokenizer=tokenizer, device=CPU)
+        maps.append(found.maps.flatten(1))
+    assert maps[1].dtype == torch.float32
+    apart = (maps[0] - maps[1]).norm(dim=1) / maps[0].norm(dim=1).clamp(min=1e-12)
+    assert 0 < float(apart.median()) < 0.1
+
+
 def test_what_is_not_finite_stops_the_evaluation() -> None:
     spec = spec_with(OF_SCENES)
     model, tokenizer = untrained(spec)
@@ -271,6 +284,11 @@ PROBLEMS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"val": SCENES},
         {"evaluation.during_training": None, "evaluation.every_steps": None},
         r"grounding\.val: is never evaluated",
+    ),
+    (
+        OF_SCENES,
+        {"evaluation.best_metric": "grounding/pointing"},
+        "selects the best checkpoint on val, which grounding does not have",
     ),
     (OF_SCENES, {"objectives.itm": None}, r"evaluation\.grounding: .*objectives\.itm is off"),
     ({**OF_SCENES, "layer": 1}, {}, r"grounding\.layer: 1, but the fusion encoder has 1 layers"),
