@@ -465,6 +465,7 @@ def test_the_global_batch_is_part_of_the_run(tmp_path: Path) -> None:
 FREE = ("launch.", "tracking.", "data.num_workers")
 """Keys that do not change a run."""
 LABELLED, CLASSES = "{source: scenes, attribute: shape}", "{source: folder, folder: /x, class_names: /y}"
+REGIONS = "{source: refcoco, file: /x, image_root: /y, boxes: /z, detections: /w}"
 FULL = [
     *(
         f"objectives.{name}={{{'temperature: {}' if issubclass(term, ContrastiveTerm) else ''}}}"
@@ -480,6 +481,7 @@ FULL = [
     "evaluation.entailment={}",
     "evaluation.nlvr={}",
     "evaluation.vqa={answer_list: /a}",
+    "evaluation.grounding={val: {source: scenes}, test: {source: scenes}}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"
@@ -493,6 +495,7 @@ OTHER = [
     "init={checkpoint: null, experiment: /x, variant: x}",
     "evaluation={every_steps: 3, at_end: test}",
     f"evaluation.classification={{val: {CLASSES}, test: {CLASSES}}}",
+    f"evaluation.grounding={{val: {REGIONS}, test: {REGIONS}}}",
     "launch={backend: slurm, gpus_per_node: 0}",
     "task={name: vqa}",
 ]

@@ -22,6 +22,7 @@ from tclx.tasks.task import EvaluationTask
 from tclx.track.jsonl import read
 
 from .tasks.downstream import TASKS
+from .tasks.grounding.data import write_refcoco
 from .train.toy import prepare, run, toy_spec
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -62,6 +63,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
     terms = {f"objectives.{name}": {"pooled_grid": 2} if name == "lmi" else {} for name in TERMS}
     own = {"temperature": {"initial": 0.1}}
     scenes = {"source": "scenes", "attribute": "shape", "num_images": 4}
+    regions = write_refcoco(tmp_path / "regions")
     folder = run(
         prepare(
             tmp_path / "run",
@@ -72,6 +74,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
                     "training.steps": 3,
                     "evaluation.every_steps": 1,
                     "evaluation.classification": {"val": scenes, "test": scenes},
+                    "evaluation.grounding": {"val": regions, "test": regions},
                     "tracking": {"log_every_steps": 1, "term_gradient_norms_every_steps": 1},
                 },
             ),

@@ -55,6 +55,26 @@ def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool
     )
 
 
+def read_size(path: Path, *, as_stored: bool = False) -> tuple[int, int]:
+    """Width and height as `read_image` gives them, from the file's header alone.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), open_ordinary(path) as file, Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if not as_stored and orientation(image) >= 5 else (width, height)
+    except FileNotFoundError:
+        raise BadImage(path, "does not exist") from None
+    except UnidentifiedImageError:
+        raise BadImage(path, f"is not an image in a known format ({READ_FORMATS} are read)") from None
+    except OSError as error:
+        raise BadImage(path, f"cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # as when all of it is decoded
+        raise BadImage(path, f"cannot be decoded: {error or type(error).__name__}") from error
+
+
 def read_bytes(path: Path, *, max_pixels: int) -> bytes:
     """An image's file: of ordinary files alone, and no more than an image of `max_pixels` can need.
 

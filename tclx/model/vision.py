@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
@@ -79,6 +80,40 @@ class ImageEncoder(nn.Module):
         patches = features[:, self.layout.num_prefix_tokens :]
         whole = features[:, :1] if self.layout.has_class_token else patches.mean(dim=1, keepdim=True)
         return torch.cat([whole, patches], dim=1)
+
+    @contextmanager
+    def attention_weights(self, block: int | None = None) -> Iterator[list[Tensor]]:
+        """While the block runs, `forward` keeps what one of its blocks attends to, computed without a fused kernel.
+
+        Args:
+            block: its number, from 0; None for the one two thirds up.
+
+        Returns:
+            A list that gets the weights [B, heads, tokens, tokens]: a leaf of the graph, so that the gradient of anything made
+            of the output says how much each of them mattered. Ask for it inside, or activations are recomputed otherwise.
+
+        Raises:
+            InputError: the model has no such block, or no [CLS] whose attention could be shown.
+        """
+        blocks: Any = getattr(self.body, "blocks", ())
+        number = 2 * len(blocks) // 3 if block is None else block
+        attention: Any = getattr(blocks[number], "attn", None) if number < len(blocks) else None
+        if not (self.layout.has_class_token and hasattr(attention, "fused_attn") and hasattr(attention, "attn_drop")):
+            message = f"block {number} of this image encoder has no attention of a class token to look at"
+            raise InputError(Problem(KEY, message, f"it has {len(blocks)} blocks, from 0; plain ViTs have such an attention"))
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: object, weights: Tensor) -> Tensor:
+            seen.append(weights.detach().requires_grad_())
+            return seen[-1]
+
+        hook, fused = attention.attn_drop.register_forward_hook(keep), attention.fused_attn
+        attention.fused_attn = False
+        try:
+            yield seen
+        finally:
+            attention.fused_attn = fused
+            hook.remove()
 
 
 class ConvStem(nn.Module):

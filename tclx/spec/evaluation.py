@@ -10,6 +10,7 @@ from pydantic import model_validator
 from tclx.section import Conflict, Count, Section, members
 from tclx.tasks.classification import ClassificationSpec
 from tclx.tasks.entailment import EntailmentEvaluation
+from tclx.tasks.grounding.task import GroundingSpec
 from tclx.tasks.nlvr import NlvrEvaluation
 from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import EvaluationTask, Split
@@ -31,6 +32,8 @@ class EvaluationSpec(Section):
     """Statements about two images, of a model that was trained for it."""
     vqa: VqaEvaluation | None = None
     """Questions about images, of a model that was trained for it."""
+    grounding: GroundingSpec | None = None
+    """Visual grounding by Grad-CAM."""
     during_training: Split | None = None
     """Split evaluated on a schedule; also selects the best checkpoint. null evaluates at the end only."""
     every_epochs: Count | None = None

@@ -194,6 +194,11 @@ def _evaluation(spec: ExperimentSpec) -> Iterator[Problem]:
         hint = f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(known)
         message = f"`{evaluation.best_metric}` is not a {' or '.join(evaluation.tasks)} metric of which more is better"
         yield Problem("evaluation.best_metric", message, hint)
+    elif evaluation.tasks and (split := evaluation.during_training) is not None:
+        name = evaluation.best_row_metric.partition("/")[0]
+        if not evaluation.tasks[name].has(split):
+            message = f"`{evaluation.best_metric}` selects the best checkpoint on {split}, which {name} does not have"
+            yield Problem("evaluation.best_metric", message, f"add evaluation.{name}.{split}, or choose by another task")
 
 
 def _nothing_to_do(spec: ExperimentSpec) -> Iterator[Problem]:

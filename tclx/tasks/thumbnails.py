@@ -6,7 +6,10 @@ import base64
 from typing import TYPE_CHECKING
 
 import cv2
+import numpy as np
 import simplejpeg
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from tclx.data.images import Pixels
@@ -35,3 +38,13 @@ def small(image: Pixels) -> Pixels:
 def jpeg(image: Pixels) -> str:
     """Base64 of a JPEG of [S, S, 3] uint8 RGB."""
     return base64.b64encode(simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="444")).decode()
+
+
+def warmed(pixels: Pixels, attention: Tensor) -> Pixels:
+    """An image under the colours of a map [rows, columns], scaled to its largest value; the bare image where that is 0."""
+    scaled = attention / attention.max().clamp(min=torch.finfo(attention.dtype).tiny)
+    warmth = cv2.resize(scaled.numpy(), pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    colours = cv2.applyColorMap((255 * warmth).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share = 0.7 * warmth[..., None]
+    mixed: Pixels = ((1 - share) * pixels + share * colours).astype(np.uint8)
+    return mixed

@@ -7,6 +7,7 @@ They run in a folder that looks like a clone whose quickstart has been trained. 
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -181,6 +182,9 @@ PEOPLES_FILES = {
     "captions.csv": "image,caption\na.jpg,a dog\n",
     "results.token": "a.jpg#0\ta dog\n",
     "rows.jsonl": '{"image": "a.jpg", "caption": "a dog"}\n',
+    "refs(unc).p": pickle.dumps([], protocol=0).decode(),  # tests/tasks/grounding/test_refcoco.py has some
+    "instances.json": '{"images": [], "annotations": []}',
+    "res101_coco_minus_refer_notime_dets.json": "[]",
 }
 """What the docs' converters read."""
 

@@ -1,10 +1,6 @@
 """Where in the image does the fusion encoder look for a word? Grad-CAM on one layer's cross-attention, as ALBEF shows it.
 
-The weights of one layer, each multiplied by how much it raises the matching head's logit of "matched" (gradients that lower it
-count as nothing), are averaged over heads and over a word's tokens. Without a matching head the weights are averaged as they
-are.
-
-Source: Selvaraju et al. 2017, arXiv:1610.02391; Li et al. 2021, arXiv:2107.07651, figure 4, from the third of six layers.
+The maps of `tclx.tasks.grad_cam`, averaged over a word's tokens. Without a matching head the weights are averaged as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +15,7 @@ from tclx.data.batch import normalise
 from tclx.model.fusion import FusionEncoder
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating
+from tclx.tasks.grad_cam import matching_maps
 
 if TYPE_CHECKING:
     from tclx.data.dataset import EvaluationSet
@@ -71,7 +68,7 @@ def attention_maps(
         with torch.no_grad():
             patches = model.online.encode_image(normalise(images.to(device), spec.data.normalization)).tokens
             states = model.online.encode_text(input_ids, mask).tokens
-        maps, scores = _grad_cam(model, fusion, states, mask, patches)
+        maps, scores = matching_maps(model, fusion, states, mask, patches)
     grid = model.online.image_encoder.grid
     return [
         AttentionMaps(
@@ -84,15 +81,3 @@ def attention_maps(
         )
         for row, caption in enumerate(captions)
     ]
-
-
-@torch.enable_grad()
-def _grad_cam(model: TCL, fusion: FusionEncoder, states: Tensor, mask: Tensor, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-    """[R, L, N] what every token looks at, [CLS] of the image left out, and [R] matching logits."""
-    fused, weights = fusion.explained(states, mask, fusion.keys_values(patches), layer=(len(fusion.layers) - 1) // 2)
-    maps, scores = weights, None
-    if (head := model.head("itm")) is not None:
-        scores = head(fused[:, 0])[:, 1]
-        (influence,) = torch.autograd.grad(scores.sum(), weights)
-        maps, scores = weights * influence.clamp(min=0), scores.detach().float().cpu()
-    return maps[..., 1:].mean(dim=1).detach().float().cpu(), scores

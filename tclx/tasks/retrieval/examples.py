@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from tclx.tasks.retrieval.attention import AttentionMaps, attention_maps
 from tclx.tasks.retrieval.evaluation import Retrieval, RetrievalEvaluation, Shortlist, reranked_scores
 from tclx.tasks.retrieval.ranks import rank_of_best_relevant
-from tclx.tasks.thumbnails import jpeg, small, spaced
+from tclx.tasks.thumbnails import jpeg, small, spaced, warmed
 
 if TYPE_CHECKING:
     from tclx.data.dataset import EvaluationSet
-    from tclx.data.images import Pixels
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
@@ -133,16 +130,6 @@ def _explained(source: EvaluationSet, found: AttentionMaps) -> dict[str, Any]:
     image = int(source.image_of_caption[found.caption])
     pixels = small(source.image(image))
     said = [word for word in found.words if any(letter.isalnum() for letter in word.text)]
-    words = [{"word": word.text, "picture": jpeg(_warmed(pixels, word.map))} for word in said[:MOST_WORDS]]
+    words = [{"word": word.text, "picture": jpeg(warmed(pixels, word.map))} for word in said[:MOST_WORDS]]
     text = source.captions[found.caption]
     return {"caption": found.caption, "text": text, "image": image, "score": found.score, "words": words}
-
-
-def _warmed(pixels: Pixels, attention: Tensor) -> Pixels:
-    """An image under the colours of a map [rows, columns], scaled to its largest value; the bare image where that is 0."""
-    scaled = attention / attention.max().clamp(min=torch.finfo(attention.dtype).tiny)
-    warmth = cv2.resize(scaled.numpy(), pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    colours = cv2.applyColorMap((255 * warmth).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = 0.7 * warmth[..., None]
-    mixed: Pixels = ((1 - share) * pixels + share * colours).astype(np.uint8)
-    return mixed

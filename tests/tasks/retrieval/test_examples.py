@@ -18,7 +18,7 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.retrieval import examples
 from tclx.tasks.retrieval.evaluation import RetrievalEvaluation, evaluate_retrieval, reranked_scores
 from tclx.tasks.retrieval.examples import NUM_EXPLAINED, NUM_RESULTS, choose_examples, examples_of
-from tclx.tasks.thumbnails import spaced
+from tclx.tasks.thumbnails import spaced, warmed
 from tests.train.toy import toy_spec
 
 
@@ -158,7 +158,7 @@ def test_a_warm_place_is_where_the_map_says() -> None:
     bare = np.full((32, 32, 3), 100, np.uint8)
     attention = torch.zeros(4, 4)
     attention[1, 2] = 0.003
-    changed = np.abs(examples._warmed(bare, attention).astype(int) - bare).sum(axis=2)
+    changed = np.abs(warmed(bare, attention).astype(int) - bare).sum(axis=2)
     assert changed[8:16, 16:24].mean() > 100
     assert changed[24:, :8].max() < 10
-    assert (examples._warmed(bare, torch.zeros(4, 4)) == bare).all()
+    assert (warmed(bare, torch.zeros(4, 4)) == bare).all()
