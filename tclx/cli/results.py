@@ -30,44 +30,63 @@ def results(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this CSV file.", dir_okay=False)
     ] = None,
+    intervals: Annotated[
+        bool | None,
+        typer.Option(
+            "--intervals/--no-intervals",
+            help="95 % intervals in every cell; or in none, and what each query reached is not read. By default where there is "
+            "one seed.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: one row per experiment and variant, mean and sample deviation over seeds.
+    """Compare runs: one row per experiment and variant, mean and sample deviation over seeds, 95 % intervals.
 
-    The trials of a sweep are rows where the sweep is named.
+    The best of a column is marked where it is beyond chance and beyond noise of every other row. The trials of a sweep are rows
+    where the sweep is named.
     """
     from tclx.found import find
     from tclx.report import results as tables
 
     found = find(runs or [], runs_dir=runs_dir)
-    summary = tables.summarise(tables.read_runs(found.selection), metrics=metric or [], split=split)
+    runs_read = tables.read_runs(found.selection)
+    summary = tables.summarise(runs_read, metrics=metric or [], split=split, intervals=intervals is not False)
     if csv is not None:
         tables.write_csv(summary, csv)
     if as_json:
         print_json(tables.as_json(summary))
     else:
-        print_results(summary)
+        print_results(summary, intervals=bool(intervals))
         if not found.folders and not found.notes:
             say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
     for note in found.notes:
         say(note)
 
 
-def print_results(summary: Results) -> None:
-    """The table to stdout (bold or `*`: the best of a column), then the runs that are not finished, to stderr."""
+def print_results(summary: Results, *, intervals: bool = False) -> None:
+    """The table to stdout (bold or `*`: the best of a column), then what is missing, to stderr.
+
+    Args:
+        summary: what was found.
+        intervals: shown where there are several seeds, too.
+    """
     from tclx.launch.watch import describe
 
     if summary.rows:
-        print_table(summary)
+        print_table(summary, intervals=intervals)
+    for note in summary.notes:
+        say(note)
     for run in summary.unfinished:
         say(f"not in the table: {run.run_id} {describe(run.status)}")
 
 
-def print_table(summary: Results) -> None:
+def print_table(summary: Results, *, intervals: bool = False) -> None:
     """Aligned text, however wide; on a terminal rich tables, one below the other where it is too narrow for all metrics."""
-    head, *rows = _cells(summary)
+    head, *rows = _cells(summary, intervals)
+    said = f"{summary.tasks} on {summary.split} (mean ± deviation over seeds, [95 % interval]"
+    best = "best, beyond noise of every other row and chance"
     if not sys.stdout.isatty():
-        show(f"{summary.tasks} on {summary.split} (mean ± deviation over seeds; * best)")
+        show(f"{said}; * {best})")
         marked = [[row[0].text, row[1].text, *(f"{cell.text}{'*' if cell.best else ' '}" for cell in row[2:])] for row in rows]
         show(aligned([[cell.text for cell in head], *marked]))
         return
@@ -76,7 +95,7 @@ def print_table(summary: Results) -> None:
     from rich.text import Text
 
     console = Console(no_color=not wants_colour(sys.stdout))
-    console.print(Text(one_line(f"{summary.tasks} on {summary.split} (mean ± deviation over seeds)")))
+    console.print(Text(one_line(f"{said}; bold: {best})")))
     columns = list(zip(*[head, *rows], strict=True))
     for shown in _fitting(columns, console.width):
         table = Table()
@@ -105,17 +124,21 @@ def _fitting(columns: Sequence[Sequence[_Cell]], width: int) -> Iterator[list[Se
     yield line
 
 
-def _cells(summary: Results) -> list[list[_Cell]]:
-    from tclx.report.results import best_rows, column_title, format_spread
+def _cells(summary: Results, intervals: bool) -> list[list[_Cell]]:
+    from tclx.report.results import column_title, format_chance, format_spread, winners
 
-    winners = best_rows(summary)
+    best = winners(summary)
     head = [_Cell(one_line(name)) for name in ("experiment", "seeds", *(column_title(metric) for metric in summary.metrics))]
     rows = [
         [
             _Cell(one_line(row.label)),
             _Cell(str(len(row.runs))),
-            *(_Cell(format_spread(row.metrics.get(metric)), winners.get(metric) == index) for metric in summary.metrics),
+            *(
+                _Cell(format_spread(row.metrics.get(metric), intervals=intervals), best.get(metric) == index)
+                for metric in summary.metrics
+            ),
         ]
         for index, row in enumerate(summary.rows)
     ]
-    return [head, *rows]
+    chance = [_Cell("chance"), _Cell(""), *(_Cell(format_chance(summary, metric)) for metric in summary.metrics)]
+    return [head, *rows, *([chance] if any(row.chance for row in summary.rows) else [])]
