@@ -210,14 +210,23 @@ def interval_of(sample: Sample) -> Interval | None:
     With one seed it says what other queries would give this very model; with several, what other queries and other seeds would,
     or other seeds alone where the outcomes are not known.
     """
-    resampled = sample.resampled
+    if len(sample.values) == 1 or _is_extreme(sample):
+        return interval_over_queries(sample)
     num_clusters = sample.estimates[0].num_clusters if sample.estimates else 0
-    if sample.estimates and sample.in_percent and set(sample.values) in ({0.0}, {100.0}):
-        return _of_extreme(sample.mean, num_clusters)
-    if len(sample.values) > 1:
-        found = _of_seeds(sample.mean, _variance_of_mean(sample.values), resampled, num_clusters)
-        return Interval(max(found.low, 0.0), min(found.high, 100.0)) if sample.in_percent else found
-    return _percentiles(resampled) if resampled is not None else None
+    found = _of_seeds(sample.mean, _variance_of_mean(sample.values), sample.resampled, num_clusters)
+    return Interval(max(found.low, 0.0), min(found.high, 100.0)) if sample.in_percent else found
+
+
+def interval_over_queries(sample: Sample) -> Interval | None:
+    """The 95 % interval of what other queries would give these very models; None where the outcomes are not known."""
+    if (resampled := sample.resampled) is None:
+        return None
+    return _of_extreme(sample.mean, sample.estimates[0].num_clusters) if _is_extreme(sample) else _percentiles(resampled)
+
+
+def _is_extreme(sample: Sample) -> bool:
+    """Whether nothing or everything is right, of each seed, and the queries are known."""
+    return bool(sample.estimates) and sample.in_percent and set(sample.values) in ({0.0}, {100.0})
 
 
 def difference_of(first: Sample, second: Sample) -> Interval | None:

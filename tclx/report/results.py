@@ -14,16 +14,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, read_as, write_atomically
 from tclx.launch.watch import RunStatus, watch_runs
 from tclx.metrics import chance_of, columns, of_one_split, task_of, without_split
-from tclx.report.bootstrap import Interval, Sample, difference_of, interval_of
 from tclx.report.estimates import Estimates, read_estimates
 from tclx.runs import RunFolder, RunState, TrialOf
 from tclx.spec.difference import identity, told_apart
+
+if TYPE_CHECKING:  # numpy is loaded where there are runs
+    from tclx.report.bootstrap import Interval, Sample
 
 SPLITS = ("test", "val")
 """In order of preference."""
@@ -285,15 +287,19 @@ def winners(results: Results) -> dict[str, int]:
 
 
 def is_beyond_chance(row: Row, metric: str) -> bool:
-    """Whether guessing would not reach it; also where chance is not known."""
+    """Whether guessing would not reach what these very models do; also where chance is not known."""
+    from tclx.report.bootstrap import interval_over_queries
+
     if metric not in row.chance:
         return True
-    interval = row.metrics[metric].interval
+    interval = interval_over_queries(row.samples[metric]) or row.metrics[metric].interval
     return interval is not None and interval.low > row.chance[metric]
 
 
 def is_better(first: Row, second: Row, metric: str) -> bool:
     """Whether the second is better than the first beyond noise; false where nothing tells."""
+    from tclx.report.bootstrap import difference_of
+
     if not are_of_same_queries(first, second, metric):
         return False
     interval, better = difference_of(first.samples[metric], second.samples[metric]), direction_of(metric)
@@ -379,6 +385,8 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def _row(group: Group, metrics: Sequence[str], split: str, intervals: bool, notes: dict[str, list[str]]) -> Row:
     """The row of a group; `notes` gathers which runs lack what, by what they lack."""
+    from tclx.report.bootstrap import Sample, interval_of
+
     estimates = dict[Path, Estimates]()
     for run in group.runs:
         evaluated = run.evaluations.get(split, {})

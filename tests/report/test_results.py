@@ -301,6 +301,15 @@ def test_nothing_within_chance_is_marked(tmp_path: Path) -> None:
     assert results.format_chance(summary, "text_to_image/r1") == "2.0"
 
 
+def test_seeds_that_all_beat_chance_do_so_however_far_they_are_apart(tmp_path: Path) -> None:
+    """Whether these models have learnt anything is a matter of queries; what another seed would give is not asked."""
+    make_ranked(tmp_path, WRONG, seed=0)
+    make_ranked(tmp_path, [0] * 96 + [7] * 4, seed=1)
+    (row,) = summary_of(tmp_path, metrics=R1).rows
+    assert row.metrics["text_to_image/r1"].interval == (0.0, 100.0)
+    assert results.is_beyond_chance(row, "text_to_image/r1")
+
+
 def test_runs_that_were_asked_something_else_are_not_ranked(tmp_path: Path) -> None:
     make_ranked(tmp_path, RIGHT, variant="a")
     make_ranked(tmp_path, WRONG, variant="b", asked="other")
