@@ -20,6 +20,7 @@ from tclx.report.results import (
     is_beyond_chance,
     summarise,
 )
+from tclx.report.results import as_json as results_as_json
 
 Verdict = Literal["better", "worse", "no difference", "unknown"]
 NUM_SENTENCES = 3
@@ -89,8 +90,7 @@ def compare(first: Asked, second: Asked, *, metrics: Sequence[str] = (), split: 
     split = split or _shared_split(first, second)
     summaries = [summarise(asked.runs, metrics=metrics, split=split) for asked in (first, second)]
     ours, theirs = (Side(asked.name, _only_row(asked, found)) for asked, found in zip((first, second), summaries, strict=True))
-    folders = [{run.folder.resolve() for run in side.row.runs} for side in (ours, theirs)]
-    if folders[0] & folders[1]:
+    if _folders(ours.row) & _folders(theirs.row):
         raise InputError(Problem("", f"{first.name} and {second.name} have runs in common: nothing can differ in them"))
     names = [name for name in summaries[0].metrics if name in ours.row.metrics and name in theirs.row.metrics]
     names = [name for name in names if direction_of(name)]
@@ -114,6 +114,45 @@ def difference(first: Row, second: Row, metric: str) -> Difference:
     before, after = first.samples[metric], second.samples[metric]
     interval = difference_of(before, after)
     return Difference(metric, before.mean, after.mean, interval, _verdict(interval, metric), _basis(before, after))
+
+
+def side(asked: Asked, *, metrics: Sequence[str] = (), split: str | None = None) -> Side:
+    """What differences are taken from.
+
+    Raises:
+        InputError: as `compare`, where the name is wrong.
+    """
+    return Side(asked.name, _only_row(asked, summarise(asked.runs, metrics=metrics, split=split)))
+
+
+def differences_from(base: Side, results: Results) -> list[dict[str, Difference]]:
+    """Of each row, what its metrics have more than the base's; without those that do not compare with it."""
+    return [
+        {
+            metric: difference(base.row, row, metric)
+            for metric in row.metrics
+            if metric in base.row.metrics and direction_of(metric) and are_of_same_queries(base.row, row, metric)
+        }
+        if not _folders(base.row) & _folders(row)
+        else {}
+        for row in results.rows
+    ]
+
+
+def with_differences(results: Results, base: Side) -> dict[str, Any]:
+    """Results for machines, each row with its differences from the base."""
+    tree = results_as_json(results)
+    for row, found in zip(tree["rows"], differences_from(base, results), strict=True):
+        row["against"] = {metric: _numbers(one) for metric, one in found.items()}
+    return {**tree, "against": {"name": base.name, "run_ids": [run.run_id for run in base.row.runs]}}
+
+
+def _numbers(one: Difference) -> dict[str, Any]:
+    return {"difference": one.difference, "interval": one.interval, "verdict": one.verdict, "basis": one.basis}
+
+
+def _folders(row: Row) -> set[Path]:
+    return {run.folder.resolve() for run in row.runs}
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -164,10 +203,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             one.metric: {
                 "a": one.first,
                 "b": one.second,
-                "difference": one.difference,
-                "interval": one.interval,
-                "verdict": one.verdict,
-                "basis": one.basis,
+                **_numbers(one),
                 "chance": comparison.first.row.chance.get(one.metric),
                 "sentence": sentence(comparison, one),
             }

@@ -203,3 +203,23 @@ def test_the_command_prints_table_and_sentence_and_never_imports_torch(tmp_path:
     assert row.split()[:5] == ["T2I", "R@1", "20.0", "30.0", "+10.0"]
     assert said.startswith("toy-b is 10.0 points better than toy-a")
     assert "one seed each" in ended_here.stderr
+
+
+def test_results_against_one_show_the_difference_of_every_row_from_it(tmp_path: Path) -> None:
+    make_ranked(tmp_path, WRONG, variant="a")
+    make_ranked(tmp_path, BETTER, variant="b")
+    make_ranked(tmp_path, RIGHT, variant="c", asked="other")
+    options = ["--metric", R1[0], "--runs-dir", str(tmp_path)]
+    ended = CliRunner().invoke(app, ["results", "--against", "toy-a", *options])
+    assert ended.exit_code == 0, ended.stderr
+    title, _, *rows = ended.stdout.splitlines()
+    assert title == "retrieval on test, differences from toy-a ([95 % interval]); * beyond noise"
+    (one,) = compared(tmp_path).differences
+    assert one.interval is not None
+    assert rows[0].split() == ["toy", "b", "1", "+10.0", f"[+{one.interval.low:.1f},", f"+{one.interval.high:.1f}]*"]
+    assert rows[1].split() == ["toy", "c", "1", "-"]  # asked something else
+    assert rows[2].startswith("toy-a itself")
+    tree = json.loads(CliRunner().invoke(app, ["results", "--against", "toy-a", "--json", *options]).stdout)
+    assert tree["against"]["name"] == "toy-a"
+    found = [row["against"].get(R1[0], {}).get("verdict") for row in tree["rows"]]
+    assert found == [None, "better", None]
