@@ -7,7 +7,8 @@
 Memory stays small at COCO's 5,000 images and 25,000 captions. Token features of images are never kept (5,000 x 577 x 768
 in fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` images at a time, at 1 % of the matching's cost.
 Those of captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices
-exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
+exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length; the captions of one
+image that go through the fusion encoder together attend to one copy of its keys and values.
 
 With several processes, images, queries and pairs are divided among them in consecutive parts and gathered as objects in that
 order, without the repeated samples of a distributed sampler.
@@ -27,6 +28,7 @@ from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.errors import InputError, Problem
+from tclx.model.fusion import grouped
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 from tclx.tasks.outcomes import Outcome, Queries, fingerprint
@@ -397,13 +399,12 @@ def _match_batch(
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)
     lengths = texts.attention_mask.sum(dim=1)[caption_rows]
     scores = torch.empty(len(caption_rows), device=images.device)
-    order = lengths.argsort(stable=True)
+    order = lengths.argsort(stable=True)  # and of one length by image, whose captions then share its keys and values
     for part in chunks(len(order), batch_size * PAIRS_PER_IMAGE_OF_A_BATCH):
         rows = order[part]
         captions, length = caption_rows[rows], int(lengths[rows].max())
-        states = fusion(
-            texts.tokens[captions, :length], texts.attention_mask[captions, :length], keys_values, image_rows=image_rows[rows]
-        )
+        tokens, mask = texts.tokens[captions, :length], texts.attention_mask[captions, :length]
+        states = fusion(tokens, mask, keys_values, grouped(image_rows[rows]))
         scores[rows] = head(states[:, 0])[:, 1].float()
     return scores
 

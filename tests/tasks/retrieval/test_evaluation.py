@@ -150,6 +150,18 @@ def test_batch_size_changes_no_score(
     assert figures_of(ranks_of(found, num_images=NUM_IMAGES)) == figures_of(ranks_of(expected, num_images=NUM_IMAGES))
 
 
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_pairs_grouped_by_image_score_as_pairs_with_copies_of_it(
+    images: Tensor, captions: Captions, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in grids, however empty, or some, against none."""
+    model = TCL(tiny_spec(), vocab_size=VOCABULARY, pad_token_id=0)
+    monkeypatch.setattr("tclx.model.fusion.LEAST_SHARE_USED", 2.0)
+    expected = evaluate(model, images, captions)
+    monkeypatch.setattr("tclx.model.fusion.LEAST_SHARE_USED", least)
+    torch.testing.assert_close(evaluate(model, images, captions).pair_scores, expected.pair_scores, atol=1e-6, rtol=1e-6)
+
+
 def test_padding_changes_no_score(images: Tensor, captions: Captions) -> None:
     model = tiny_model()
     expected = evaluate(model, images, captions)
