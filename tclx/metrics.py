@@ -5,7 +5,7 @@ The console, the report, W&B's workspace, results, sweeps and `evaluation.best_m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
 from tclx.spec.objectives import TERMS
@@ -82,6 +82,23 @@ def of_one_split() -> dict[str, Metric]:
         for task, kind in EVALUATION_TASKS.items()
         for metric in kind.metrics
     }
+
+
+def chance_of(name: str, metrics: Mapping[str, float]) -> float | None:
+    """What guessing reaches, or None where that is unknown.
+
+    Args:
+        name: of the metric `without_split`.
+        metrics: of the same evaluation, by such names.
+    """
+    metric, task = of_one_split().get(name), task_of(name)
+    if metric is None or metric.chance is None:
+        return None
+    own = {key.removeprefix(f"{task}/"): value for key, value in metrics.items() if task_of(key) == task}
+    try:
+        return metric.chance(own)
+    except (KeyError, ValueError, ArithmeticError):  # it does not say how many there were, or no number that there can be
+        return None
 
 
 def columns() -> list[str]:

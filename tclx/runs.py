@@ -3,7 +3,7 @@
     RUN/spec.json          the resolved spec            RUN/metrics.jsonl     one JSON object a logged step
     RUN/plan.json          every derived number         RUN/events.jsonl      started, resumed, saved, evaluated, ended
     RUN/environment.json   code, packages, machine      RUN/checkpoints/      step-00001000/, each complete or ignored
-    RUN/state.json         where it stands              RUN/evaluation/       one JSON file a split, examples/ one more
+    RUN/state.json         where it stands              RUN/evaluation/       JSON a task and split; examples/, outcomes/
     RUN/tokenizer/         the tokenizer it trained     RUN/run.lock          held by the process that trains
     RUN/job.json           whom it was handed to        RUN/attempt.json      the one process group that may write here
     RUN/heartbeat          touched while it lives         RUN/logs/             rank<r>.log: what each process printed
@@ -232,6 +232,10 @@ class RunFolder:
     def predictions(self, task: str, split: str) -> Path:
         """What a server that keeps the truth of a task wants to see."""
         return self.evaluation / "predictions" / f"{task}-{split}.json"
+
+    def outcomes(self, task: str, split: str) -> Path:
+        """What each query of a task's final evaluation reached (`tclx.tasks.outcomes`); absent in runs of earlier versions."""
+        return self.evaluation / "outcomes" / f"{task}-{split}.json"
 
     def examples(self, task: str, split: str, *, step: int | None = None) -> Path:
         """What people look at of an evaluation, with images; beside the metrics, which are read often.

@@ -65,8 +65,13 @@ USES = {
     "task of the evaluation": """
         from tests.train.toy import prepare, run, toy_spec
         task = {"evaluation.closeness": {}, "evaluation.best_metric": "closeness/accuracy"}
-        found = run(prepare(Path("run"), toy_spec(**task))).read_evaluations()["test"].metrics
+        folder = run(prepare(Path("run"), toy_spec(**task)))
+        found = folder.read_evaluations()["test"].metrics
         assert 0 <= found["closeness/test/accuracy"] <= 100, found
+        from tclx.report.estimates import read_estimates
+        from tclx.metrics import without_split
+        metrics = {without_split(name): value for name, value in found.items()}
+        assert "closeness/accuracy" in read_estimates(folder.path, "test", metrics, ["closeness/accuracy"]).found
         """,
     "source of data": """
         from tests.train.toy import prepare, run, toy_spec

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from tclx import __version__
 from tclx.cli import (
     cancel,
+    compare,
     dashboard,
     data,
     doctor,
@@ -35,7 +36,7 @@ ELSEWHERE = {
     "train": "run", "fit": "run", "launch": "run", "submit": "run", "start": "run", "validate": "plan", "show": "plan",
     "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "search": "sweep", "optimize": "sweep",
     "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
-    "kill": "cancel", "continue": "resume", "restart": "resume", "compare": "results", "table": "results",
+    "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results",
 }  # fmt: skip
 """What other tools call a command -> what it is called here."""
 
@@ -97,6 +98,7 @@ app.command(epilog=cancel.EXAMPLE)(cancel.cancel)
 app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=results.EXAMPLE)(results.results)
+app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 app.command(epilog=sync.EXAMPLE)(sync.sync)

@@ -29,6 +29,44 @@ class KeysValues(NamedTuple):
         return self if rows is None else KeysValues(self.keys[rows], self.values[rows])
 
 
+LEAST_SHARE_USED = 0.5
+"""Of the places in a grid: a grid of less has more empty texts that attend than copies that it saves."""
+
+
+class Groups(NamedTuple):
+    """Which image each of R texts is read with, in a grid of G images by C texts: all texts of an image then attend to its keys
+    and values as one long text, and nothing is copied for each text.
+    """
+
+    images: Tensor
+    """[G] int64, those that any text is read with."""
+    places: Tensor
+    """[R] int64, where each text stands in the grid, row after row."""
+    num_columns: int
+    """C: texts of the image that has most; other rows have places that nothing stands in."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Groups:
+        """[R] int64 numbers of images, in any order."""
+        images, row, counts = torch.unique(rows, return_inverse=True, return_counts=True)
+        order = row.argsort(stable=True)
+        column = torch.empty_like(row)
+        column[order] = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[row[order]]
+        num_columns = int(counts.max())
+        return cls(images, row * num_columns + column, num_columns)
+
+    @property
+    def share_used(self) -> float:
+        """Of the places in the grid."""
+        return len(self.places) / (len(self.images) * self.num_columns)
+
+
+def grouped(rows: Tensor) -> Tensor | Groups:
+    """The same as a grid, where half of that or more is used."""
+    groups = Groups.of(rows)
+    return groups if groups.share_used >= LEAST_SHARE_USED else rows
+
+
 def run_layer(layer: nn.Module, *inputs: object, recompute: bool) -> Tensor:
     """Call a layer; with `recompute` its activations are dropped and computed again, dropout alike, in the backward pass."""
     if recompute and torch.is_grad_enabled():
@@ -93,6 +131,17 @@ class CrossAttention(nn.Module):
         normalised: Tensor = self.norm(mixed + states)
         return normalised
 
+    def of_groups(self, states: Tensor, images: KeysValues, groups: Groups) -> Tensor:
+        """As `forward` in eval mode with `images.of_rows`, without copies: states [R, L, D] -> [R, L, D]."""
+        asked, (length, width), num_images = self.query(states), states.shape[1:], len(groups.images)
+        queries = asked.new_zeros(num_images * groups.num_columns, length, width)
+        queries[groups.places] = asked
+        long = self._split(queries.view(num_images, groups.num_columns * length, width))
+        heads = functional.scaled_dot_product_attention(long, *images.of_rows(groups.images))
+        read = heads.transpose(1, 2).reshape(-1, length, width)[groups.places]
+        normalised: Tensor = self.norm(self.dense(read) + states)
+        return normalised
+
     def _split(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
@@ -114,10 +163,16 @@ class FusionLayer(nn.Module):
         self.output = layer.get_submodule("output")
 
     def forward(
-        self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | None, seen: Tensor | None = None
+        self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | Groups | None, seen: Tensor | None = None
     ) -> Tensor:
-        """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row, what of it may be seen -> [R, L, D]."""
+        """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row or in groups (eval mode) -> [R, L, D].
+
+        Args:
+            seen: [R, 1, 1, N] bool, False at what may not be looked at; not with groups.
+        """
         read = self.attention(states, mask)[0]
+        if isinstance(rows, Groups):
+            return self._feed_forward(self.cross_attention.of_groups(read, images, rows))
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
         return self._feed_forward(self.cross_attention(read, images.of_rows(rows), seen=seen))
 
@@ -150,7 +205,7 @@ class FusionEncoder(nn.Module):
         text_states: Tensor,
         attention_mask: Tensor,
         keys_values: Sequence[KeysValues],
-        image_rows: Tensor | None = None,
+        image_rows: Tensor | Groups | None = None,
     ) -> Tensor:
         """Fuse R texts with an image each.
 
@@ -158,7 +213,8 @@ class FusionEncoder(nn.Module):
             text_states: [R, L, D] from the text encoder.
             attention_mask: [R, L] bool, False at padding.
             keys_values: of B images, from `keys_values`.
-            image_rows: [R] int64, which of the B images each text is read with; None where R = B and they pair up in order.
+            image_rows: [R] int64, which of the B images each text is read with, in eval mode also as `grouped` gives them; None
+                where R = B and they pair up in order.
 
         Returns:
             [R, L, D]; the first token tells whether text and image match, every token what stands there.

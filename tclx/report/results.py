@@ -1,4 +1,4 @@
-"""What did the runs reach? Run folders -> one row per experiment and variant, with mean and deviation over seeds.
+"""What did the runs reach? Run folders -> one row per experiment and variant: mean, deviation over seeds, 95 % interval.
 
 Only small JSON files are read, so that a thousand runs take a moment; torch is never imported.
 """
@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, read_as, write_atomically
 from tclx.launch.watch import RunStatus, watch_runs
-from tclx.metrics import columns, of_one_split, task_of, without_split
+from tclx.metrics import chance_of, columns, of_one_split, task_of, without_split
+from tclx.report.estimates import Estimates, read_estimates
 from tclx.runs import RunFolder, RunState, TrialOf
 from tclx.spec.difference import identity, told_apart
+
+if TYPE_CHECKING:  # numpy is loaded where there are runs
+    from tclx.report.bootstrap import Interval, Sample
 
 SPLITS = ("test", "val")
 """In order of preference."""
@@ -65,6 +69,8 @@ class Spread(NamedTuple):
     mean: float
     deviation: float | None
     """Sample standard deviation; None for a single seed."""
+    interval: Interval | None = None
+    """95 %, over queries and seeds; None where nothing tells how sure the mean is."""
 
 
 class Group(NamedTuple):
@@ -84,6 +90,10 @@ class Row(NamedTuple):
     runs: tuple[RunResult, ...]
     differs: dict[str, str]
     metrics: dict[str, Spread]
+    samples: dict[str, Sample]
+    """What is known of each metric beside its spread, for comparisons."""
+    chance: dict[str, float]
+    """What guessing reaches, where that is known."""
 
 
 class Results(NamedTuple):
@@ -99,6 +109,8 @@ class Results(NamedTuple):
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     unfinished: tuple[RunResult, ...]
+    notes: tuple[str, ...] = ()
+    """Why there are intervals missing, in words."""
 
 
 def read_runs(selection: Selection) -> list[RunResult]:
@@ -144,7 +156,9 @@ class _ShownInit:
     checkpoint: str | None = None
 
 
-def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: str | None = None) -> Results:
+def summarise(
+    runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: str | None = None, intervals: bool = True
+) -> Results:
     """Group finished runs by experiment and variant.
 
     Runs whose specs differ by more than the seed never share a row, also under one name; nor do a sweep's trials.
@@ -153,6 +167,7 @@ def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: 
         runs: in the order in which rows should stand.
         metrics: names as in evaluation files, with or without their split; empty for the usual ones.
         split: `test` or `val`; None takes `test` where any run has it.
+        intervals: read what each query reached; without it no row has an interval but one over seeds.
 
     Raises:
         InputError: a metric or split that no run has.
@@ -161,8 +176,10 @@ def summarise(runs: Iterable[RunResult], *, metrics: Sequence[str] = (), split: 
     finished = [run for run in runs if run.status.standing == "finished"]
     split = _choose_split(finished, split)
     metrics = _choose_metrics(finished, metrics, split)
-    rows = [Row(*group, _spreads(group.runs, metrics, split)) for group in group_runs(finished)]
-    return Results(split, tuple(metrics), tuple(rows), tuple(run for run in runs if run.status.standing != "finished"))
+    notes: dict[str, list[str]] = {}
+    rows = [_row(group, metrics, split, intervals, notes) for group in group_runs(finished)]
+    unfinished = tuple(run for run in runs if run.status.standing != "finished")
+    return Results(split, tuple(metrics), tuple(rows), unfinished, tuple(_in_words(notes, split)))
 
 
 def group_runs(runs: Iterable[RunResult]) -> list[Group]:
@@ -211,11 +228,32 @@ def _with_hash(group: Group) -> str:
     return f"{group.label} {group.runs[0].run_id.rsplit('-', 1)[-1]}"
 
 
-def format_spread(spread: Spread | None) -> str:
-    """`38.2 ± 1.1`, `38.2` for one seed, `-` for nothing."""
+def format_spread(spread: Spread | None, *, intervals: bool = False) -> str:
+    """`38.2 ± 1.1`, for one seed `38.2 [36.0, 40.3]` where its interval is known, `-` for nothing.
+
+    Args:
+        spread: of one cell.
+        intervals: of several seeds, too: `38.2 ± 1.1 [33.5, 42.9]`.
+    """
     if spread is None:
         return "-"
-    return f"{spread.mean:.1f}" + (f" ± {spread.deviation:.1f}" if spread.deviation is not None else "")
+    deviation = f" ± {spread.deviation:.1f}" if spread.deviation is not None else ""
+    shown = spread.interval if intervals or spread.deviation is None else None
+    return f"{spread.mean:.1f}{deviation}{format_interval(shown)}"
+
+
+def format_interval(interval: Interval | None) -> str:
+    """` [36.0, 40.3]`, and nothing for None."""
+    return f" [{interval.low:.1f}, {interval.high:.1f}]" if interval is not None else ""
+
+
+def format_chance(results: Results, metric: str) -> str:
+    """`12.5`, `0.4 to 1.2` where rows differ, empty where it is unknown."""
+    levels = [row.chance[metric] for row in results.rows if metric in row.chance]
+    if not levels:
+        return ""
+    low, high = f"{min(levels):.1f}", f"{max(levels):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def column_title(metric: str) -> str:
@@ -224,15 +262,60 @@ def column_title(metric: str) -> str:
     return known.title if known is not None else metric
 
 
-def best_rows(results: Results) -> dict[str, int]:
-    """Which row is best, by metric; where there is something to compare."""
-    best, known = {}, of_one_split()
+def leaders(results: Results) -> dict[str, int]:
+    """Which row has the best mean, by metric, whether or not that means anything; where there is something to compare."""
+    found = {}
     for metric in results.metrics:
         values = {index: row.metrics[metric].mean for index, row in enumerate(results.rows) if metric in row.metrics}
-        if len(values) > 1:
-            choose = min if metric in known and known[metric].better == "lower" else max
-            best[metric] = choose(values, key=values.__getitem__)
-    return best
+        if (better := direction_of(metric)) and len(values) > 1:
+            found[metric] = max(values, key=lambda index: better * values[index])
+    return found
+
+
+def winners(results: Results) -> dict[str, int]:
+    """Which row is best, by metric: beyond chance, and beyond noise of every other row, at 95 % each."""
+    return {
+        metric: index
+        for metric, index in leaders(results).items()
+        if is_beyond_chance(results.rows[index], metric)
+        and all(
+            is_better(row, results.rows[index], metric)
+            for number, row in enumerate(results.rows)
+            if number != index and metric in row.metrics
+        )
+    }
+
+
+def is_beyond_chance(row: Row, metric: str) -> bool:
+    """Whether guessing would not reach what these very models do; also where chance is not known."""
+    from tclx.report.bootstrap import interval_over_queries
+
+    if metric not in row.chance:
+        return True
+    interval = interval_over_queries(row.samples[metric]) or row.metrics[metric].interval
+    return interval is not None and interval.low > row.chance[metric]
+
+
+def is_better(first: Row, second: Row, metric: str) -> bool:
+    """Whether the second is better than the first beyond noise; false where nothing tells."""
+    from tclx.report.bootstrap import difference_of
+
+    if not are_of_same_queries(first, second, metric):
+        return False
+    interval, better = difference_of(first.samples[metric], second.samples[metric]), direction_of(metric)
+    return interval is not None and (interval.low > 0 if better > 0 else interval.high < 0)
+
+
+def are_of_same_queries(first: Row, second: Row, metric: str) -> bool:
+    """Whether nothing is known to the contrary: a row without outcomes does not say what it was asked."""
+    ours, theirs = first.samples[metric].estimates, second.samples[metric].estimates
+    return not ours or not theirs or (ours[0].queries, ours[0].num_clusters) == (theirs[0].queries, theirs[0].num_clusters)
+
+
+def direction_of(metric: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where nobody can tell."""
+    known = of_one_split().get(metric)
+    return {"higher": 1, "lower": -1}.get(known.better or "", 0) if known is not None else 0
 
 
 def write_csv(results: Results, path: Path) -> None:
@@ -245,16 +328,17 @@ def write_csv(results: Results, path: Path) -> None:
 
 
 def as_csv(results: Results) -> str:
-    """One line a row; each metric with its `_deviation`, empty for a single seed."""
+    """One line a row; each metric with its `_deviation`, empty for a single seed, its interval's ends, and chance."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [column for metric in results.metrics for column in (metric, f"{metric}_deviation")]
+    columns = [f"{metric}{end}" for metric in results.metrics for end in ("", "_deviation", "_low", "_high", "_chance")]
     writer.writerow(["experiment", "variant", "study", "trial", "differs", "num_seeds", "run_ids", "split", *columns])
     for row in results.rows:
         values: list[float | None] = []
         for metric in results.metrics:
             spread = row.metrics.get(metric)
-            values += [spread.mean, spread.deviation] if spread else [None, None]
+            values += [spread.mean, spread.deviation, *(spread.interval or (None, None))] if spread else [None] * 4
+            values.append(row.chance.get(metric))
         first, ids = row.runs[0], " ".join(run.run_id for run in row.runs)
         trial = [first.trial.study, first.trial.number] if first.trial is not None else ["", ""]
         differs = " ".join(f"{key}={value}" for key, value in row.differs.items())
@@ -263,7 +347,8 @@ def as_csv(results: Results) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Everything, for machines: rows with mean, deviation and each seed's own metrics; runs that are not finished."""
+    """Everything, for machines: rows with mean, deviation, 95 % interval and each seed's own metrics; runs not finished."""
+    best = winners(results)
     return {
         "split": results.split,
         "rows": [
@@ -273,14 +358,18 @@ def as_json(results: Results) -> dict[str, Any]:
                 "study": row.runs[0].trial and row.runs[0].trial.study,
                 "trial": row.runs[0].trial and row.runs[0].trial.number,
                 "differs": row.differs,
-                "metrics": {name: {"mean": spread.mean, "deviation": spread.deviation} for name, spread in row.metrics.items()},
+                "metrics": {
+                    name: {**spread._asdict(), "chance": row.chance.get(name), "best": best.get(name) == number}
+                    for name, spread in row.metrics.items()
+                },
                 "runs": [
                     {"run_id": run.run_id, "seed": run.seed, "metrics": run.evaluations.get(results.split, {})}
                     for run in row.runs
                 ],
             }
-            for row in results.rows
+            for number, row in enumerate(results.rows)
         ],
+        "notes": list(results.notes),
         "unfinished": [
             {
                 "run_id": run.run_id,
@@ -294,13 +383,45 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _spreads(runs: Sequence[RunResult], metrics: Sequence[str], split: str) -> dict[str, Spread]:
-    spreads = {}
+def _row(group: Group, metrics: Sequence[str], split: str, intervals: bool, notes: dict[str, list[str]]) -> Row:
+    """The row of a group; `notes` gathers which runs lack what, by what they lack."""
+    from tclx.report.bootstrap import Sample, interval_of
+
+    estimates = dict[Path, Estimates]()
+    for run in group.runs:
+        evaluated = run.evaluations.get(split, {})
+        estimates[run.folder] = read_estimates(run.folder, split, evaluated, metrics if intervals else ())
+        for missing in estimates[run.folder].missing:
+            notes.setdefault(missing, []).append(run.run_id)
+    samples, chance = {}, {}
     for metric in metrics:
-        values = [run.evaluations[split][metric] for run in runs if metric in run.evaluations.get(split, {})]
-        if values:
-            spreads[metric] = Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-    return spreads
+        runs = [run for run in group.runs if metric in run.evaluations.get(split, {})]
+        if not runs:
+            continue
+        found = [estimates[run.folder].found.get(metric) for run in runs]
+        known = tuple(one for one in found if one is not None)
+        if len(known) == len(runs) and len({(one.queries, one.num_clusters) for one in known}) > 1:
+            notes.setdefault("its seeds were not evaluated on the same queries", []).append(group.label)
+            known = ()
+        complete = known if len(known) == len(runs) else ()
+        values = tuple(run.evaluations[split][metric] for run in runs)
+        in_percent = (one := of_one_split().get(metric)) is not None and one.unit == "%"
+        samples[metric] = Sample(tuple(run.seed for run in runs), values, complete, in_percent)
+        if (level := chance_of(metric, runs[0].evaluations[split])) is not None:
+            chance[metric] = level
+    spreads = {
+        metric: Spread(sample.mean, statistics.stdev(sample.values) if len(sample.values) > 1 else None, interval_of(sample))
+        for metric, sample in samples.items()
+    }
+    return Row(*group, spreads, samples, chance)
+
+
+def _in_words(notes: Mapping[str, Sequence[str]], split: str) -> Iterable[str]:
+    for missing, names in notes.items():
+        named = list(dict.fromkeys(names))
+        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+        advice = "" if "same queries" in missing else f"; `tclx eval RUN --split {split}` writes them"
+        yield f"no interval over queries for {shown}: {missing}{advice}"
 
 
 def _choose_split(runs: Sequence[RunResult], split: str | None) -> str:

@@ -15,7 +15,15 @@ from tclx.report.history import Curve
 from tclx.report.markup import Html, bold, code, details, download, facts, figure, grid, table, text
 from tclx.report.material import Material, read_spec
 from tclx.report.page import duration
-from tclx.report.results import Group, RunResult, Spread, best_rows, column_title, format_spread
+from tclx.report.results import (
+    Group,
+    RunResult,
+    column_title,
+    format_chance,
+    format_spread,
+    leaders,
+    winners,
+)
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
 from tclx.spec.objectives import TERMS
@@ -44,18 +52,18 @@ def comparison(material: Material) -> list[Html]:
     results = material.results
     blocks = [text(note, kind="note") for note in _doubts(material)]
     if results.rows and results.metrics:
-        best = {metric: results.rows[index].metrics[metric].mean for metric, index in best_rows(results).items()}
-        rows = [
-            [
-                material.label_of(row.runs[0]),
-                str(len(row.runs)),
-                *(_cell(row.metrics.get(metric), best.get(metric)) for metric in results.metrics),
-            ]
-            for row in results.rows
-        ]
+        best = winners(results)
+        rows = []
+        for index, row in enumerate(results.rows):
+            shown = {metric: format_spread(row.metrics.get(metric), intervals=True) for metric in results.metrics}
+            cells = (bold(cell) if best.get(metric) == index else cell for metric, cell in shown.items())
+            rows.append([material.label_of(row.runs[0]), str(len(row.runs)), *cells])
+        if any(row.chance for row in results.rows):
+            rows.append(["chance", "", *(format_chance(results, metric) for metric in results.metrics)])
         said = (
-            f"{results.tasks.capitalize()} on {results.split}, in percent: mean ± sample deviation over seeds; "
-            "bold is the best mean of a column."
+            f"{results.tasks.capitalize()} on {results.split}, in percent: mean ± sample deviation over seeds and its 95 % "
+            "interval over queries and seeds; bold is the best of a column where it is beyond chance and beyond noise of every "
+            "other row."
         )
         blocks.append(text(said))
         blocks.append(table(["", "seeds", *map(column_title, results.metrics)], rows))
@@ -166,8 +174,11 @@ def _best(material: Material) -> tuple[str, str] | None:
     metric = next((name for name in main_metrics(1) if name in results.metrics), next(iter(results.metrics), None))
     if metric is None or not results.rows:
         return None
-    row = results.rows[best_rows(results).get(metric, 0)]
-    title = f"best {column_title(metric)} on {results.split}" if len(results.rows) > 1 else f"{metric} on {results.split}"
+    row = results.rows[leaders(results).get(metric, 0)]
+    title = f"{metric} on {results.split}"
+    if len(results.rows) > 1:
+        said = "best" if metric in winners(results) else "highest, within noise or chance,"
+        title = f"{said} {column_title(metric)} on {results.split}"
     named = f"{format_spread(row.metrics.get(metric))} · {material.label_of(row.runs[0])}"
     return (title, named) if metric in row.metrics else None
 
@@ -190,14 +201,10 @@ def _doubts(material: Material) -> Iterator[str]:
     data = {json.dumps(read_spec(row.runs[0])["data"].get(results.split), sort_keys=True) for row in results.rows}
     if len(data) > 1:
         yield f"Not all were evaluated on the same data: data.{results.split} differs, and so its metrics do not compare."
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in results.notes)
     num_seeds = {len(row.runs) for row in results.rows}
     if len(results.rows) > 1 and max(num_seeds) < 2:
-        yield "One seed each: nothing here says whether a difference is more than chance."
-
-
-def _cell(spread: Spread | None, best: float | None) -> str:
-    shown = format_spread(spread)
-    return bold(shown) if spread is not None and spread.mean == best else shown
+        yield "One seed each: intervals and bold are over queries alone, and another seed may turn them round."
 
 
 def _dots(material: Material) -> Iterator[Html]:

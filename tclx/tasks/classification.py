@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 
 from tclx.errors import InputError, Problem
 from tclx.section import BatchSize, Conflict, Count, LocalPath, NamedPath, Section
-from tclx.tasks.metric import Metric
+from tclx.tasks.metric import MeanOfClasses, Metric
 from tclx.tasks.needs import Needs
+from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.task import Evaluation, EvaluationTask, Split
 
 if TYPE_CHECKING:
@@ -76,7 +77,14 @@ class ClassificationSpec(EvaluationTask):
 
     metrics: ClassVar = (
         Metric("accuracy", "accuracy", "%", "higher", lambda found: 100.0 / found["num_classes"]),
-        Metric("balanced_accuracy", "balanced accuracy", "%", "higher", lambda found: 100.0 / found["num_classes"]),
+        Metric(
+            "balanced_accuracy",
+            "balanced accuracy",
+            "%",
+            "higher",
+            lambda found: 100.0 / found["num_classes"],
+            MeanOfClasses("accuracy", classes="class"),
+        ),
         Metric("num_images", "images"),
         Metric("num_classes", "classes"),
     )
@@ -167,7 +175,11 @@ class ClassificationSpec(EvaluationTask):
             "num_images": float(images.num_images),
             "num_classes": float(len(rows.classes)),
         }
-        return Evaluation(metrics, partial(_examples, rows, images, similarity, num_of_class.tolist(), by_class.tolist()))
+        examples = partial(_examples, rows, images, similarity, num_of_class.tolist(), by_class.tolist())
+        queries = Queries(fingerprint(rows.classes, rows.labels, rows.names), list(range(images.num_images)))
+        return Evaluation(
+            metrics, examples, {"accuracy": Outcome(queries, right.int().tolist()), "class": Outcome(queries, rows.labels)}
+        )
 
     def _class_embeddings(
         self, model: TCL, spec: ExperimentSpec, classes: Sequence[str], *, tokenizer: CaptionTokenizer, device: torch.device
@@ -252,6 +264,8 @@ class Rows:
 
     classes: tuple[str, ...]
     labels: list[int]
+    names: list[str]
+    """What tells each image from others."""
 
     @property
     def num_rows(self) -> int:
@@ -277,6 +291,7 @@ class _FolderRows(Rows):
         found = _read_folder(labelled, key=key)
         self.classes, self.labels = found.classes, [label for _, label in found.images]
         self._paths = [path for path, _ in found.images]
+        self.names = [path.relative_to(labelled.folder).as_posix() for path in self._paths]
         decoder, max_pixels, as_stored = spec.data.decoder, spec.data.bad_images.max_pixels, spec.compat == "official"
         self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
 
@@ -300,6 +315,7 @@ class _SceneRows(Rows):
         single = [scene for scene in draw_scenes(drawn) if len(scene.objects) == 1][: labelled.num_images]
         self.classes = tuple(SHAPES if labelled.attribute == "shape" else COLORS)
         self.labels = [self.classes.index(getattr(scene.objects[0], labelled.attribute)) for scene in single]
+        self.names = [f"{split} {labelled.seed} {labelled.picture_size} {number}" for number in range(len(single))]
         self._images = [draw_image(scene) for scene in single]
 
     def image(self, row: int) -> Pixels:

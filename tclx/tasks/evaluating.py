@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tclx import distributed
 from tclx.errors import RunFailed
+from tclx.tasks.outcomes import write_outcomes
 
 if TYPE_CHECKING:
     from tclx.data.tokenizer import CaptionTokenizer
@@ -49,8 +50,13 @@ def row_of(found: Mapping[str, Evaluation], split: Split) -> dict[str, float]:
 
 
 def write_evaluations(folder: RunFolder, found: Mapping[str, Evaluation], split: Split, *, origin: Mapping[str, Any]) -> None:
-    """Put the final metrics of each task into the run folder; `origin` says which weights they are of."""
+    """Put the final metrics and outcomes of each task into the run folder; `origin` says which weights they are of."""
     for task, evaluation in found.items():
+        outcomes = folder.outcomes(task, split)
+        if evaluation.outcomes is not None:
+            write_outcomes(outcomes, evaluation.outcomes, origin=origin)
+        else:
+            outcomes.unlink(missing_ok=True)  # those of another evaluation
         folder.write_json(folder.evaluated(task, split), {**origin, "metrics": row_of({task: evaluation}, split)})
         if evaluation.predictions is not None:
             folder.write_json(folder.predictions(task, split), evaluation.predictions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tclx.errors import Problem
 from tclx.section import BatchSize
-from tclx.tasks.metric import Metric
+from tclx.tasks.metric import MeanOfClasses, Metric
 from tclx.tasks.needs import Needs
 from tclx.tasks.task import Evaluation, EvaluationTask, SoftLabelSpec, Split, TrainingTask
 
@@ -127,7 +127,7 @@ def judging_metrics(classes: Sequence[str]) -> tuple[Metric, ...]:
     chance = 100.0 / len(classes)
     return (
         Metric("accuracy", "accuracy", "%", "higher", lambda _: chance),
-        Metric("balanced_accuracy", "balanced accuracy", "%", "higher", lambda _: chance),
+        Metric("balanced_accuracy", "balanced accuracy", "%", "higher", lambda _: chance, MeanOfClasses("accuracy", "class")),
         Metric("majority", "share of the most frequent class", "%"),
         Metric("num_items", "items"),
     )

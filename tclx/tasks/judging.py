@@ -15,6 +15,7 @@ from tclx.data.items import ItemBatch, ItemDataset, ItemSet, open_items
 from tclx.losses.cross_entropy import soft_label_cross_entropy
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
+from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.task import Evaluation, Split, StepOutput
 from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
 
@@ -107,9 +108,11 @@ def evaluate_classes(
         "majority": 100.0 * float(num_of_class.max() / len(labels)),
         "num_items": float(len(labels)),
     }
-    return Evaluation(
-        metrics, partial(_examples, items, classes, logits.softmax(dim=1), num_of_class.tolist(), by_class.tolist())
-    )
+    examples = partial(_examples, items, classes, logits.softmax(dim=1), num_of_class.tolist(), by_class.tolist())
+    asked = [(item.images, item.text, item.target) for item in map(items.item, range(items.num_items))]
+    queries = Queries(fingerprint(asked), items.clusters().tolist())
+    outcomes = {"accuracy": Outcome(queries, right.int().tolist()), "class": Outcome(queries, labels.tolist())}
+    return Evaluation(metrics, examples, outcomes)
 
 
 def _examples(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tclx.model.tcl import MomentumModel
     from tclx.plan import Plan
     from tclx.spec.experiment import ExperimentSpec
+    from tclx.tasks.outcomes import Outcomes
 
 Split = Literal["val", "test"]
 
@@ -136,6 +137,8 @@ class Evaluation(NamedTuple):
     """By the names of the task's `metrics`."""
     examples: Callable[[], dict[str, Any]]
     """JSON for people to look at, with small images; it is computed when it is called, by one process."""
+    outcomes: Outcomes | None = None
+    """What each query reached, from which the metrics follow (`Metric.statistic`); without them no metric has an interval."""
     predictions: list[dict[str, Any]] | None = None
     """What a server that keeps the truth wants to see, an entry each item; None where there is no such server."""
 

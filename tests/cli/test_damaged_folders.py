@@ -25,7 +25,7 @@ from tests.train.toy import prepare, run, toy_spec
 FILES = (
     "spec.json", "plan.json", "environment.json", "state.json", "metrics.jsonl", "events.jsonl", "best.json", "job.json",
     "attempt.json", "heartbeat", "cancel.json", "wandb.json", "evaluation/retrieval-test.json",
-    "evaluation/examples/retrieval-test.json", "errors/rank0.json", "logs/rank0.log",
+    "evaluation/examples/retrieval-test.json", "evaluation/outcomes/retrieval-test.json", "errors/rank0.json", "logs/rank0.log",
 )  # fmt: skip
 COMMANDS = ("status", "status RUN", "status --json", "results", "results --json", "logs", "report")
 ODD: tuple[Any, ...] = (
@@ -194,6 +194,7 @@ def endure(trial: Trial, whole: RunFolder, place: Path) -> None:
         Trial("events.jsonl", "nested"),
         Trial("environment.json", "a list"),
         Trial("evaluation/examples/retrieval-test.json", "no key"),
+        Trial("evaluation/outcomes/retrieval-test.json", "an odd value"),
     ],
     ids=str,
 )

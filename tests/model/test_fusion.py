@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import BertConfig
 
-from tclx.model.fusion import CrossAttention, MaskedLanguageModelHead
+from tclx.model.fusion import CrossAttention, Groups, MaskedLanguageModelHead, grouped
 from tclx.model.tcl import TCL
 from tests.model.tiny import VOCAB_SIZE, tiny_spec
 
@@ -39,6 +40,47 @@ def test_without_rows_texts_and_images_pair_up_in_order(pairs: tuple[Tensor, Ten
     fusion = model().online.fusion_encoder.eval()
     keys_values = fusion.keys_values(images)
     torch.testing.assert_close(fusion(states, mask, keys_values), fusion(states, mask, keys_values, torch.arange(4)))
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 0, 1, 1, 3], [3, 0, 1, 0, 3, 0], [2, 2, 2, 2, 2, 2], [0, 1, 2, 3, 1, 1], [3]], ids=str)
+def test_texts_grouped_by_image_are_fused_as_texts_with_copies_of_it(
+    rows: list[int], pairs: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    states, mask, images = pairs
+    fusion = model().online.fusion_encoder.eval()
+    keys_values, numbers = fusion.keys_values(images), torch.tensor(rows)
+    texts = torch.tensor([0, 1, 2, 3, 2, 0])[: len(rows)]
+    copied = fusion(states[texts], mask[texts], keys_values, numbers)
+    together = fusion(states[texts], mask[texts], keys_values, Groups.of(numbers))
+    torch.testing.assert_close(together, copied, atol=1e-6, rtol=1e-6)
+
+
+def test_groups_are_a_grid_of_images_by_texts() -> None:
+    images, places, num_columns = Groups.of(torch.tensor([7, 2, 7, 7, 4]))
+    assert images.tolist() == [2, 4, 7]
+    assert (places.tolist(), num_columns) == ([6, 0, 7, 8, 3], 3)
+
+
+@pytest.mark.parametrize(("rows", "is_grid"), [([0, 0, 1, 1], True), ([0, 0, 0, 1], True), ([0, 0, 0, 0, 0, 1, 2, 3], False)])
+def test_a_grid_that_is_mostly_empty_is_not_used(rows: list[int], is_grid: bool) -> None:
+    assert isinstance(grouped(torch.tensor(rows)), Groups) == is_grid
+
+
+def test_grouped_texts_copy_no_keys_and_values(pairs: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    states, mask, images = pairs
+    fusion = model().online.fusion_encoder.eval()
+    given, real = [], functional.scaled_dot_product_attention
+
+    def attention(queries: Tensor, keys: Tensor, values: Tensor, **options: object) -> Tensor:
+        given.append((queries.shape, keys.shape))
+        return real(queries, keys, values, **options)
+
+    monkeypatch.setattr("tclx.model.fusion.functional.scaled_dot_product_attention", attention)
+    texts = torch.arange(12) % 4
+    fusion(states[texts], mask[texts], fusion.keys_values(images), Groups.of(torch.arange(12) % 2))
+    of_images = [(queries, keys) for queries, keys in given if keys[2] == images.shape[1]]
+    assert of_images
+    assert all(queries[0] == keys[0] == 2 and queries[2] == 6 * states.shape[1] for queries, keys in of_images)
 
 
 def test_padding_is_never_read(pairs: tuple[Tensor, Tensor, Tensor]) -> None:

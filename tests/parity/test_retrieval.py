@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
+from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, figures_of, ranks_of, reranked_scores, retrieve
 from tclx.tasks.retrieval.ranks import retrieval_metrics
 from tests.parity.official import tiny_model, tiny_spec
 
@@ -77,7 +77,7 @@ def test_scores_equal_the_official_ones(recorded: Recorded, found: Retrieval, di
 
 
 def test_figures_equal_the_official_ones(recorded: Recorded, found: Retrieval) -> None:
-    figures = retrieval_figures(found, num_images=len(recorded.images))
+    figures = figures_of(ranks_of(found, num_images=len(recorded.images)))
     assert {name: figures[ours] for name, ours in OFFICIAL_NAMES.items()} == pytest.approx(
         {name: recorded.figures[name] for name in OFFICIAL_NAMES}
     )

@@ -19,12 +19,17 @@ from tclx.cli.app import app
 from tclx.errors import InputError
 from tclx.found import find
 from tclx.plan import run_id
+from tclx.report.material import Material
+from tclx.report.page import styles
+from tclx.report.results import group_runs, read_runs, summarise
+from tclx.report.sections import comparison
 from tclx.report.write import write_report
 from tclx.runs import RunFolder, RunState
 from tclx.spec.load import load_experiments, load_spec_json
 from tclx.track.jsonl import read
 from tests.report.conftest import SHORT, Trained, as_file, train
 from tests.report.reading import Reader
+from tests.report.test_results import RIGHT, WRONG, make_ranked
 from tests.train.toy import toy_spec
 
 
@@ -46,18 +51,20 @@ def copy(run: RunFolder, place: Path) -> RunFolder:
 # ----------------------------------------------------------------------------------------------------------------- its numbers
 
 
-def test_the_table_has_the_mean_and_deviation_of_each_variant_and_the_best_in_bold(page: Path, trained: Trained) -> None:
+def test_the_table_has_mean_deviation_and_interval_of_each_variant_and_chance(page: Path, trained: Trained) -> None:
     reader = Reader.of(page)
     head, *rows = reader.table("r_mean")
+    chance = rows[-1]
     column = head.index("r_mean")
     means = {}
-    for row, runs in zip(rows, (trained.both, trained.without_imc), strict=True):
+    for row, runs in zip(rows[:2], (trained.both, trained.without_imc), strict=True):
         values = [final(run)["retrieval/test/r_mean"] for run in runs]
-        assert row[column] == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+        assert row[column].startswith(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} [")
         assert row[1] == "2"
         means[row[column]] = statistics.fmean(values)
-    assert [row[0] for row in rows] == ["both", "no-imc"]
-    assert max(means, key=means.__getitem__) in reader.bold
+    assert [row[0] for row in rows] == ["both", "no-imc", "chance"]
+    assert float(chance[column]) > 50  # of six images
+    assert not reader.bold  # two seeds of four steps tell nothing
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_an_experiment_file_selects_its_runs_and_names_the_missing(trained: Trai
     variants = {"no-imc": {"objectives": {"imc": None}}, "both": {}, "no-lmi": {"objectives": {"lmi": None}}}
     path.write_text(json.dumps({**plain, "variants": variants, "seeds": [0, 1]}))
     reader = report(tmp_path, path, runs_dir=trained.runs_dir)
-    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc", "both"]
+    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc", "both", "chance"]
     assert "toy-no-lmi with seed 0 has not been run" in reader.text
     assert f"tclx run {path}" in reader.text
 
@@ -255,7 +262,7 @@ def test_a_run_that_failed_has_its_curves_and_is_not_in_the_table(trained: Train
     shutil.rmtree(run.evaluation)
     reader = report(tmp_path, run.path, *(one.path for one in trained.without_imc))
     assert f"Not in the table: {run.run_id}, failed at step 6 of 12: loss is NaN" in reader.text
-    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc"]
+    assert [row[0] for row in reader.table("r_mean")[1:]] == ["no-imc", "chance"]
     assert set(reader.lines("Total loss")) == {"both", "no-imc"}
 
 
@@ -294,7 +301,18 @@ def test_experiments_without_a_metric_in_common_and_on_other_data_are_not_silent
 
 def test_one_seed_each_is_called_what_it_is(trained: Trained, tmp_path: Path) -> None:
     reader = report(tmp_path, trained.both[0].path, trained.without_imc[0].path)
-    assert "nothing here says whether a difference is more than chance" in reader.text
+    assert "One seed each: intervals and bold are over queries alone" in reader.text
+
+
+def test_what_is_best_beyond_noise_is_bold(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, WRONG, variant="b")
+    selection = find([], runs_dir=tmp_path).selection
+    runs = read_runs(selection)
+    groups = tuple(group_runs(runs))
+    labels = styles([group.label for group in groups])
+    blocks = comparison(Material(groups, labels, summarise(runs, metrics=["text_to_image/r1"]), {}, {}, selection))
+    assert [text.split()[0] for text in Reader("".join(blocks)).bold] == ["90.0"]
 
 
 def test_the_page_says_when_and_by_what_it_was_made(page: Path) -> None:

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from tclx.errors import InputError
 from tclx.found import find
 from tclx.launch.watch import describe, watch_runs
 from tclx.report import results
+from tclx.report.bootstrap import estimate
 from tclx.runs import RunFolder, RunState
+from tclx.tasks.outcomes import Outcome, Queries, write_outcomes
+from tclx.tasks.retrieval.task import RetrievalSpec
 
 
 def make_run(
@@ -58,6 +62,23 @@ def make_run(
     return folder
 
 
+def make_ranked(
+    runs_dir: Path, ranks: Sequence[int], *, captions_of_image: int = 2, asked: str = "q", **options: Any
+) -> RunFolder:
+    """A run whose captions stand at these ranks, with the metrics that follow, each image asking once for rank 0."""
+    images = [number // captions_of_image for number in range(len(ranks))]
+    num_images = images[-1] + 1
+    outcomes = {
+        "text_to_image": Outcome(Queries(asked, images), ranks),
+        "image_to_text": Outcome(Queries(f"{asked} images", range(num_images)), [0] * num_images),
+    }
+    statistics_of = {metric.name: metric.statistic for metric in RetrievalSpec.metrics if metric.statistic is not None}
+    metrics = {name.replace("/", "__"): one.value for name, one in estimate(outcomes, statistics_of).items()}
+    folder = make_run(runs_dir, **options, **metrics, num_images=num_images, num_captions=len(ranks))
+    write_outcomes(folder.outcomes("retrieval", "test"), outcomes, origin={"step": 10})
+    return folder
+
+
 def read(*folders: Path) -> list[results.RunResult]:
     return results.read_runs(results.Selection(folders))
 
@@ -81,7 +102,8 @@ def test_an_ablation_of_four_variants_and_three_seeds_is_four_rows(tmp_path: Pat
         seeds = values[row.runs[0].variant or ""]
         assert row.metrics["r_mean"].mean == pytest.approx(statistics.fmean(seeds))
         assert row.metrics["r_mean"].deviation == pytest.approx(statistics.stdev(seeds))
-    assert results.best_rows(summary) == {"r_mean": 3, "text_to_image/r1": 3}
+    assert results.leaders(summary) == {"r_mean": 3, "text_to_image/r1": 3}
+    assert results.winners(summary) == {}  # cma's seeds reach from 1 to 6: three of them leave that open
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
@@ -136,7 +158,7 @@ def words(runs_dir: Path) -> set[str]:
 def test_smaller_median_ranks_are_better(tmp_path: Path) -> None:
     make_run(tmp_path, variant="a", text_to_image__median_rank=3.0)
     make_run(tmp_path, variant="b", text_to_image__median_rank=2.0)
-    assert results.best_rows(summary_of(tmp_path, metrics=["text_to_image/median_rank"])) == {"text_to_image/median_rank": 1}
+    assert results.leaders(summary_of(tmp_path, metrics=["text_to_image/median_rank"])) == {"text_to_image/median_rank": 1}
 
 
 def test_csv_and_json_carry_the_same_figures(tmp_path: Path) -> None:
@@ -202,3 +224,148 @@ def test_of_many_keys_a_rows_name_has_the_first_and_their_number(count: int, mor
     differs = {f"k{number}": str(number) for number in range(count)}
     named = ", ".join(f"k{number}={number}" for number in range(min(count, results.MOST_KEYS)))
     assert results._shown(differs) == (f" ({named}{more})" if count else "")
+
+
+# ------------------------------------------------------------------------------------------------------- intervals and winners
+
+RIGHT, WRONG = [0] * 90 + [7] * 10, [0] * 20 + [7] * 80
+"""Ranks of 100 captions of 50 images: R@1 of 90 and 20."""
+R1 = ["text_to_image/r1"]
+
+
+def test_one_seed_has_the_interval_over_its_queries(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT)
+    spread = summary_of(tmp_path, metrics=R1).rows[0].metrics["text_to_image/r1"]
+    assert spread.interval is not None
+    # Five images of 50 with both captions wrong: as a share of 50 independent images.
+    assert (spread.interval.low, spread.interval.high) == pytest.approx((90 - 8.3, 90 + 8.3), abs=2.0)  # whole images
+    assert results.format_spread(spread) == f"90.0 [{spread.interval.low:.1f}, {spread.interval.high:.1f}]"
+    assert summary_of(tmp_path, metrics=R1, intervals=False).rows[0].metrics["text_to_image/r1"].interval is None
+
+
+def test_several_seeds_show_their_interval_where_it_is_asked_for(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_ranked(tmp_path, RIGHT[seed:] + WRONG[100 - seed :], seed=seed)
+    spread = summary_of(tmp_path, metrics=R1).rows[0].metrics["text_to_image/r1"]
+    assert spread.interval is not None
+    assert results.format_spread(spread) == "89.0 ± 1.0"
+    assert results.format_spread(spread, intervals=True).startswith("89.0 ± 1.0 [")
+    # Wider than the seeds alone have it: they share the images.
+    assert spread.interval.high - spread.interval.low > 2 * 4.303 * 1.0 / 3**0.5
+
+
+def test_csv_and_json_carry_the_interval_chance_and_the_mark(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, WRONG, variant="b")
+    summary = summary_of(tmp_path, metrics=R1)
+    cells = [row["metrics"]["text_to_image/r1"] for row in json.loads(json.dumps(results.as_json(summary)))["rows"]]
+    lines = list(csv.DictReader(io.StringIO(results.as_csv(summary))))
+    for cell, line in zip(cells, lines, strict=True):
+        low, high = cell["interval"]
+        assert (float(line["text_to_image/r1_low"]), float(line["text_to_image/r1_high"])) == (low, high)
+        assert low < cell["mean"] < high
+        assert cell["chance"] == float(line["text_to_image/r1_chance"]) == pytest.approx(2.0)
+    assert [cell["best"] for cell in cells] == [True, False]
+
+
+def marked(runs_dir: Path, **options: Any) -> dict[str, str]:
+    """The labels of the rows that are marked as best, by metric."""
+    summary = summary_of(runs_dir, **options)
+    return {metric: summary.rows[index].label for metric, index in results.winners(summary).items()}
+
+
+def test_the_best_is_marked_where_it_is_beyond_noise_of_every_other(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, WRONG, variant="b")
+    assert marked(tmp_path, metrics=R1) == {"text_to_image/r1": "toy a"}
+    assert marked(tmp_path, metrics=["text_to_image/median_rank"]) == {"text_to_image/median_rank": "toy a"}
+    make_ranked(tmp_path, [*RIGHT[2:], 7, 7], variant="c")  # one image less: within noise of a, far from b
+    assert results.leaders(summary_of(tmp_path, metrics=R1)) == {"text_to_image/r1": 0}
+    assert marked(tmp_path, metrics=R1) == {}
+
+
+def test_a_small_difference_is_beyond_noise_where_it_is_on_every_image(tmp_path: Path) -> None:
+    """Queries are paired: R@1 of 50 and 60 of 40 captions are told apart where the second never loses."""
+    ranks = [0, 9] * 20
+    make_ranked(tmp_path, ranks, variant="a")
+    make_ranked(tmp_path, [0 if number % 10 == 9 else rank for number, rank in enumerate(ranks)], variant="b")
+    assert marked(tmp_path, metrics=R1) == {"text_to_image/r1": "toy b"}
+
+
+def test_nothing_within_chance_is_marked(tmp_path: Path) -> None:
+    make_ranked(tmp_path, [9] * 98 + [0] * 2, variant="a")  # 2 % of 50 images: as chance has it
+    make_ranked(tmp_path, [9] * 100, variant="b")
+    summary = summary_of(tmp_path, metrics=R1)
+    assert results.leaders(summary) == {"text_to_image/r1": 0}
+    assert results.winners(summary) == {}
+    assert results.format_chance(summary, "text_to_image/r1") == "2.0"
+
+
+def test_seeds_that_all_beat_chance_do_so_however_far_they_are_apart(tmp_path: Path) -> None:
+    """Whether these models have learnt anything is a matter of queries; what another seed would give is not asked."""
+    make_ranked(tmp_path, WRONG, seed=0)
+    make_ranked(tmp_path, [0] * 96 + [7] * 4, seed=1)
+    (row,) = summary_of(tmp_path, metrics=R1).rows
+    assert row.metrics["text_to_image/r1"].interval == (0.0, 100.0)
+    assert results.is_beyond_chance(row, "text_to_image/r1")
+
+
+def test_runs_that_were_asked_something_else_are_not_ranked(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, WRONG, variant="b", asked="other")
+    assert marked(tmp_path, metrics=R1) == {}
+
+
+def test_seeds_that_were_asked_different_things_have_no_interval_over_queries_and_say_so(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, seed=0)
+    make_ranked(tmp_path, RIGHT, seed=1, asked="other")
+    summary = summary_of(tmp_path, metrics=R1)
+    assert not summary.rows[0].samples["text_to_image/r1"].estimates
+    assert summary.notes == ("no interval over queries for toy: its seeds were not evaluated on the same queries",)
+
+
+def test_a_run_without_outcomes_has_no_interval_and_its_note_says_what_writes_them(tmp_path: Path) -> None:
+    old = make_run(tmp_path, variant="old", text_to_image__r1=99.0, num_images=50.0, num_captions=100.0)
+    make_ranked(tmp_path, WRONG, variant="new")
+    summary = summary_of(tmp_path, metrics=R1)
+    assert [row.metrics["text_to_image/r1"].interval is None for row in summary.rows] == [False, True]
+    assert marked(tmp_path, metrics=R1) == {}
+    (note,) = summary.notes
+    assert note.startswith(f"no interval over queries for {old.run_id}: no outcomes of its queries were kept; `tclx eval RUN")
+    with redirect_stderr(io.StringIO()) as said:
+        print_results(summary)
+    assert note in said.getvalue()
+
+
+def test_outcomes_of_another_evaluation_than_the_metrics_are_not_used(tmp_path: Path) -> None:
+    folder = make_ranked(tmp_path, RIGHT)
+    path = folder.evaluated("retrieval", "test")
+    written = folder.read_json(path)
+    folder.write_json(path, {"metrics": {**written["metrics"], "retrieval/test/text_to_image/r1": 91.0}})
+    summary = summary_of(tmp_path, metrics=R1)
+    assert summary.rows[0].metrics["text_to_image/r1"].interval is None
+    assert "is of another evaluation than the metrics beside it" in summary.notes[0]
+
+
+def test_damaged_outcomes_are_named_and_the_means_still_shown(tmp_path: Path) -> None:
+    folder = make_ranked(tmp_path, RIGHT)
+    folder.outcomes("retrieval", "test").write_text("{}")
+    summary = summary_of(tmp_path, metrics=R1)
+    assert results.format_spread(summary.rows[0].metrics["text_to_image/r1"]) == "90.0"
+    assert f"{folder.outcomes('retrieval', 'test')} cannot be read" in summary.notes[0]
+
+
+def test_the_table_has_chance_below_and_marks_what_is_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, WRONG, variant="b")
+    print_results(summary_of(tmp_path, metrics=[*R1, "text_to_image/median_rank"]))
+    _, _, first, second, chance = capsys.readouterr().out.splitlines()
+    assert first.count("*") == 2
+    assert "*" not in second
+    assert chance.split() == ["chance", "2.0"]
+
+
+def test_chance_that_differs_between_rows_is_shown_from_the_least_to_the_most(tmp_path: Path) -> None:
+    make_ranked(tmp_path, RIGHT, variant="a")
+    make_ranked(tmp_path, RIGHT, captions_of_image=5, variant="b")
+    assert results.format_chance(summary_of(tmp_path, metrics=R1), "text_to_image/r1") == "2.0 to 5.0"

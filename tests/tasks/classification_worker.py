@@ -18,7 +18,7 @@ def main(output: Path) -> None:
     with distributed.start(torch.device("cpu")):
         found, _, _ = evaluated(spec_with(SHAPES_OF_SCENES))
         if distributed.is_main():
-            output.write_text(json.dumps([found.metrics, found.examples()]))
+            output.write_text(json.dumps([found.metrics, found.examples(), found.outcomes]))
 
 
 if __name__ == "__main__":

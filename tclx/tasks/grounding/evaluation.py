@@ -34,6 +34,7 @@ from tclx.tasks.grounding.boxes import ENOUGH_OVERLAP, PARTS, Box, iou, read_map
 from tclx.tasks.grounding.expressions import Expression, Expressions
 from tclx.tasks.grounding.refcoco import FileExpressions
 from tclx.tasks.grounding.scenes import SceneExpressions
+from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.task import Evaluation
 from tclx.tasks.thumbnails import LARGEST_SIDE, jpeg, spaced, warmed
 
@@ -80,7 +81,18 @@ def evaluate_grounding(
 ) -> Evaluation:
     """As `EvaluationTask.evaluate`, with the settings of the task."""
     found = ground(model, spec, split, settings=settings, tokenizer=tokenizer, device=device)
-    return Evaluation(grounding_figures(found), partial(_examples, found))
+    return Evaluation(grounding_figures(found), partial(_examples, found), _outcomes(found))
+
+
+def _outcomes(found: Grounding) -> dict[str, Outcome]:
+    """Of each expression whether the map points into the true box, and where there are boxes whether it chooses rightly."""
+    items = found.expressions.items
+    clusters = [item.image for item in items]
+    queries = Queries(fingerprint([item.text for item in items], [item.box for item in items], clusters), clusters)
+    outcomes = {"pointing": Outcome(queries, found.points.tolist())}
+    if "accuracy" in grounding_figures(found):
+        outcomes["accuracy"] = Outcome(queries, (found.overlaps >= ENOUGH_OVERLAP).double().tolist())
+    return outcomes
 
 
 def ground(

@@ -7,7 +7,8 @@
 Memory stays small at COCO's 5,000 images and 25,000 captions. Token features of images are never kept (5,000 x 577 x 768
 in fp32 would be 8.9 GB) but computed again for the pairs of `batch_size` images at a time, at 1 % of the matching's cost.
 Those of captions stay on the device, cut to the longest caption (2.3 GB at 30 tokens in fp32, half under bf16). Score matrices
-exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length.
+exist for a chunk of queries at a time. Padding changes nothing, so captions and pairs are sorted by length; the captions of one
+image that go through the fusion encoder together attend to one copy of its keys and values.
 
 With several processes, images, queries and pairs are divided among them in consecutive parts and gathered as objects in that
 order, without the repeated samples of a distributed sampler.
@@ -17,7 +18,7 @@ Source: Yang et al. 2022, arXiv:2202.10401; evaluation of the published retrieva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet, open_evaluation_set
 from tclx.errors import InputError, Problem
-from tclx.model.fusion import FusionEncoder
+from tclx.model.fusion import FusionEncoder, grouped
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
+from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
 
 if TYPE_CHECKING:
@@ -100,12 +102,23 @@ class Retrieval(NamedTuple):
     """[2, SIMILARITY_BINS] int64: matched pairs, then unmatched ones, by their cosine similarity from -1 to 1"""
 
 
+class Ranks(NamedTuple):
+    """Where the best right key of each query stands, from 0."""
+
+    image_to_text: Tensor
+    """[Q] of the images that ask"""
+    text_to_image: Tensor
+    """[T]"""
+
+
 class RetrievalEvaluation(NamedTuple):
     """A model's retrieval on one split."""
 
     metrics: dict[str, float]
-    """As `retrieval_figures`, with `num_images` and `num_captions`."""
+    """As `figures_of`, with `num_images` and `num_captions`."""
     found: Retrieval
+    ranks: dict[str, Ranks]
+    """As `ranks_of`."""
     source: EvaluationSet
     """The images and captions that were asked about."""
 
@@ -147,7 +160,25 @@ def evaluate_retrieval(
         precision=spec.training.precision,
     )
     counts = {"num_images": float(source.num_images), "num_captions": float(source.num_captions)}
-    return RetrievalEvaluation(retrieval_figures(found, num_images=source.num_images) | counts, found, source)
+    ranks = ranks_of(found, num_images=source.num_images)
+    return RetrievalEvaluation(figures_of(ranks) | counts, found, ranks, source)
+
+
+def outcomes_of(evaluation: RetrievalEvaluation) -> dict[str, Outcome]:
+    """The rank, from 0, of each query of both directions; under `dual/` that of the cosine similarity alone."""
+    found, source = evaluation.found, evaluation.source
+    image_of_caption, asking = found.image_of_caption.tolist(), found.image_queries.tolist()
+    # A query is told by what is asked and by what it is looked for among; an image by its captions.
+    said = [source.num_images, image_of_caption, source.captions]
+    queries = {
+        "image_to_text": Queries(fingerprint("images", *said), asking),
+        "text_to_image": Queries(fingerprint("captions", *said), image_of_caption),
+    }
+    return {
+        f"{pathway}{direction}": Outcome(queries[direction], getattr(ranks, direction).tolist())
+        for pathway, ranks in evaluation.ranks.items()
+        for direction in queries
+    }
 
 
 @torch.no_grad()
@@ -227,19 +258,27 @@ def reranked_scores(found: Retrieval, *, direction: str, queries: slice, num_key
     return torch.full((candidates.shape[0], num_keys), UNSCORED, device=scores.device).scatter_(1, candidates, scores)
 
 
-def retrieval_figures(found: Retrieval, *, num_images: int) -> dict[str, float]:
-    """Metrics as `summarise_ranks` names them, of the re-ranked order, and under `dual/` those of the dual encoder.
+def ranks_of(found: Retrieval, *, num_images: int) -> dict[str, Ranks]:
+    """The ranks of the re-ranked order under no name, and under `dual/` those of the dual encoder.
 
-    Without an ITM head there is one order, and both sets of names give it.
+    Without an ITM head there is one order, and both names give it.
     """
-    dual = summarise_ranks(found.image_to_text.ranks, found.text_to_image.ranks)
-    under_dual = {f"dual/{name}": value for name, value in dual.items()}
+    dual = Ranks(found.image_to_text.ranks, found.text_to_image.ranks)
     if found.pair_scores is None:
-        return {**dual, **under_dual}
+        return {"": dual, "dual/": dual}
     numbers = torch.arange(num_images, device=found.image_of_caption.device)
     image_to_text = _reranked_ranks(found, "image_to_text", found.image_queries, found.image_of_caption)
     text_to_image = _reranked_ranks(found, "text_to_image", found.image_of_caption, numbers)
-    return {**summarise_ranks(image_to_text, text_to_image), **under_dual}
+    return {"": Ranks(image_to_text, text_to_image), "dual/": dual}
+
+
+def figures_of(ranks: Mapping[str, Ranks]) -> dict[str, float]:
+    """Metrics as `summarise_ranks` names them, each behind the name of its order."""
+    return {
+        f"{pathway}{name}": value
+        for pathway, one in ranks.items()
+        for name, value in summarise_ranks(one.image_to_text, one.text_to_image).items()
+    }
 
 
 def _reranked_ranks(found: Retrieval, direction: str, image_of_query: Tensor, image_of_key: Tensor) -> Tensor:
@@ -360,13 +399,12 @@ def _match_batch(
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)
     lengths = texts.attention_mask.sum(dim=1)[caption_rows]
     scores = torch.empty(len(caption_rows), device=images.device)
-    order = lengths.argsort(stable=True)
+    order = lengths.argsort(stable=True)  # and of one length by image, whose captions then share its keys and values
     for part in chunks(len(order), batch_size * PAIRS_PER_IMAGE_OF_A_BATCH):
         rows = order[part]
         captions, length = caption_rows[rows], int(lengths[rows].max())
-        states = fusion(
-            texts.tokens[captions, :length], texts.attention_mask[captions, :length], keys_values, image_rows=image_rows[rows]
-        )
+        tokens, mask = texts.tokens[captions, :length], texts.attention_mask[captions, :length]
+        states = fusion(tokens, mask, keys_values, grouped(image_rows[rows]))
         scores[rows] = head(states[:, 0])[:, 1].float()
     return scores
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tclx.errors import Problem
 from tclx.section import BatchSize, Count
-from tclx.tasks.metric import Metric
+from tclx.tasks.metric import MeanOf, MedianRank, Metric, Recall
 from tclx.tasks.needs import Needs
 from tclx.tasks.retrieval import CUTOFFS
 from tclx.tasks.task import CAPTION_FORMS, Evaluation, EvaluationTask, Split
@@ -39,20 +39,17 @@ def _mean_recall_by_chance(counts: Mapping[str, float]) -> float:
 
 
 def _ranking(pathway: str, words: str) -> tuple[Metric, ...]:
-    """The metrics of one order of the keys; `pathway` and a slash stand before their names, `words` before their titles."""
-    directions = [
-        metric
-        for name, short in _DIRECTIONS.items()
-        for metric in (
-            *(
-                Metric(f"{name}/r{k}", f"{words}{short} R@{k}", "%", "higher", partial(_recall_by_chance, name, k))
-                for k in CUTOFFS
-            ),
-            Metric(f"{name}/median_rank", f"{words}{short} median", "", "lower"),
-        )
-    ]
-    every = (*directions, Metric("r_mean", f"{words}r_mean", "%", "higher", _mean_recall_by_chance))
-    return tuple(metric.under(pathway) if pathway else metric for metric in every)
+    """The metrics of one order of the keys; `pathway` stands before their names, `words` before their titles."""
+    every, recalls = list[Metric](), list[Recall]()
+    for direction, short in _DIRECTIONS.items():
+        name = f"{pathway}{direction}"
+        for k in CUTOFFS:
+            recalls.append(Recall(name, k))
+            title, chance = f"{words}{short} R@{k}", partial(_recall_by_chance, direction, k)
+            every.append(Metric(f"{name}/r{k}", title, "%", "higher", chance, recalls[-1]))
+        every.append(Metric(f"{name}/median_rank", f"{words}{short} median", "", "lower", statistic=MedianRank(name)))
+    mean = MeanOf(tuple(recalls))
+    return (*every, Metric(f"{pathway}r_mean", f"{words}r_mean", "%", "higher", _mean_recall_by_chance, mean))
 
 
 class RetrievalSpec(EvaluationTask):
@@ -60,7 +57,7 @@ class RetrievalSpec(EvaluationTask):
 
     metrics: ClassVar = (
         *_ranking("", ""),
-        *_ranking("dual", "dual "),
+        *_ranking("dual/", "dual "),
         Metric("num_images", "images"),
         Metric("num_captions", "captions"),
     )
@@ -97,8 +94,9 @@ class RetrievalSpec(EvaluationTask):
     def evaluate(
         self, model: TCL, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
     ) -> Evaluation:
-        from tclx.tasks.retrieval.evaluation import evaluate_retrieval
+        from tclx.tasks.retrieval.evaluation import evaluate_retrieval, outcomes_of
         from tclx.tasks.retrieval.examples import examples_of
 
         found = evaluate_retrieval(model, spec, split, settings=self, tokenizer=tokenizer, device=device)
-        return Evaluation(found.metrics, partial(examples_of, found, model, spec, tokenizer=tokenizer))
+        examples = partial(examples_of, found, model, spec, tokenizer=tokenizer)
+        return Evaluation(found.metrics, examples, outcomes_of(found))

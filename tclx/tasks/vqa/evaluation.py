@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from tclx.data.sources.opening import open_source
 from tclx.losses.answering import answer_losses
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, my_part, require_finite
+from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.task import Evaluation, Split
 from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
 from tclx.tasks.vqa.answers import most_frequent, normalised, read_answer_list, vqa_accuracy
@@ -69,13 +70,24 @@ def evaluate_answers(
             best = zip(ranked.numbers[:, :SHOWN_ANSWERS].tolist(), ranked.shares[:, :SHOWN_ANSWERS].tolist(), strict=True)
             found += [[(listed[number], share) for number, share in zip(*each, strict=True)] for each in best]
     given = _gathered(found)
+    known = [answers_of(items.item(number).target) for number in range(items.num_items)]
+    asked = [(item.images, item.text, item.target) for item in map(items.item, range(items.num_items))]
+    scores = [
+        (vqa_accuracy(answers[0][0], one.given), float(normalised(answers[0][0]) == most_frequent(one.given)))
+        for answers, one in zip(given, known, strict=True)
+        if one.given
+    ]
+    told = [number for number, one in enumerate(known) if one.given]
+    outcomes = None
+    if told:  # a test set whose answers only a server has gives none
+        queries = Queries(fingerprint([asked[number] for number in told]), items.clusters()[told].tolist())
+        accuracy, exact = zip(*scores, strict=True)
+        outcomes = {"accuracy": Outcome(queries, accuracy), "exact": Outcome(queries, exact)}
     return Evaluation(
-        _metrics(items, given, listed),
+        {"num_questions": float(len(known)), **_metrics(scores, [known[number].given for number in told], listed)},
         partial(_examples, items, given),
-        predictions=[
-            {"question_id": answers_of(items.item(number).target).question_id, "answer": answers[0][0]}
-            for number, answers in enumerate(given)
-        ],
+        outcomes,
+        [{"question_id": one.question_id, "answer": answers[0][0]} for answers, one in zip(given, known, strict=True)],
     )
 
 
@@ -148,25 +160,29 @@ def _gathered(found: list[list[tuple[str, float]]]) -> list[list[tuple[str, floa
     return [answers for part in distributed.all_gather_object(found) for answers in part]
 
 
-def _metrics(items: ItemSet, given: Sequence[Sequence[tuple[str, float]]], listed: Sequence[str]) -> dict[str, float]:
-    known = [answers_of(items.item(number).target).given for number in range(items.num_items)]
-    told = [(answers[0][0], right) for answers, right in zip(given, known, strict=True) if right]
-    metrics = {"num_questions": float(len(known))}
-    if not told:  # a test set whose answers only a server has
-        return metrics
+def _metrics(scores: Sequence[tuple[float, float]], known: Sequence[Sequence[str]], listed: Sequence[str]) -> dict[str, float]:
+    """In percent; nothing where no answer is known.
+
+    Args:
+        scores: of each question with known answers VQA's accuracy, and whether the answer given most often was met.
+        known: the answers of these questions.
+        listed: those that were chosen from.
+    """
+    if not scores:
+        return {}
     names = {normalised(one) for one in listed}
-    # What one answer reaches on every question, by the answers that are right somewhere.
-    by_answer: Counter[str] = Counter()
-    for _, right in told:
+    # What one answer would reach on every question, by the answers that are right somewhere.
+    by_answer: defaultdict[str, float] = defaultdict(float)
+    for right in known:
         for one in {normalised(answer) for answer in right}:
-            by_answer[one] += vqa_accuracy(one, right)  # type: ignore[assignment]
-    percent = 100.0 / len(told)
-    return metrics | {
-        "accuracy": percent * sum(vqa_accuracy(answer, right) for answer, right in told),
-        "exact": percent * sum(normalised(answer) == most_frequent(right) for answer, right in told),
+            by_answer[one] += vqa_accuracy(one, right)
+    percent = 100.0 / len(scores)
+    return {
+        "accuracy": percent * sum(accuracy for accuracy, _ in scores),
+        "exact": percent * sum(exact for _, exact in scores),
         "majority": percent * max(by_answer.values()),
-        "random": percent * sum(by_answer[name] for name in names) / len(names),
-        "unlisted": percent * sum(names.isdisjoint(map(normalised, right)) for _, right in told),
+        "random": percent * sum(by_answer.get(name, 0.0) for name in names) / len(names),
+        "unlisted": percent * sum(names.isdisjoint(map(normalised, right)) for right in known),
     }
 
 

@@ -112,10 +112,10 @@ class VqaEvaluation(EvaluationTask):
 
     metrics: ClassVar = (
         Metric("accuracy", "VQA accuracy", "%", "higher", lambda found: found["random"]),
-        Metric("exact", "the answer given most often", "%", "higher"),
+        Metric("exact", "exact match", "%", "higher"),
         Metric("majority", "accuracy of the best single answer", "%"),
         Metric("random", "accuracy of a random answer of the list", "%"),
-        Metric("unlisted", "questions without an answer in the list", "%", "lower"),
+        Metric("unlisted", "questions without an answer in the list", "%"),
         Metric("num_questions", "questions"),
     )
     main: ClassVar = ("accuracy",)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tclx.errors import InputError, RunFailed
 from tclx.model.tcl import TCL
 from tclx.spec.experiment import ExperimentSpec
-from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, reranked_scores, retrieval_figures, retrieve
+from tclx.tasks.retrieval.evaluation import UNSCORED, Captions, Retrieval, figures_of, ranks_of, reranked_scores, retrieve
 from tclx.tasks.retrieval.ranks import retrieval_metrics
 
 NUM_IMAGES, SIZE, VOCABULARY = 7, 16, 40
@@ -131,7 +131,7 @@ def test_scores_and_figures_equal_one_pair_at_a_time(images: Tensor, captions: C
     for direction, scores in expected.items():
         ours = reranked_scores(found, direction=direction, queries=slice(None), num_keys=scores.shape[1])
         torch.testing.assert_close(ours, scores, atol=1e-4, rtol=1e-4)
-    figures = retrieval_figures(found, num_images=NUM_IMAGES)
+    figures = figures_of(ranks_of(found, num_images=NUM_IMAGES))
     reranked = retrieval_metrics(**expected, image_of_caption=captions.image_of_caption)
     dual = retrieval_metrics(similarity, similarity.T, image_of_caption=captions.image_of_caption)
     assert figures == pytest.approx({**reranked, **{f"dual/{name}": value for name, value in dual.items()}})
@@ -147,7 +147,19 @@ def test_batch_size_changes_no_score(
     found = evaluate(model, images, captions, batch_size=batch_size)
     torch.testing.assert_close(found.pair_ids, expected.pair_ids)
     torch.testing.assert_close(found.pair_scores, expected.pair_scores, atol=1e-5, rtol=1e-5)
-    assert retrieval_figures(found, num_images=NUM_IMAGES) == retrieval_figures(expected, num_images=NUM_IMAGES)
+    assert figures_of(ranks_of(found, num_images=NUM_IMAGES)) == figures_of(ranks_of(expected, num_images=NUM_IMAGES))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_pairs_grouped_by_image_score_as_pairs_with_copies_of_it(
+    images: Tensor, captions: Captions, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in grids, however empty, or some, against none."""
+    model = TCL(tiny_spec(), vocab_size=VOCABULARY, pad_token_id=0)
+    monkeypatch.setattr("tclx.model.fusion.LEAST_SHARE_USED", 2.0)
+    expected = evaluate(model, images, captions)
+    monkeypatch.setattr("tclx.model.fusion.LEAST_SHARE_USED", least)
+    torch.testing.assert_close(evaluate(model, images, captions).pair_scores, expected.pair_scores, atol=1e-6, rtol=1e-6)
 
 
 def test_padding_changes_no_score(images: Tensor, captions: Captions) -> None:
@@ -169,7 +181,7 @@ def test_every_candidate_pair_is_matched_once(images: Tensor, captions: Captions
 def test_without_itm_the_plain_figures_are_the_dual_encoders(images: Tensor, captions: Captions) -> None:
     found = evaluate(tiny_model(cma={}), images, captions)
     assert found.pair_scores is None
-    figures = retrieval_figures(found, num_images=NUM_IMAGES)
+    figures = figures_of(ranks_of(found, num_images=NUM_IMAGES))
     assert all(figures[f"dual/{name}"] == value for name, value in figures.items() if not name.startswith("dual/"))
 
 
@@ -234,5 +246,5 @@ def test_processes_share_the_work_and_agree(
     with ThreadPoolExecutor(world_size) as processes:
         found = list(processes.map(play, range(world_size)))
     for one in found:
-        assert retrieval_figures(one, num_images=NUM_IMAGES) == retrieval_figures(expected, num_images=NUM_IMAGES)
+        assert figures_of(ranks_of(one, num_images=NUM_IMAGES)) == figures_of(ranks_of(expected, num_images=NUM_IMAGES))
         torch.testing.assert_close(one.pair_scores, expected.pair_scores, atol=1e-5, rtol=1e-5)
