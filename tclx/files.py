@@ -79,6 +79,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_texts(path: Path) -> list[str]:
+    """What a JSON file says that holds a list of texts.
+
+    Raises:
+        Unreadable: as `read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise Unreadable(path, f"it holds a {type(value).__name__}, not a list")
+    wrong = next((number for number, one in enumerate(value) if not isinstance(one, str) or not one.strip()), None)
+    if wrong is not None:
+        raise Unreadable(path, f"entry {wrong} is {value[wrong]!r:.40}, not a text")
+    return value
+
+
 @cache
 def _adapter(kind: type[Any]) -> Any:
     from pydantic import TypeAdapter  # only commands that read runs wait for it

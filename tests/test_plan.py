@@ -478,12 +478,14 @@ FULL = [
     "compat=official",
     "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",
     f"evaluation.classification={{val: {LABELLED}, test: {LABELLED}}}",
+    "evaluation.selection={val: {source: scenes}, test: {source: scenes}}",
     "evaluation.entailment={}",
     "evaluation.nlvr={}",
     "evaluation.vqa={answer_list: /a}",
     "evaluation.grounding={val: {source: scenes}, test: {source: scenes}}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""
+PAIRS = "{source: aro, file: /a, image_root: /b}"
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"
 OTHER = [
     *FULL,
@@ -496,8 +498,10 @@ OTHER = [
     "evaluation={every_steps: 3, at_end: test}",
     f"evaluation.classification={{val: {CLASSES}, test: {CLASSES}}}",
     f"evaluation.grounding={{val: {REGIONS}, test: {REGIONS}}}",
+    f"evaluation.selection={{val: {PAIRS}, test: {PAIRS}}}",
     "launch={backend: slurm, gpus_per_node: 0}",
     "task={name: vqa}",
+    "evaluation.classification.templates_file=/t",
 ]
 
 

@@ -23,6 +23,7 @@ from tclx.track.jsonl import read
 
 from .tasks.downstream import TASKS
 from .tasks.grounding.data import write_refcoco
+from .tasks.test_selection import WINOGROUND, written
 from .train.toy import prepare, run, toy_spec
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -64,6 +65,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
     own = {"temperature": {"initial": 0.1}}
     scenes = {"source": "scenes", "attribute": "shape", "num_images": 4}
     regions = write_refcoco(tmp_path / "regions")
+    paired = written(tmp_path, "winoground", [WINOGROUND])
     folder = run(
         prepare(
             tmp_path / "run",
@@ -75,6 +77,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
                     "evaluation.every_steps": 1,
                     "evaluation.classification": {"val": scenes, "test": scenes},
                     "evaluation.grounding": {"val": regions, "test": regions},
+                    "evaluation.selection": {"val": paired, "test": paired},
                     "tracking": {"log_every_steps": 1, "term_gradient_norms_every_steps": 1},
                 },
             ),

@@ -13,6 +13,7 @@ from tclx.tasks.entailment import EntailmentEvaluation
 from tclx.tasks.grounding.task import GroundingSpec
 from tclx.tasks.nlvr import NlvrEvaluation
 from tclx.tasks.retrieval.task import RetrievalSpec
+from tclx.tasks.selection import SelectionSpec
 from tclx.tasks.task import EvaluationTask, Split
 from tclx.tasks.vqa.task import VqaEvaluation
 
@@ -26,6 +27,8 @@ class EvaluationSpec(Section):
     """Image-text retrieval; null measures nothing."""
     classification: ClassificationSpec | None = None
     """Zero-shot classification by prompts."""
+    selection: SelectionSpec | None = None
+    """Image-text selection: the right caption against a hard wrong one."""
     entailment: EntailmentEvaluation | None = None
     """Visual entailment, of a model that was trained for it."""
     nlvr: NlvrEvaluation | None = None

@@ -72,6 +72,15 @@ class LabelledScenes(Section):
 LabelledImages = Annotated[FolderOfClasses | LabelledScenes, Field(discriminator="source")]
 
 
+_TEMPLATES = ("a photo of a {}",)
+_ONE_PLACE = "one `{}`, as in `a photo of a {}`"
+
+
+def _fault_of(template: str) -> str | None:
+    places = template.count("{}")
+    return None if places == 1 else f"`{template}` has {places} places for the class"
+
+
 class ClassificationSpec(EvaluationTask):
     """Zero-shot classification: which class's prompts an image is most similar to, by cosine similarity."""
 
@@ -95,17 +104,21 @@ class ClassificationSpec(EvaluationTask):
     """Evaluated where `during_training` or `at_end` is val."""
     test: LabelledImages | None = None
     """Evaluated where `during_training` or `at_end` is test."""
-    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of a {}",)
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = _TEMPLATES
     """Prompts; `{}` stands for the class."""
+    templates_file: LocalPath | None = None
+    """A JSON list of prompts, in place of `templates`."""
     batch_size: BatchSize = 64
     """Images or prompts per forward pass."""
 
     @model_validator(mode="after")
     def _templates_name_the_class(self) -> Self:
         for template in self.templates:
-            if template.count("{}") != 1:
-                message = f"`{template}` has {template.count('{}')} places for the class"
-                raise Conflict(message, "templates", hint="one `{}`, as in `a photo of a {}`")
+            if (fault := _fault_of(template)) is not None:
+                raise Conflict(fault, "templates", hint=_ONE_PLACE)
+        if self.templates_file is not None and self.templates != _TEMPLATES:
+            message = "give at most one of `templates` and `templates_file`"
+            raise Conflict(message, "templates", "templates_file", one_too_many=True)
         if self.val is None and self.test is None:
             raise Conflict("no labelled images are named", "val", "test", hint="val: {source: folder, folder: ...}")
         return self
@@ -129,8 +142,31 @@ class ClassificationSpec(EvaluationTask):
         for split in ("val", "test"):
             if (labelled := getattr(self, split)) is not None:
                 yield from (each._replace(key=f"{split}.{each.key}") for each in labelled.paths())
+        if self.templates_file is not None:
+            yield NamedPath("templates_file", self.templates_file, "file")
+
+    def prompts(self) -> tuple[str, ...]:
+        """The templates.
+
+        Raises:
+            InputError: the file is no list of prompts with one place for the class each.
+        """
+        if self.templates_file is None:
+            return self.templates
+        from tclx.files import Unreadable, read_texts
+
+        key, path = "evaluation.classification.templates_file", Path(self.templates_file)
+        try:
+            templates = read_texts(path)
+        except Unreadable as error:
+            raise InputError(Problem(key, str(error), 'a JSON list of prompts: ["a photo of a {}", ...]')) from None
+        faults = [f"{path}: prompt {number}: {fault}" for number, one in enumerate(templates) if (fault := _fault_of(one))]
+        if faults or not templates:
+            raise InputError(Problem(key, faults[0] if faults else f"{path} is an empty list", _ONE_PLACE))
+        return tuple(templates)
 
     def images(self, split: Split) -> list[Path]:
+        self.prompts()  # read before training begins
         labelled = getattr(self, split)
         if not isinstance(labelled, FolderOfClasses):
             return []
@@ -191,14 +227,15 @@ class ClassificationSpec(EvaluationTask):
         from tclx.data.captions import clean_caption
 
         data = spec.data
-        prompts = [template.replace("{}", name) for name in classes for template in self.templates]
+        templates = self.prompts()
+        prompts = [template.replace("{}", name) for name in classes for template in templates]
         cleaned = [clean_caption(prompt, max_words=data.max_caption_words) for prompt in prompts]
         parts = []
         for start in range(0, len(cleaned), self.batch_size):
             ids = tokenizer.encode(cleaned[start : start + self.batch_size], max_tokens=data.max_caption_tokens)
             input_ids, mask = torch.from_numpy(ids.input_ids).to(device), torch.from_numpy(ids.attention_mask).to(device)
             parts.append(_embedding(model.online.encode_text(input_ids, mask).embedding))
-        means = torch.cat(parts).view(len(classes), len(self.templates), -1).mean(dim=1)
+        means = torch.cat(parts).view(len(classes), len(templates), -1).mean(dim=1)
         return functional.normalize(means, dim=-1)
 
 

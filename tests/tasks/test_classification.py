@@ -135,6 +135,20 @@ def test_without_names_a_class_is_called_as_its_folder_is(tmp_path: Path) -> Non
     assert list(found.examples()["classes"]) == ["disc", "red ball"]
 
 
+def test_templates_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps(TEMPLATES))
+    from_file = {"test": SHAPES_OF_SCENES["test"], "templates_file": str(path)}
+    assert evaluated(spec_with(from_file))[0].metrics == evaluated(spec_with(SHAPES_OF_SCENES))[0].metrics
+    for content, message in (
+        ('["a {} or {}"]', "prompt 0: `a {} or {}` has 2 places"),
+        ("[]", "is an empty list"),
+        ("{}", "list"),
+    ):
+        path.write_text(content)
+        assert message in refusal(spec_with(from_file).evaluation.classification)
+
+
 def refusal(task: ClassificationSpec | None) -> str:
     assert task is not None
     with pytest.raises(InputError) as refused:

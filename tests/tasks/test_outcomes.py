@@ -20,10 +20,12 @@ from tests.tasks.downstream import downstream_spec
 from tests.train.toy import prepare, run, toy_spec
 
 SCENES = {"source": "scenes", "attribute": "shape", "num_images": 12}
+PAIRS = {"source": "scenes", "num_items": 9}
 REGIONS = {"source": "scenes", "num_expressions": 8}
 TASKS = {
     "evaluation.classification": {"val": SCENES, "test": SCENES},
     "evaluation.grounding": {"val": REGIONS, "test": REGIONS},
+    "evaluation.selection": {"val": PAIRS, "test": PAIRS},
 }
 OF_ONE_RUN = [name for name in EVALUATION_TASKS if name not in DOWNSTREAM]
 

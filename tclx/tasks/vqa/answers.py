@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tclx.errors import InputError, Problem
-from tclx.files import Unreadable, read_as
+from tclx.files import Unreadable, read_texts
 
 KEY = "evaluation.vqa.answer_list"
 
@@ -73,14 +73,11 @@ def read_answer_list(path: str) -> list[str]:
         InputError: the file is no JSON list of different texts.
     """
     try:
-        answers: list[str] = read_as(Path(path), list[str])
+        answers = read_texts(Path(path))
     except Unreadable as error:
         raise InputError(Problem(KEY, str(error), 'a JSON list of texts: ["yes", "no", ...]')) from None
     if not answers:
         raise InputError(Problem(KEY, f"{path} is an empty list", "at least one answer"))
-    empty = [number for number, answer in enumerate(answers) if not answer.strip()]
-    if empty:
-        raise InputError(Problem(KEY, f"{path}: answer {empty[0]} is empty", "remove it"))
     twice, count = Counter(answers).most_common(1)[0]
     if count > 1:
         raise InputError(Problem(KEY, f"{path}: {twice!r:.40} stands there {count} times", "once"))
