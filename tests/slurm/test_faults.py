@@ -24,6 +24,7 @@ import pytest
 from tclx.launch.watch import watch_runs
 from tclx.runs import RunFolder
 from tests.disk import fill, small_disk
+from tests.launch.toy import SPEC
 from tests.slurm.cluster import Cluster
 from tests.slurm.toy import (
     REPEATED,
@@ -151,6 +152,51 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_the_run_comes_back(
     until_standing([folder], "finished")
     assert len(events(folder, "resumed")) == 1
     assert_same(folder, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_chain_of_tasks_is_preempted_once_in_each_stage_and_finishes(tmp_path: Path, cluster: Cluster) -> None:
+    """A pre-training and two tasks that start from it, by one `tclx run`; each is sent away once."""
+    low = {"launch": {"partition": "low", "sbatch_options": {"nodelist": "n3"}}, "steps": STEPS, "every_steps": 40}
+    scenes = {"source": "scenes", "picture_size": 16}
+    slurm_spec(tmp_path, "pre", **low)  # type: ignore[arg-type]
+    specs = [
+        slurm_spec(
+            tmp_path,
+            task,
+            init={"experiment": "pre.yaml"},
+            task={"name": task},
+            objectives={},
+            data={
+                **SPEC["data"],
+                "max_caption_tokens": 24,
+                **{
+                    split: {**scenes, "split": split, "num_images": num_images, "form": task}
+                    for split, num_images in (("train", 32), ("val", 8), ("test", 8))
+                },
+            },
+            evaluation={task: {}, "at_end": "test"},
+            **low,  # type: ignore[arg-type]
+        )
+        for task in ("vqa", "entailment")
+    ]
+    tclx("run", *specs, runs_dir=tmp_path / "runs")
+    folders = folders_in(tmp_path / "runs")
+    assert len(folders) == 3
+    waiting = list(folders)
+    while waiting:
+        until(lambda: any(status_of(one).standing == "running" for one in waiting), what="a stage runs")
+        folder = next(one for one in waiting if status_of(one).standing == "running")
+        until_step(folder, 10)
+        other = ["sbatch", "-p", "high", "-w", "n3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"]
+        subprocess.run(other, check=True, stdout=subprocess.DEVNULL)
+        until(lambda: bool(events(folder, "resumed")), what="it goes on")  # noqa: B023 (called before the next turn)
+        waiting.remove(folder)
+    until_standing(folders, "finished")
+    for folder in folders:
+        assert len(events(folder, "resumed")) == 1
+        assert folder.read_evaluations()["test"].metrics
+    assert len({(folder.tokenizer / "tokenizer.json").read_bytes() for folder in folders}) == 1
 
 
 @pytest.mark.faults
