@@ -164,7 +164,7 @@ def test_the_run_that_the_help_names_is_the_quickstarts_own(here: Path) -> None:
 @pytest.mark.parametrize(("page", "text"), _fragments())
 def test_a_block_of_yaml_is_valid_where_it_belongs(page: str, text: str, here: Path) -> None:
     """A whole spec beside those that it extends, a sweep in its folder, a section in a spec that is large enough for it."""
-    if "experiment:" in text:
+    if re.search(r"^experiment:", text, re.MULTILINE):
         file, arguments = here / "sweeps" / "printed.yaml", ["sweep", "plan"]
     elif text.startswith("name:"):
         file, arguments = here / "experiments" / "printed.yaml", ["plan", "--quick"]
