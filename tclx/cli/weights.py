@@ -20,6 +20,9 @@ class Form(StrEnum):
 
     PRETRAIN = "pretrain"
     RETRIEVAL = "retrieval"
+    ENTAILMENT = "entailment"
+    NLVR = "nlvr"
+    VQA = "vqa"
 
 
 @app.command("import", epilog=EXAMPLE)
@@ -33,6 +36,8 @@ def import_weights(
     tensors = import_official(file, key="FILE.pth")
     write_tensors(output, tensors)
     say(f"wrote {len(tensors)} tensors to {output}")
+    if not any(name.startswith("momentum.") for name in tensors):
+        say("it has no momentum encoders: what starts from it begins them as the online ones")
 
 
 @app.command("export", epilog="Example:  tclx weights export runs/quickstart-s0-68463135 tcl.pth --form pretrain")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tclx.data.captions import clean_question
 from tclx.data.tokenizer import EncodedCaptions
-from tclx.model.weights import load_official, official_state_dict
+from tclx.model.weights import from_official, load_official, official_state_dict
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.judging import JudgingStep, LabelledBatch
 from tclx.tasks.vqa.evaluation import rank
@@ -32,7 +32,7 @@ def spec_of(task: str, *, compat: str | None = "official") -> ExperimentSpec:
         model["fusion_encoder"]["num_layers"] = 6
     own = {"name": task, **({"decoder_layers": 6} if task == "vqa" else {})}  # six, whatever the encoders have
     data = spec.data.model_dump(mode="json")
-    data["train"]["form"] = task
+    data["train"]["form"] = "pretrain" if task == "text_assignment" else task
     return tiny_spec(compat=compat, model=model, objectives={}, data=data, task=own)
 
 
@@ -170,6 +170,45 @@ def test_flat_checkpoints_without_momentum_parts_are_taken(shared: Path, task: s
     assert {name.partition(".")[0] for name in report.missing} == {"momentum"}
     for name, tensor in model.momentum.state_dict().items():
         torch.testing.assert_close(tensor, model.online.state_dict()[name], rtol=0, atol=0, msg=name)
+
+
+def recorded_keys(shared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shared / "parity" / "extras.json").read_text(encoding="utf-8"))["state_dict_keys"]
+    return found
+
+
+def real_size(task: str, side: int) -> Any:
+    """The published model, without memory."""
+    model = {
+        "image_encoder": {"name": "vit_base_patch16_224", "image_size": side},
+        "text_encoder": {"name": "bert-base-uncased", "num_layers": 6},
+        "fusion_encoder": {"num_layers": 6},
+    }
+    spec = tiny_spec(model=model, objectives={}, data=spec_of(task).data.model_dump(mode="json"), task={"name": task})
+    with torch.device("meta"):
+        return spec.task.build_model(spec, vocab_size=30522, pad_token_id=0)
+
+
+def test_the_checkpoint_of_text_assignment_holds_all_that_ours_has(shared: Path) -> None:
+    official = {
+        name: torch.zeros(()).expand(shape) for name, shape in recorded_keys(shared)["model_pretrain_nlvr"]["keys"].items()
+    }
+    translated = from_official(official, source="the recorded names")
+    own = real_size("text_assignment", 256).state_dict()
+    assert {name: list(tensor.shape) for name, tensor in own.items()} == {name: list(translated[name].shape) for name in own}
+    assert set(translated) - set(own) == {"online.text_projection.weight", "online.text_projection.bias", "temperatures.shared"}
+
+
+@pytest.mark.parametrize(("task", "official", "side"), [("entailment", "ve", 384), ("nlvr", "nlvr", 384), ("vqa", "vqa", 384)])
+def test_the_real_size_model_has_the_official_names_shapes_and_parameters(
+    shared: Path, task: str, official: str, side: int
+) -> None:
+    recorded = recorded_keys(shared)[f"model_{official}"]
+    built = real_size(task, side)
+    exported = official_state_dict(built, form=task)  # type: ignore[arg-type]
+    assert {name: list(tensor.shape) for name, tensor in exported.items()} == recorded["keys"]
+    trainable = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+    assert trainable == recorded["params_trainable"]
 
 
 def test_questions_are_cleaned_as_in_the_official_code(shared: Path) -> None:
