@@ -91,6 +91,14 @@ def test_a_run_that_was_stopped_takes_the_steps_of_one_that_was_not(tmp_path: Pa
     assert outcome(halved) == outcome(whole)
 
 
+@pytest.mark.parametrize("task", [*TASKS, "text_assignment"])
+def test_two_processes_train_it(tmp_path: Path, task: str) -> None:
+    two = {"launch": {"backend": "local", "num_processes": 2}, "training.batch_size_per_gpu": 4}
+    state = run(prepare(tmp_path / "run", downstream_spec(task, **two))).read_state()
+    assert state is not None
+    assert state.status == "finished"
+
+
 def test_soft_labels_are_the_momentum_models_share_of_the_target() -> None:
     spec = downstream_spec("entailment")
     model, tokenizer = untrained(spec)
