@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from tclx.data.forms.form import Fault, Item
 from tclx.data.forms.table import FORMS, forms_with
+from tclx.data.problems import Problems
 from tclx.data.rows import ROWS_WANTED, Unreadable, read_items
 from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from tclx.spec.data import FilesSource
-
-MAX_PROBLEMS_SHOWN = 20
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING_LEFT = str.maketrans("", "", " \t\r\n,.'!?\"()*#:;~-/")
@@ -105,7 +104,7 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
     Raises:
         InputError: a file is missing or no JSON list, rows lack keys or have wrong types: up to 20 problems and their number.
     """
-    problems = _Problems(f"{key}.files")
+    problems = Problems(f"{key}.files")
     form = FORMS.get(source.form)
     packer = _Packer(num_images=form.num_images if form else 1)
     for path in source.files:
@@ -133,26 +132,6 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
 def image_path(source: FilesSource, image: str) -> Path:
     """Where a row's image lies: absolute as written, relative from the image root."""
     return Path(source.image_root, image)
-
-
-class _Problems:
-    """Collects problems, keeps the first 20 and counts them all."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.kept: list[Problem] = []
-        self.count = 0
-
-    def add(self, message: str, hint: str | None = None) -> None:
-        self.count += 1
-        if len(self.kept) < MAX_PROBLEMS_SHOWN:
-            self.kept.append(Problem(self.key, message, hint))
-
-    def raise_if_any(self) -> None:
-        if self.count > len(self.kept):
-            self.kept.append(Problem(self.key, f"{self.count:,} problems in all; the first {len(self.kept)} are shown"))
-        if self.kept:
-            raise InputError(*self.kept)
 
 
 def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple[str, str | None]]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from tclx.tasks.needs import Needs
+
 if TYPE_CHECKING:
     from tclx.spec.data import NormalizationSpec
+    from tclx.spec.experiment import ExperimentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +61,39 @@ class Batch(RowBatch):
     """[B] int64: equal for equal images, dense from 0."""
 
 
+def longest_batch(spec: ExperimentSpec) -> Batch:
+    """One process's batch of nothing, every caption as long as the spec allows, with what its terms ask for."""
+    objectives, size, num_tokens = spec.objectives, spec.training.batch_size_per_gpu, spec.data.max_caption_tokens
+    pixels = (size, 3, spec.model.image_encoder.image_size, spec.model.image_encoder.image_size)
+    rows, ids = torch.zeros(size, dtype=torch.int64), torch.zeros(size, num_tokens, dtype=torch.int64)
+    masked = objectives.need(Needs.MASKED_WORDS)
+    share = objectives.mlm.mask_probability if objectives.mlm is not None else 0.0
+    words = torch.zeros(max(1, round(share * size * (num_tokens - 1))), dtype=torch.int64)
+    return Batch(
+        images=torch.empty(pixels, dtype=torch.uint8),
+        images_second=torch.empty(pixels, dtype=torch.uint8) if objectives.need(Needs.SECOND_VIEW) else None,
+        input_ids=ids,
+        attention_mask=torch.ones(size, num_tokens, dtype=torch.bool),
+        masked_input_ids=ids if masked else None,
+        mlm_positions=words if masked else None,
+        mlm_labels=words if masked else None,
+        image_index=rows,
+        row=rows,
+        num_bad_images=0,
+    )
+
+
 def normalise(images: Tensor, spec: NormalizationSpec) -> Tensor:
     """Images as the image encoder reads them, on the device they are on.
 
     Args:
-        images: [B, 3, H, W] uint8, RGB.
+        images: [..., 3, H, W] uint8, RGB.
 
     Returns:
-        [B, 3, H, W] fp32: (images / 255 - mean) / std per channel.
+        [..., 3, H, W] fp32: (images / 255 - mean) / std per channel.
     """
     normalised = images.float()
     # Python scalars per channel: a tensor of means made here would be a host-to-device copy, hence a sync, in every step.
     for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
-        normalised[:, channel].sub_(255 * mean).div_(255 * std)
+        normalised[..., channel, :, :].sub_(255 * mean).div_(255 * std)
     return normalised

@@ -8,6 +8,7 @@ micro-step that it wants next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
@@ -348,10 +349,8 @@ class EvaluationSet:
         Raises:
             RunFailed: it cannot be read. A test set with holes compares with nothing, so no policy skips here.
         """
-        try:
+        with without_holes():
             image = self._source.image(int(self._first_rows[number]))
-        except BadImage as error:
-            raise RunFailed(f"an image to evaluate on cannot be read: {error}") from error
         return resize_for_evaluation(image, image_size=self._image_size, decoder=self._data.decoder)
 
     def image_batches(self, numbers: Sequence[int] | None = None, *, batch_size: int) -> Iterator[Tensor]:
@@ -362,10 +361,10 @@ class EvaluationSet:
             MachineError: (while iterating) a worker process died.
         """
         wanted = range(self.num_images) if numbers is None else numbers
-        parts = [list(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
-        # Starting a worker costs more than decoding a handful of batches.
-        num_workers = min(self._data.num_workers, len(parts) // 4)
-        return stream(_ImageDataset(self), parts, num_workers=num_workers)
+        return loaded(self._load, wanted, batch_size=batch_size, num_workers=self._data.num_workers)
+
+    def _load(self, numbers: Sequence[int]) -> Tensor:
+        return stack_images([self.image(number) for number in numbers])
 
     def encode_captions(self, tokenizer: CaptionTokenizer, numbers: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Ids [T, L] int64 and mask [T, L] bool of captions by number (all of them by default), padded to the longest."""
@@ -375,7 +374,12 @@ class EvaluationSet:
 
 
 def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
-    """The images and captions of `data.val` or `data.test`.
+    """The images and captions of `data.val` or `data.test`; raises as `rows_of_split`."""
+    return EvaluationSet(rows_of_split(spec, split), spec.data, image_size=spec.model.image_encoder.image_size)
+
+
+def rows_of_split(spec: ExperimentSpec, split: Split) -> Rows:
+    """The rows of `data.val` or `data.test`.
 
     Raises:
         InputError: the spec has no such split, or its files are wrong.
@@ -383,16 +387,45 @@ def open_evaluation_set(spec: ExperimentSpec, split: Split) -> EvaluationSet:
     source = spec.data.val if split == "val" else spec.data.test
     if source is None:
         raise InputError(Problem(f"data.{split}", "is not set, and the evaluation asks for it"))
-    rows = open_source(source, key=f"data.{split}").rows(spec)
-    return EvaluationSet(rows, spec.data, image_size=spec.model.image_encoder.image_size)
+    return open_source(source, key=f"data.{split}").rows(spec)
 
 
-class _ImageDataset(Dataset[Tensor | TclxError]):
-    def __init__(self, images: EvaluationSet) -> None:
-        self._images = images
+@contextmanager
+def without_holes() -> Iterator[None]:
+    """A test set with holes compares with nothing, so no policy skips an image that cannot be used here.
+
+    Raises:
+        RunFailed: the block met one.
+    """
+    try:
+        yield
+    except BadImage as error:
+        raise RunFailed(f"an image to evaluate on cannot be read: {error}") from error
+
+
+def loaded(
+    load: Callable[[Sequence[int]], Tensor], numbers: Sequence[int], *, batch_size: int, num_workers: int
+) -> Iterator[Tensor]:
+    """What `load` gives for so many numbers at a time, by worker processes where there is much to load.
+
+    Args:
+        load: raises TclxError where something cannot be loaded.
+
+    Raises:
+        TclxError: (while iterating) as `load`.
+        MachineError: (while iterating) a worker process died.
+    """
+    parts = [list(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
+    # Starting a worker costs more than decoding a handful of batches.
+    return stream(_Loaded(load), parts, num_workers=min(num_workers, len(parts) // 4))
+
+
+class _Loaded(Dataset[Tensor | TclxError]):
+    def __init__(self, load: Callable[[Sequence[int]], Tensor]) -> None:
+        self._load = load
 
     def __getitem__(self, numbers: Sequence[int]) -> Tensor | TclxError:
         try:
-            return stack_images([self._images.image(number) for number in numbers])
+            return self._load(numbers)
         except TclxError as error:
             return error

@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simplejpeg
@@ -19,6 +21,9 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from tclx.data.kinds import kind_of_file, open_ordinary
 from tclx.data.rendering import FORMATS, Coding, Unshowable, has_other_colours, orientation, rendered
 from tclx.data.structure import Excessive, Jpeg, walk_bmp, walk_gif, walk_jpeg, walk_png, walk_tiff
+
+if TYPE_CHECKING:
+    from tclx.spec.experiment import ExperimentSpec
 
 Decoder = Literal["fast", "pil"]
 Pixels = NDArray[np.uint8]
@@ -53,6 +58,13 @@ def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool
     return decode_image(
         read_bytes(path, max_pixels=max_pixels), path, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored
     )
+
+
+def image_reader(spec: ExperimentSpec) -> Callable[[Path], Pixels]:
+    """`read_image` as an experiment reads."""
+    as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
+    decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
+    return partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
 
 
 def read_size(path: Path, *, as_stored: bool = False) -> tuple[int, int]:

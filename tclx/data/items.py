@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tclx.data.augment import resize_for_evaluation
 from tclx.data.batch import RowBatch
-from tclx.data.captions import clean_caption
-from tclx.data.dataset import Draw, MicroBatch, RowDataset, stack_images
+from tclx.data.captions import clean_caption, clean_question
+from tclx.data.dataset import Draw, MicroBatch, RowDataset, loaded, rows_of_split, stack_images, without_holes
 from tclx.data.forms.form import Item
-from tclx.data.images import BadImage
-from tclx.data.loading import stream
-from tclx.data.sources.opening import open_source
-from tclx.errors import InputError, Problem, RunFailed, TclxError
+from tclx.tasks.outcomes import Queries, fingerprint
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import ItemRows
@@ -90,8 +86,6 @@ class ItemDataset(RowDataset):
 def clean_text(text: str, spec: ExperimentSpec) -> str:
     """As captions are cleaned; `compat: official` keeps of a question what the published code keeps."""
     if spec.compat == "official" and spec.task.name == "vqa":
-        from tclx.data.captions import clean_question
-
         return clean_question(text, max_words=spec.data.max_caption_words)
     return clean_caption(text, max_words=spec.data.max_caption_words)
 
@@ -112,9 +106,6 @@ class ItemSet:
     def num_items(self) -> int:
         return self.rows.num_rows
 
-    def item(self, number: int) -> Item:
-        return self.rows.item(number)
-
     def images(self, number: int) -> list[Any]:
         """[S, S, 3] uint8 RGB each.
 
@@ -122,10 +113,9 @@ class ItemSet:
             RunFailed: one cannot be read. A test set with holes compares with nothing, so no policy skips here.
         """
         size, decoder = self._spec.model.image_encoder.image_size, self._spec.data.decoder
-        try:
-            return [resize_for_evaluation(image, image_size=size, decoder=decoder) for image in self.rows.images(number)]
-        except BadImage as error:
-            raise RunFailed(f"an image to evaluate on cannot be read: {error}") from error
+        with without_holes():
+            images = self.rows.images(number)
+        return [resize_for_evaluation(image, image_size=size, decoder=decoder) for image in images]
 
     def image_batches(self, numbers: Sequence[int], *, batch_size: int) -> Iterator[Tensor]:
         """Images [b, n, 3, S, S] uint8 of items by number, `batch_size` at a time.
@@ -134,39 +124,29 @@ class ItemSet:
             RunFailed: (while iterating) an image cannot be read.
             MachineError: (while iterating) a worker process died.
         """
-        parts = [list(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
-        return stream(_Images(self), parts, num_workers=min(self._spec.data.num_workers, len(parts) // 4))
+        return loaded(self._load, numbers, batch_size=batch_size, num_workers=self._spec.data.num_workers)
+
+    def _load(self, numbers: Sequence[int]) -> Tensor:
+        return torch.stack([stack_images(self.images(number)) for number in numbers])
 
     def encode(self, tokenizer: CaptionTokenizer, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Ids [b, L] int64 and mask [b, L] bool of the texts of items by number, padded to the longest."""
-        texts = [clean_text(self.rows.item(number).text, self._spec) for number in numbers]
+        texts = [clean_text(self.items[number].text, self._spec) for number in numbers]
         encoded = tokenizer.encode(texts, max_tokens=self._spec.data.max_caption_tokens)
         return torch.from_numpy(encoded.input_ids), torch.from_numpy(encoded.attention_mask)
 
-    def clusters(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[num_items] equal for items about the same (left) image."""
-        return self.rows.image_index
+    @cached_property
+    def items(self) -> list[Item]:
+        """All of them, in the order of their numbers."""
+        return [self.rows.item(number) for number in range(self.num_items)]
 
-
-class _Images(Dataset[Tensor | TclxError]):
-    def __init__(self, items: ItemSet) -> None:
-        self._items = items
-
-    def __getitem__(self, numbers: Sequence[int]) -> Tensor | TclxError:
-        try:
-            return torch.stack([stack_images(self._items.images(number)) for number in numbers])
-        except TclxError as error:
-            return error
+    def queries(self, numbers: Sequence[int] | None = None) -> Queries:
+        """What items by number ask (all of them by default); those about one (left) image are a cluster."""
+        wanted = list(range(self.num_items) if numbers is None else numbers)
+        asked = [(item.images, item.text, item.target) for item in (self.items[number] for number in wanted)]
+        return Queries(fingerprint(asked), self.rows.image_index[wanted].tolist())
 
 
 def open_items(spec: ExperimentSpec, split: Split) -> ItemSet:
-    """The rows of `data.val` or `data.test`.
-
-    Raises:
-        InputError: the spec has no such split, or its files are wrong.
-    """
-    source = spec.data.val if split == "val" else spec.data.test
-    if source is None:
-        raise InputError(Problem(f"data.{split}", "is not set, and the evaluation asks for it"))
-    rows: Any = open_source(source, key=f"data.{split}").rows(spec)
-    return ItemSet(rows, spec)
+    """The rows of `data.val` or `data.test`; raises as `rows_of_split`."""
+    return ItemSet(cast("ItemRows", rows_of_split(spec, split)), spec)

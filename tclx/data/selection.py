@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path, PurePath
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tclx.data.forms.form import Fault, text
+from tclx.data.problems import Problems
 from tclx.data.scenes import COLORS, SHAPES, Scene, SceneObject, draw_scenes, relation
 from tclx.errors import InputError, Problem
 from tclx.spec.data import ScenesSource
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from tclx.tasks.selection import SelectionFile, SelectionScenes
     from tclx.tasks.task import Split
 
-MAX_SHOWN = 20
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 
 
@@ -51,27 +52,17 @@ def read_items(data: SelectionFile, *, key: str) -> list[SelectionItem]:
     Raises:
         InputError: it is no JSON of the form, up to 20 items and their number.
     """
-    path, problems = Path(data.file), list[Problem]()
+    path, problems = Path(data.file), Problems(f"{key}.file")
     items: list[SelectionItem] = []
-    rows = list(_rows(path, key=f"{key}.file"))
-    for number, row in rows:
+    for number, row in _rows(path, key=f"{key}.file"):
         try:
             items.append(_READERS[data.source](row, Path(data.image_root)))
-        except _Fault as fault:
-            problems.append(Problem(f"{key}.file", f"{path}: item {number}: {fault}", fault.hint))
-    if len(problems) > MAX_SHOWN:
-        problems[MAX_SHOWN:] = [Problem(f"{key}.file", f"{len(problems):,} problems in all; the first {MAX_SHOWN} are shown")]
-    if problems:
-        raise InputError(*problems)
+        except Fault as fault:
+            problems.add(f"{path}: item {number}: {fault.message}", fault.hint)
+    problems.raise_if_any()
     if not items:
         raise InputError(Problem(f"{key}.file", f"{path} holds no items"))
     return items
-
-
-class _Fault(Exception):
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def _rows(path: Path, *, key: str) -> Iterator[tuple[str, Any]]:
@@ -100,20 +91,18 @@ def _rows(path: Path, *, key: str) -> Iterator[tuple[str, Any]]:
 
 def _texts(row: Any, *names: str) -> list[str]:
     if not isinstance(row, dict):
-        raise _Fault(f"is {row!r:.40}", f"an object with {', '.join(names)}")
+        raise Fault(f"is {row!r:.40}", f"an object with {', '.join(names)}")
     for name in names:
         if name not in row:
             found = [source for source, keys in _KEYS.items() if set(keys) <= row.keys()]
             hint = f"it is an item of `source: {found[0]}`" if found else f"it has: {', '.join(map(str, row)) or 'no keys'}"
-            raise _Fault(f"`{name}` is missing", hint)
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise _Fault(f"`{name}` is {row[name]!r:.40}", "expected text")
-    return [row[name] for name in names]
+            raise Fault(f"`{name}` is missing", hint)
+    return [text(row, name) for name in names]
 
 
 def _different(*captions: str) -> tuple[str, ...]:
     if len(set(captions)) < len(captions):
-        raise _Fault(f"both captions are {captions[0]!r:.60}", "a right one and a wrong one")
+        raise Fault(f"both captions are {captions[0]!r:.60}", "a right one and a wrong one")
     return captions
 
 
@@ -128,7 +117,7 @@ def _aro(row: Any, root: Path) -> SelectionItem:
     box = None
     if any(side is not None for side in sides):
         if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in sides) or min(sides[2:]) <= 0:
-            raise _Fault(f"its box is {sides}", "bbox_x, bbox_y, bbox_w and bbox_h in pixels, the last two above 0")
+            raise Fault(f"its box is {sides}", "bbox_x, bbox_y, bbox_w and bbox_h in pixels, the last two above 0")
         x, y, width, height = (round(side) for side in sides)
         box = (x, y, width, height)
     category = row.get("relation_name") or "_".join(map(str, row.get("attributes") or ()))
@@ -253,17 +242,13 @@ def scene_items(data: SelectionScenes, split: Split) -> list[SelectionItem]:
     )
     scenes = (scene for scene in draw_scenes(source) if len(scene.objects) == 2)
     items: list[SelectionItem] = []
-    for category in cycle(CHANGES):
-        if len(items) == data.num_items:
-            return items
-        for scene in scenes:
-            if (found := claims(scene, category, random)) is not None:
-                captions = tuple(map(str, found))
-                items.append(SelectionItem((SelectionImage(None, scene=scene),), captions, category))
-                break
-        else:
-            return items
-    raise AssertionError("a cycle has no end")
+    for category in islice(cycle(CHANGES), data.num_items):
+        suited = ((scene, pair) for scene in scenes if (pair := claims(scene, category, random)) is not None)
+        if (found := next(suited, None)) is None:
+            break
+        scene, pair = found
+        items.append(SelectionItem((SelectionImage(None, scene=scene),), tuple(map(str, pair)), category))
+    return items
 
 
 def items_of(data: SelectionFile | SelectionScenes, split: Split, *, key: str) -> Sequence[SelectionItem]:

@@ -173,6 +173,12 @@ def _task(spec: ExperimentSpec) -> Iterator[Problem]:
     if spec.data.train.form not in task.forms:
         yield _other_form("data.train", spec.data.train.form, f"task {task.name} learns from", task.forms)
     evaluation = spec.evaluation
+    reads_data = any(one.forms is not None for one in evaluation.tasks.values())
+    for key in ("during_training", "at_end"):
+        split = getattr(evaluation, key)
+        if reads_data and split and getattr(spec.data, split) is None:
+            message = f"`{split}`, but there is no `data.{split}`"
+            yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))
     for split in dict.fromkeys(one for one in (evaluation.during_training, evaluation.at_end) if one is not None):
         source: DataSource | None = getattr(spec.data, split)
         for name, one in evaluation.tasks.items():

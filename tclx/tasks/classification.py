@@ -19,7 +19,7 @@ from tclx.section import BatchSize, Conflict, Count, LocalPath, NamedPath, Secti
 from tclx.tasks.metric import MeanOfClasses, Metric
 from tclx.tasks.needs import Needs
 from tclx.tasks.outcomes import Outcome, Queries, fingerprint
-from tclx.tasks.task import Evaluation, EvaluationTask, Split
+from tclx.tasks.task import Evaluation, OwnDataTask, Split
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
     from tclx.spec.experiment import ExperimentSpec
-
-NUM_SHOWN = 16
-"""Images that are kept for people to look at, at equal distances."""
 
 
 class FolderOfClasses(Section):
@@ -81,9 +78,10 @@ def _fault_of(template: str) -> str | None:
     return None if places == 1 else f"`{template}` has {places} places for the class"
 
 
-class ClassificationSpec(EvaluationTask):
+class ClassificationSpec(OwnDataTask):
     """Zero-shot classification: which class's prompts an image is most similar to, by cosine similarity."""
 
+    key: ClassVar = "classification"
     metrics: ClassVar = (
         Metric("accuracy", "accuracy", "%", "higher", lambda found: 100.0 / found["num_classes"]),
         Metric(
@@ -123,25 +121,15 @@ class ClassificationSpec(EvaluationTask):
             raise Conflict("no labelled images are named", "val", "test", hint="val: {source: folder, folder: ...}")
         return self
 
-    def has(self, split: Split) -> bool:
-        return getattr(self, split) is not None
-
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
-        evaluation, objectives = spec.evaluation, spec.objectives
-        evaluated = {evaluation.during_training, evaluation.at_end}
-        if unused := [split for split in ("val", "test") if getattr(self, split) is not None and split not in evaluated]:
-            key, message = f"evaluation.classification.{unused[0]}", "is never evaluated"
-            hint = f"evaluation.at_end: {unused[0]}, or during_training"
-            yield Problem(key, message, hint, others=("evaluation.at_end", "evaluation.during_training"))
-        aligns = any(term.aligns and Needs.PROJECTIONS in term.needs for term in objectives.terms.values())
+        yield from super().problems(spec)
+        aligns = any(term.aligns and Needs.PROJECTIONS in term.needs for term in spec.objectives.terms.values())
         if not aligns:
             message = "no term that is on brings the embeddings of images and texts together"
             yield Problem("evaluation.classification", message, "switch on objectives.cma, or set null", others=("objectives",))
 
     def paths(self) -> Iterator[NamedPath]:
-        for split in ("val", "test"):
-            if (labelled := getattr(self, split)) is not None:
-                yield from (each._replace(key=f"{split}.{each.key}") for each in labelled.paths())
+        yield from super().paths()
         if self.templates_file is not None:
             yield NamedPath("templates_file", self.templates_file, "file")
 
@@ -182,9 +170,7 @@ class ClassificationSpec(EvaluationTask):
         from tclx.model.precision import autocast
         from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 
-        labelled = getattr(self, split)
-        if labelled is None:
-            raise InputError(Problem(f"evaluation.classification.{split}", "is not set, and the evaluation asks for it"))
+        labelled = self.data_of(split)
         rows: Rows = (
             _FolderRows(labelled, spec, key=f"evaluation.classification.{split}")
             if isinstance(labelled, FolderOfClasses)
@@ -323,14 +309,13 @@ class Rows:
 
 class _FolderRows(Rows):
     def __init__(self, labelled: FolderOfClasses, spec: ExperimentSpec, *, key: str) -> None:
-        from tclx.data.images import read_image
+        from tclx.data.images import image_reader
 
         found = _read_folder(labelled, key=key)
         self.classes, self.labels = found.classes, [label for _, label in found.images]
         self._paths = [path for path, _ in found.images]
         self.names = [path.relative_to(labelled.folder).as_posix() for path in self._paths]
-        decoder, max_pixels, as_stored = spec.data.decoder, spec.data.bad_images.max_pixels, spec.compat == "official"
-        self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+        self._read = image_reader(spec)
 
     def image(self, row: int) -> Pixels:
         return self._read(self._paths[row])
@@ -366,7 +351,7 @@ def _examples(
     rows: Rows, images: EvaluationSet, similarity: Tensor, num_of_class: Sequence[int], by_class: Sequence[float]
 ) -> dict[str, Any]:
     """Each class's accuracy in percent, and `JudgedItems`: a few images with their class and the three most similar ones."""
-    from tclx.tasks.thumbnails import jpeg, small, spaced
+    from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
 
     shown = spaced(len(rows.labels), NUM_SHOWN)
     best = similarity[shown].topk(min(3, len(rows.classes)), dim=1)

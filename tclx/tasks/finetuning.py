@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tclx.errors import Problem
+from tclx.errors import InputError, Problem
 from tclx.section import BatchSize
 from tclx.tasks.metric import MeanOfClasses, Metric
 from tclx.tasks.needs import Needs
@@ -110,11 +110,13 @@ class JudgingEvaluation(EvaluationTask):
     """Items per forward pass."""
 
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
-        yield from of_a_task_that_was_trained(self.task, spec)
+        yield from trained_otherwise(self.task, spec)
 
     def evaluate(
         self, model: Classifier, spec: ExperimentSpec, split: Split, *, tokenizer: CaptionTokenizer, device: torch.device
     ) -> Evaluation:
+        if problems := list(trained_otherwise(self.task, spec)):
+            raise InputError(*problems)
         from tclx.tasks.judging import evaluate_classes
 
         return evaluate_classes(
@@ -133,13 +135,8 @@ def judging_metrics(classes: Sequence[str]) -> tuple[Metric, ...]:
     )
 
 
-def of_a_task_that_was_trained(task: str, spec: ExperimentSpec) -> Iterator[Problem]:
-    """Why a task cannot be evaluated: another was trained, or its rows are nowhere."""
+def trained_otherwise(task: str, spec: ExperimentSpec) -> Iterator[Problem]:
+    """Why a task cannot be evaluated: a model of another has no head for it."""
     if spec.task.name != task:
         message = f"a model of task {spec.task.name} has no head for it"
         yield Problem(f"evaluation.{task}", message, f"task: {{name: {task}}}, or set null", others=("task.name",))
-    for key in ("during_training", "at_end"):
-        split = getattr(spec.evaluation, key)
-        if split and getattr(spec.data, split) is None:
-            message = f"`{split}`, but there is no `data.{split}`"
-            yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))

@@ -8,14 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tclx.data.batch import RowBatch, normalise
 from tclx.data.items import ItemBatch, ItemDataset, ItemSet, open_items
 from tclx.losses.cross_entropy import soft_label_cross_entropy
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
-from tclx.tasks.outcomes import Outcome, Queries, fingerprint
+from tclx.tasks.outcomes import Outcome
+from tclx.tasks.step import Step
 from tclx.tasks.task import Evaluation, Split, StepOutput
 from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
 
@@ -41,23 +42,15 @@ class LabelledItems(ItemDataset):
         return LabelledBatch(**common, labels=torch.tensor([item.target for item in items]))
 
 
-class JudgingStep(nn.Module):
-    """Cross-entropy of the classes, the momentum model's prediction a share of the target.
+class JudgingStep(Step):
+    """Cross-entropy of the classes, the momentum model's prediction a share of the target."""
 
-    Args:
-        model: the classifier.
-        spec: of the run.
-    """
-
-    def __init__(self, model: Classifier, spec: ExperimentSpec) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
+    model: Classifier
 
     def forward(self, batch: LabelledBatch, *, soft_label_weight: float, draw: int = 0, measure: bool = False) -> StepOutput:
         """The loss of one batch; `soft_label_weight` is the share of the momentum model in the targets."""
         model = self.model
-        images = normalise_all(batch.images, self.spec)
+        images = normalise(batch.images, self.spec.data.normalization)
         logits = model.classify(model.online, images, batch.input_ids, batch.attention_mask)
         prediction = None
         if model.momentum is not None and soft_label_weight > 0:
@@ -69,11 +62,6 @@ class JudgingStep(nn.Module):
         if measure:
             measures["batch/accuracy"] = 100.0 * (logits.detach().argmax(dim=1) == batch.labels).float().mean()
         return StepOutput(loss, {self.spec.task.name: loss}, measures)
-
-
-def normalise_all(images: Tensor, spec: ExperimentSpec) -> Tensor:
-    """[B, n, 3, S, S] uint8 -> as the image encoder reads them."""
-    return normalise(images.flatten(0, 1), spec.data.normalization).view(images.shape)
 
 
 def evaluate_classes(
@@ -94,11 +82,11 @@ def evaluate_classes(
         for batch in items.image_batches(mine, batch_size=batch_size) if mine else ():
             input_ids, mask = items.encode(tokenizer, mine[done : done + len(batch)])
             done += len(batch)
-            images = normalise_all(batch.to(device), spec)
+            images = normalise(batch.to(device), spec.data.normalization)
             parts.append(model.classify(model.online, images, input_ids.to(device), mask.to(device)).cpu())
         logits = gather_parts(torch.cat(parts) if parts else None, torch.device("cpu"))
     require_finite(logits, "logits of the classes")
-    labels = torch.tensor([items.item(number).target for number in range(items.num_items)])
+    labels = torch.tensor([item.target for item in items.items])
     right = logits.argmax(dim=1) == labels
     num_of_class = labels.bincount(minlength=len(classes))
     by_class = 100.0 * labels[right].bincount(minlength=len(classes)) / num_of_class  # NaN where there is no item
@@ -109,8 +97,7 @@ def evaluate_classes(
         "num_items": float(len(labels)),
     }
     examples = partial(_examples, items, classes, logits.softmax(dim=1), num_of_class.tolist(), by_class.tolist())
-    asked = [(item.images, item.text, item.target) for item in map(items.item, range(items.num_items))]
-    queries = Queries(fingerprint(asked), items.clusters().tolist())
+    queries = items.queries()
     outcomes = {"accuracy": Outcome(queries, right.int().tolist()), "class": Outcome(queries, labels.tolist())}
     return Evaluation(metrics, examples, outcomes)
 
@@ -124,7 +111,7 @@ def _examples(
     pictures: dict[str, str] = {}
     judged = []
     for number, best in zip(shown, order.tolist(), strict=True):
-        item, seen = items.item(number), []
+        item, seen = items.items[number], []
         for image in items.images(number):
             seen.append(len(pictures))
             pictures[str(seen[-1])] = jpeg(small(image))

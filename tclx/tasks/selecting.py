@@ -12,10 +12,9 @@ from torch import Tensor
 
 from tclx.data.batch import normalise
 from tclx.data.dataset import EvaluationSet
-from tclx.data.images import read_image
+from tclx.data.images import image_reader
 from tclx.data.scenes import draw_image
 from tclx.data.selection import SelectionImage, SelectionItem, items_of
-from tclx.errors import InputError, Problem
 from tclx.model.fusion import FusionEncoder
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
@@ -36,8 +35,7 @@ class _Rows:
 
     def __init__(self, items: Sequence[SelectionItem], spec: ExperimentSpec) -> None:
         self._rows = [(image, item.captions) for item in items for image in item.images]
-        decoder, max_pixels, as_stored = spec.data.decoder, spec.data.bad_images.max_pixels, spec.compat == "official"
-        self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+        self._read = image_reader(spec)
 
     @property
     def num_rows(self) -> int:
@@ -74,10 +72,7 @@ def evaluate_selection(
     device: torch.device,
 ) -> Evaluation:
     """As `EvaluationTask.evaluate`, with the settings of the task."""
-    data, key = getattr(settings, split), f"evaluation.selection.{split}"
-    if data is None:
-        raise InputError(Problem(key, "is not set, and the evaluation asks for it"))
-    items = items_of(data, split, key=key)
+    items = items_of(settings.data_of(split), split, key=f"evaluation.selection.{split}")
     images = EvaluationSet(_Rows(items, spec), spec.data, image_size=spec.model.image_encoder.image_size)
     mine = my_part(torch.arange(images.num_images)).tolist()
     parts: list[Tensor] = []
@@ -88,11 +83,11 @@ def evaluate_selection(
             done += len(batch)
             parts.append(_scores(model, spec, images, batch.to(device), numbers, tokenizer=tokenizer).cpu())
         scores = gather_parts(torch.cat(parts) if parts else None, torch.device("cpu"))
-    kinds = {"": scores[:, 1], "dual/": scores[:, 0]}
-    found = {prefix: _verdicts(items, own) for prefix, own in kinds.items() if not own.isnan().all()}
-    for prefix in ("", "dual/"):  # what a model has no head or no embeddings for is scored by the other
-        found.setdefault(prefix, found.get("dual/", found.get("", {})))
-    require_finite(kinds["" if not kinds[""].isnan().all() else "dual/"], "score of a caption")
+    cosine, matching = scores.unbind(dim=1)
+    # What a model has no head, or no embeddings, for is scored by the other.
+    kinds = {"": cosine if matching.isnan().all() else matching, "dual/": matching if cosine.isnan().all() else cosine}
+    require_finite(torch.stack(list(kinds.values())), "score of a caption")
+    found = {prefix: _verdicts(items, own) for prefix, own in kinds.items()}
     metrics = {
         f"{prefix}{name}": 100.0 * float(np.mean(values)) for prefix, own in found.items() for name, values in own.items()
     }

@@ -17,7 +17,7 @@ from tclx.errors import Problem
 from tclx.section import BatchSize, Conflict, Count, LocalPath, NamedPath, Section
 from tclx.tasks.metric import Metric
 from tclx.tasks.needs import Needs
-from tclx.tasks.task import Evaluation, EvaluationTask, Split
+from tclx.tasks.task import Evaluation, OwnDataTask, Split
 
 if TYPE_CHECKING:
     import torch
@@ -78,9 +78,10 @@ def _scores(pathway: str, words: str) -> tuple[Metric, ...]:
     return tuple(metric.under(pathway) if pathway else metric for metric in found)
 
 
-class SelectionSpec(EvaluationTask):
+class SelectionSpec(OwnDataTask):
     """Image-text selection: the caption that scores highest, by the ITM logit where there is one, else by cosine similarity."""
 
+    key: ClassVar = "selection"
     metrics: ClassVar = (
         *_scores("", ""),
         *_scores("dual", "dual "),
@@ -103,10 +104,8 @@ class SelectionSpec(EvaluationTask):
             raise Conflict("no data are named", "val", "test", hint="test: {source: scenes}")
         return self
 
-    def has(self, split: Split) -> bool:
-        return getattr(self, split) is not None
-
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
+        yield from super().problems(spec)
         objectives = spec.objectives
         aligned = any(term.aligns and Needs.PROJECTIONS in term.needs for term in objectives.terms.values())
         if not aligned and objectives.itm is None:
@@ -114,11 +113,6 @@ class SelectionSpec(EvaluationTask):
             yield Problem(
                 "evaluation.selection", message, "switch on objectives.cma or itm, or set null", others=("objectives",)
             )
-
-    def paths(self) -> Iterator[NamedPath]:
-        for split in ("val", "test"):
-            if (data := getattr(self, split)) is not None:
-                yield from (each._replace(key=f"{split}.{each.key}") for each in data.paths())
 
     def images(self, split: Split) -> list[Path]:
         data = getattr(self, split)

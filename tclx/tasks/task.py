@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from tclx.errors import Problem
+from tclx.errors import InputError, Problem
 from tclx.section import Fraction, NamedPath, Section, Sensible
 from tclx.tasks.metric import Metric
 from tclx.tasks.needs import Needs
@@ -75,7 +75,7 @@ class TrainingTask(Section):
         raise NotImplementedError
 
     def build_step(self, model: Any, spec: ExperimentSpec) -> nn.Module:
-        """The loss as one module, so that DDP sees a single forward call.
+        """The loss as one module, a `tclx.tasks.step.Step`, so that DDP sees a single forward call.
 
         It is called with a batch, `draw` (the number of this forward pass, the same on all processes), `measure` (also compute
         what tells whether training is healthy) and `inputs`; returns a StepOutput; and changes no parameter and no buffer.
@@ -192,3 +192,35 @@ class EvaluationTask(Section):
             RunFailed: an image cannot be read, or the model's output is not finite.
         """
         raise NotImplementedError
+
+
+class OwnDataTask(EvaluationTask):
+    """A task whose data are its own, under `val` and `test`; null where there are none."""
+
+    key: ClassVar[str]
+    """Its name under `evaluation`."""
+
+    def has(self, split: Split) -> bool:
+        return getattr(self, split) is not None
+
+    def data_of(self, split: Split) -> Any:
+        """The section of a split.
+
+        Raises:
+            InputError: there is none.
+        """
+        if (data := getattr(self, split)) is None:
+            raise InputError(Problem(f"evaluation.{self.key}.{split}", "is not set, and the evaluation asks for it"))
+        return data
+
+    def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
+        evaluated = {spec.evaluation.during_training, spec.evaluation.at_end}
+        splits: tuple[Split, ...] = ("val", "test")
+        if unused := [split for split in splits if self.has(split) and split not in evaluated]:
+            key, hint = f"evaluation.{self.key}.{unused[0]}", f"evaluation.at_end: {unused[0]}, or during_training"
+            yield Problem(key, "is never evaluated", hint, others=("evaluation.at_end", "evaluation.during_training"))
+
+    def paths(self) -> Iterator[NamedPath]:
+        for split in ("val", "test"):
+            if (data := getattr(self, split)) is not None:
+                yield from (each._replace(key=f"{split}.{each.key}") for each in data.paths())

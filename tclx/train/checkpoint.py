@@ -464,8 +464,9 @@ def tokenizer_beside(path: Path) -> Path | None:
     Raises:
         InputError: as `place_of`.
     """
-    tokenizer = RunFolder(place_of(path).resolve().parents[1]).tokenizer
-    return tokenizer if tokenizer.is_dir() else None
+    place = place_of(path).resolve()
+    tokenizer = RunFolder(place.parent.parent).tokenizer
+    return tokenizer if place.is_dir() and tokenizer.is_dir() else None
 
 
 def best_or_newest(run: RunFolder) -> Path | None:

@@ -228,7 +228,7 @@ def test_accuracy_counts_one_item_at_a_time(task: str) -> None:
         ids, mask = items.encode(tokenizer, [number])
         with torch.no_grad():
             logits = model.classify(model.online, normalise(images[0], spec.data.normalization)[None], ids, mask)
-        right += int(logits.argmax()) == items.item(number).target
+        right += int(logits.argmax()) == items.items[number].target
     found = evaluated(task)
     assert found.metrics["accuracy"] == pytest.approx(100 * right / items.num_items)
     assert found.metrics["num_items"] == items.num_items
@@ -302,7 +302,7 @@ def test_open_generation_is_scored_and_written_for_a_server(tmp_path: Path) -> N
 def test_majority_and_random_are_what_they_say() -> None:
     found = evaluated("vqa").metrics
     items = open_items(downstream_spec("vqa"), "test")
-    right = [answers_of(items.item(number).target).given[0] for number in range(items.num_items)]
+    right = [answers_of(items.items[number].target).given[0] for number in range(items.num_items)]
     assert found["majority"] == pytest.approx(100 * max(map(right.count, right)) / len(right))
     train = [answers_of(items.rows.item(0).target)]  # the list is of the training rows
     assert train

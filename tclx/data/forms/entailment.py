@@ -22,6 +22,7 @@ class EntailmentForm:
 
     keys = ("image", "sentence", "label")
     num_images = 1
+    items_a_scene = len(LABELS)
 
     def read(self, row: dict[str, Any], *, training: bool) -> Item:
         image = text(row, "image")

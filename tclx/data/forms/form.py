@@ -42,6 +42,11 @@ class Form(Protocol):
         """Of an item."""
         ...
 
+    @property
+    def items_a_scene(self) -> int:
+        """That `of_scenes` makes of each."""
+        ...
+
     def read(self, row: dict[str, Any], *, training: bool) -> Item:
         """An item from a row that has all `keys`.
 

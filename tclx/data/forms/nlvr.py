@@ -21,6 +21,7 @@ class NlvrForm:
 
     keys = ("images", "sentence", "label")
     num_images = 2
+    items_a_scene = len(LABELS)
 
     def read(self, row: dict[str, Any], *, training: bool) -> Item:
         images = row["images"]

@@ -14,7 +14,6 @@ from tclx.data.scenes import COLORS, SHAPES, position, relation
 if TYPE_CHECKING:
     from tclx.data.scenes import Scene
 
-QUESTIONS_A_SCENE = 4
 WEIGHT_OF_VISUAL_GENOME = 0.5
 """Of an answer that nobody confirmed, as in the published code."""
 
@@ -35,6 +34,7 @@ class VqaForm:
 
     keys = ("image", "question")
     num_images = 1
+    items_a_scene = 4
 
     def read(self, row: dict[str, Any], *, training: bool) -> Item:
         given = row.get("answer")
@@ -61,7 +61,7 @@ class VqaForm:
         """Of each scene a few questions that its facts answer in one way."""
         for number, scene in enumerate(scenes):
             asked: dict[str, str] = {}
-            while len(asked) < QUESTIONS_A_SCENE:
+            while len(asked) < self.items_a_scene:
                 if (found := random.choice(_KINDS)(scene, random)) is not None:
                     asked.setdefault(*found)
             for question, answer in asked.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os.path
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,13 +119,11 @@ class FileRows:
     """Images are decoded when asked for."""
 
     def __init__(self, source: FilesSource, annotations: Annotations, spec: ExperimentSpec, *, by_row: bool) -> None:
-        from tclx.data.images import read_image  # planning needs none of it
+        from tclx.data.images import image_reader  # planning needs none of it
 
         self._source, self._annotations = source, annotations
         self.image_index = np.arange(annotations.num_rows) if by_row else annotations.image_index
-        as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
-        decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
-        self._read = partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+        self._read = image_reader(spec)
 
     @property
     def num_rows(self) -> int:
@@ -135,17 +133,16 @@ class FileRows:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
 
     def image(self, row: int) -> Pixels:
-        return self._read(self._paths(row)[0])
+        return self._read(image_path(self._source, self._names(row)[0]))
 
     def images(self, row: int) -> list[Pixels]:
-        return [self._read(path) for path in self._paths(row)]
+        return [self._read(image_path(self._source, name)) for name in self._names(row)]
 
     def item(self, row: int) -> Item:
         if self._annotations.targets is None:
             raise TypeError("rows of captions are no items of a task")
         (text,) = self.captions(row)
-        return Item(tuple(map(str, self._paths(row))), text, json.loads(self._annotations.targets[row]))
+        return Item(self._names(row), text, json.loads(self._annotations.targets[row]))
 
-    def _paths(self, row: int) -> list[Path]:
-        numbers = self._annotations.images_of_row[row].tolist()
-        return [image_path(self._source, self._annotations.images[number]) for number in numbers]
+    def _names(self, row: int) -> tuple[str, ...]:
+        return tuple(self._annotations.images[number] for number in self._annotations.images_of_row[row].tolist())

@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tclx.data.forms.table import FORMS
-from tclx.data.scenes import NUM_CAPTIONS, Scenes
+from tclx.data.scenes import NUM_CAPTIONS, Scene, Scenes, draw_image, draw_scenes
 from tclx.data.sources.source import SourceSize
 
 if TYPE_CHECKING:
@@ -93,30 +93,36 @@ class SceneItems(GeneratedScenes):
     """The rows of a downstream task, made of the facts of the scenes."""
 
     @cached_property
-    def _made(self) -> tuple[Scenes, list[Item]]:
+    def _items(self) -> list[Item]:
         source = self._source
-        scenes = Scenes(source)
         random = Random("/".join(("items", source.form, str(source.seed), source.split, str(source.picture_size))))
-        return scenes, list(FORMS[source.form].of_scenes(scenes.facts, random))
+        return list(FORMS[source.form].of_scenes(self._scenes, random))
+
+    @cached_property
+    def _scenes(self) -> list[Scene]:
+        return list(draw_scenes(self._source))
 
     @property
     def size_without_data(self) -> SourceSize:
-        return SourceSize(len(self._made[1]), self._source.num_images, len(self._made[1]))
+        num_items = FORMS[self._source.form].items_a_scene * self._source.num_images
+        return SourceSize(num_items, self._source.num_images, num_items)
 
     def captions(self) -> Iterable[str]:
-        for item in self._made[1]:
+        for item in self._items:
             yield item.text
             yield from FORMS[self._source.form].words(item.target)
 
     def rows(self, spec: ExperimentSpec) -> SceneItemRows:
-        return SceneItemRows(*self._made)
+        import numpy as np
+
+        return SceneItemRows(np.stack([draw_image(scene) for scene in self._scenes]), self._items)
 
 
 class SceneItemRows:
     """The images are drawn when the source is opened, so that forked loaders share them."""
 
-    def __init__(self, scenes: Scenes, items: Sequence[Item]) -> None:
-        self._images, self._items = scenes.images, items
+    def __init__(self, images: NDArray[np.uint8], items: Sequence[Item]) -> None:
+        self._images, self._items = images, items
 
     @property
     def num_rows(self) -> int:

@@ -36,7 +36,7 @@ from tclx.tasks.grounding.refcoco import FileExpressions
 from tclx.tasks.grounding.scenes import SceneExpressions
 from tclx.tasks.outcomes import Outcome, Queries, fingerprint
 from tclx.tasks.task import Evaluation
-from tclx.tasks.thumbnails import LARGEST_SIDE, jpeg, spaced, warmed
+from tclx.tasks.thumbnails import LARGEST_SIDE, NUM_SHOWN, jpeg, spaced, warmed
 
 if TYPE_CHECKING:
     from tclx.data.images import Pixels
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from tclx.tasks.grounding.task import GroundingSpec
     from tclx.tasks.task import Split
 
-NUM_SHOWN = 16
-"""Expressions that are kept for people to look at, at equal distances."""
 NUM_ANSWERS = 3
 TRUE_COLOUR, CHOSEN_COLOUR = (60, 220, 60), (70, 160, 255)
 """Green and blue of the boxes drawn."""
@@ -68,6 +66,11 @@ class Grounding(NamedTuple):
     """[T] fp64, the share of the boxes to choose from that would be right; 0 where there are none."""
     official: bool
     """Whether overlaps are computed as the published code does."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are boxes to choose from."""
+        return self.expressions.items[0].candidates is not None
 
 
 def evaluate_grounding(
@@ -90,7 +93,7 @@ def _outcomes(found: Grounding) -> dict[str, Outcome]:
     clusters = [item.image for item in items]
     queries = Queries(fingerprint([item.text for item in items], [item.box for item in items], clusters), clusters)
     outcomes = {"pointing": Outcome(queries, found.points.tolist())}
-    if "accuracy" in grounding_figures(found):
+    if found.chooses:
         outcomes["accuracy"] = Outcome(queries, (found.overlaps >= ENOUGH_OVERLAP).double().tolist())
     return outcomes
 
@@ -132,9 +135,7 @@ def ground(
 
 
 def _open(settings: GroundingSpec, spec: ExperimentSpec, split: Split) -> Expressions:
-    regions, key = getattr(settings, split), f"evaluation.grounding.{split}"
-    if regions is None:
-        raise InputError(Problem(key, "is not set, and the evaluation asks for it"))
+    regions, key = settings.data_of(split), f"evaluation.grounding.{split}"
     return FileExpressions(regions, spec, key=key) if regions.source == "refcoco" else SceneExpressions(regions, split)
 
 
@@ -194,14 +195,13 @@ def grounding_figures(found: Grounding) -> dict[str, float]:
     covered = [item.box[2] * item.box[3] / math.prod(found.expressions.sizes[item.image]) for item in items]
     figures["pointing_chance"] = _percent(torch.tensor(covered, dtype=torch.float64))
     right = (found.overlaps >= ENOUGH_OVERLAP).double()
-    chooses = items[0].candidates is not None
-    if chooses:
+    if found.chooses:
         figures |= {"accuracy": _percent(right), "accuracy_chance": _percent(found.chances)}
     for part in PARTS:
         rows = [row for row, item in enumerate(items) if item.part == part]
         if rows:
             figures[f"pointing/{part}"] = _percent(found.points[rows])
-        if rows and chooses:
+        if rows and found.chooses:
             figures[f"accuracy/{part}"] = _percent(right[rows])
     return figures
 

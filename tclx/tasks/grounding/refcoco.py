@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tclx.data.forms.form import Fault
 from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, read_json
 from tclx.tasks.grounding.boxes import Box
@@ -74,24 +75,22 @@ class FileExpressions(Expressions):
     """The expressions of a source's files."""
 
     def __init__(self, source: ReferringExpressions, spec: ExperimentSpec, *, key: str) -> None:
-        as_stored = spec.compat == "official"
-        found = read_expressions(source, key=key, as_stored=as_stored)
+        from tclx.data.images import image_reader
+
+        found = read_expressions(source, key=key, as_stored=spec.compat == "official")
         super().__init__(found.items, found.sizes)
-        self._paths, self._as_stored, self._data = found.paths, as_stored, spec.data
+        self._paths, self._read = found.paths, image_reader(spec)
 
     def image(self, row: int) -> Pixels:
-        from tclx.data.images import read_image
-
-        path, max_pixels = self._paths[self.items[row].image], self._data.bad_images.max_pixels
-        return read_image(path, decoder=self._data.decoder, max_pixels=max_pixels, as_stored=self._as_stored)
+        return self._read(self._paths[self.items[row].image])
 
 
-class _Fault(Exception):
+class _Fault(Fault):
     """What is wrong with a row, and in which of the other files, if in one of those."""
 
     def __init__(self, message: str, hint: str | None = None, *, file: str = "") -> None:
-        super().__init__(message)
-        self.message, self.hint, self.file = message, hint, file
+        super().__init__(message, hint)
+        self.file = file
 
 
 class _Images:

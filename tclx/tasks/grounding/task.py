@@ -13,7 +13,7 @@ from tclx.section import BatchSize, Conflict, Count, LocalPath, NamedPath, Secti
 from tclx.tasks.grounding.boxes import PARTS
 from tclx.tasks.metric import Metric
 from tclx.tasks.needs import Needs
-from tclx.tasks.task import Evaluation, EvaluationTask, Split
+from tclx.tasks.task import Evaluation, OwnDataTask, Split
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +66,10 @@ class DescribedScenes(Section):
 Regions = Annotated[ReferringExpressions | DescribedScenes, Field(discriminator="source")]
 
 
-class GroundingSpec(EvaluationTask):
+class GroundingSpec(OwnDataTask):
     """Visual grounding by Grad-CAM: which region does an expression name?"""
 
+    key: ClassVar = "grounding"
     metrics: ClassVar = (
         Metric("accuracy", "box accuracy", "%", "higher", lambda found: found["accuracy_chance"]),
         *(Metric(f"accuracy/{part}", f"{part} box accuracy", "%") for part in PARTS),
@@ -100,15 +101,9 @@ class GroundingSpec(EvaluationTask):
             raise Conflict("no expressions are named", "val", "test", hint="test: {source: scenes}")
         return self
 
-    def has(self, split: Split) -> bool:
-        return getattr(self, split) is not None
-
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
+        yield from super().problems(spec)
         evaluation = spec.evaluation
-        evaluated = {evaluation.during_training, evaluation.at_end}
-        if unused := [split for split in ("val", "test") if self.has(split) and split not in evaluated]:
-            key, hint = f"evaluation.grounding.{unused[0]}", f"evaluation.at_end: {unused[0]}, or during_training"
-            yield Problem(key, "is never evaluated", hint, others=("evaluation.at_end", "evaluation.during_training"))
         watched = getattr(self, evaluation.during_training) if evaluation.during_training else None
         if (
             evaluation.best_metric == "grounding/accuracy"
@@ -141,11 +136,6 @@ class GroundingSpec(EvaluationTask):
             message = f"{self.layer}, but the image encoder has {depth} blocks, from 0"
             others = ("model.image_encoder.depth",)
             yield Problem("evaluation.grounding.layer", message, "null takes the one two thirds up", others=others)
-
-    def paths(self) -> Iterator[NamedPath]:
-        for split in ("val", "test"):
-            if (regions := getattr(self, split)) is not None:
-                yield from (each._replace(key=f"{split}.{each.key}") for each in regions.paths())
 
     def images(self, split: Split) -> list[Path]:
         from tclx.tasks.grounding.refcoco import read_expressions

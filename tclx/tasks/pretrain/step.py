@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tclx.data.batch import Batch
+from tclx.data.batch import Batch, longest_batch
 from tclx.losses.contrastive import alignment, modality_gap, mutual_information_bound, uniformity
 from tclx.tasks.needs import Needs
 from tclx.tasks.pretrain.features import Features, HardNegatives
 from tclx.tasks.pretrain.terms.term import Term
+from tclx.tasks.step import Step
 from tclx.tasks.task import StepOutput
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec
 
 
-class TrainingStep(nn.Module):
+class TrainingStep(Step):
     """The whole objective as one module, so that DDP sees a single forward call.
 
     The forward pass changes no parameter and no buffer: its caller enqueues the returned keys and moves the momentum encoders.
@@ -32,10 +33,7 @@ class TrainingStep(nn.Module):
         spec: which terms are on, their weights, and `compat`.
     """
 
-    def __init__(self, model: TCL, spec: ExperimentSpec) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
+    model: TCL
 
     def forward(
         self,
@@ -100,26 +98,9 @@ def _bounds(name: str, term: Term, features: Features, losses: dict[str, Tensor]
 
 def act_out(model: TCL, spec: ExperimentSpec) -> Tensor:
     """The loss of one micro-batch on the meta device, every caption as long as the spec allows."""
-    objectives, size, num_tokens = spec.objectives, spec.training.batch_size_per_gpu, spec.data.max_caption_tokens
-    pixels = (size, 3, spec.model.image_encoder.image_size, spec.model.image_encoder.image_size)
-    rows, ids = torch.zeros(size, dtype=torch.int64), torch.zeros(size, num_tokens, dtype=torch.int64)
-    masked = objectives.need(Needs.MASKED_WORDS)
-    share = objectives.mlm.mask_probability if objectives.mlm is not None else 0.0
-    words = torch.zeros(max(1, round(share * size * (num_tokens - 1))), dtype=torch.int64)
-    batch = Batch(
-        images=torch.empty(pixels, dtype=torch.uint8),
-        images_second=torch.empty(pixels, dtype=torch.uint8) if objectives.need(Needs.SECOND_VIEW) else None,
-        input_ids=ids,
-        attention_mask=torch.ones(size, num_tokens, dtype=torch.bool),
-        masked_input_ids=ids if masked else None,
-        mlm_positions=words if masked else None,
-        mlm_labels=words if masked else None,
-        image_index=rows,
-        row=rows,
-        num_bad_images=0,
-    )
-    weight = objectives.soft_labels.weight if objectives.soft_labels is not None else 0.0
+    batch, soft_labels = longest_batch(spec), spec.objectives.soft_labels
+    weight = soft_labels.weight if soft_labels is not None else 0.0
     # Which negatives are drawn depends on values, which the meta device does not have.
-    negatives = HardNegatives(rows, rows)
+    negatives = HardNegatives(batch.row, batch.row)
     loss: Tensor = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives).loss
     return loss

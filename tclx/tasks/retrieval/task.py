@@ -77,11 +77,6 @@ class RetrievalSpec(EvaluationTask):
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
         from tclx.spec.objectives import TERMS
 
-        for key in ("during_training", "at_end"):
-            split = getattr(spec.evaluation, key)
-            if split and getattr(spec.data, split) is None:
-                message = f"`{split}`, but there is no `data.{split}`"
-                yield Problem(f"evaluation.{key}", message, f"add data.{split}, or set null", others=(f"data.{split}",))
         objectives, others = spec.objectives, tuple(f"objectives.{term}" for term in TERMS)
         if objectives.need(Needs.HARD_NEGATIVES) and not objectives.need(Needs.PROJECTIONS):
             message = "no contrastive term is on, so there are no embeddings to choose the candidates by that ITM re-ranks"

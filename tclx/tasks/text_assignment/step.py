@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from tclx.data.batch import Batch, normalise
+from tclx.data.batch import Batch, longest_batch, normalise
 from tclx.losses.precision import full_precision
+from tclx.tasks.step import Step
 from tclx.tasks.task import StepOutput
 
 if TYPE_CHECKING:
@@ -56,18 +57,10 @@ def draw_assignment(embeddings: Tensor, image_index: Tensor) -> Assignment:
     return Assignment(left, right, labels)
 
 
-class TextAssignmentStep(nn.Module):
-    """Cross-entropy of left, right and neither.
+class TextAssignmentStep(Step):
+    """Cross-entropy of left, right and neither."""
 
-    Args:
-        model: what chooses.
-        spec: of the run.
-    """
-
-    def __init__(self, model: TextAssigner, spec: ExperimentSpec) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
+    model: TextAssigner
 
     def forward(
         self,
@@ -99,19 +92,6 @@ class TextAssignmentStep(nn.Module):
 
 def act_out(model: TextAssigner, spec: ExperimentSpec) -> Tensor:
     """The loss of one micro-batch on the meta device, every caption as long as the spec allows."""
-    size, side, length = spec.training.batch_size_per_gpu, spec.model.image_encoder.image_size, spec.data.max_caption_tokens
-    rows = torch.zeros(size, dtype=torch.int64)
-    batch = Batch(
-        images=torch.empty((size, 3, side, side), dtype=torch.uint8),
-        images_second=None,
-        input_ids=torch.zeros(size, length, dtype=torch.int64),
-        attention_mask=torch.ones(size, length, dtype=torch.bool),
-        masked_input_ids=None,
-        mlm_positions=None,
-        mlm_labels=None,
-        image_index=rows,
-        row=rows,
-        num_bad_images=0,
-    )
-    loss: Tensor = TextAssignmentStep(model, spec)(batch, assignment=Assignment(rows, rows, rows)).loss
+    batch = longest_batch(spec)
+    loss: Tensor = TextAssignmentStep(model, spec)(batch, assignment=Assignment(batch.row, batch.row, batch.row)).loss
     return loss

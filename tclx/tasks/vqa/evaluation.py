@@ -18,7 +18,7 @@ from tclx.data.sources.opening import open_source
 from tclx.losses.answering import answer_losses
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, my_part, require_finite
-from tclx.tasks.outcomes import Outcome, Queries, fingerprint
+from tclx.tasks.outcomes import Outcome
 from tclx.tasks.task import Evaluation, Split
 from tclx.tasks.thumbnails import NUM_SHOWN, jpeg, small, spaced
 from tclx.tasks.vqa.answers import most_frequent, normalised, read_answer_list, vqa_accuracy
@@ -47,31 +47,30 @@ def evaluate_answers(
     split: Split,
     *,
     settings: VqaEvaluation,
+    max_answer_tokens: int,
     tokenizer: CaptionTokenizer,
     device: torch.device,
 ) -> Evaluation:
     """VQA's accuracy; arguments and errors as `EvaluationTask.evaluate`."""
     items = open_items(spec, split)
     listed = _answer_list(spec, settings)
-    max_tokens = getattr(spec.task, "max_answer_tokens", 12)
-    candidates = tokenizer.encode_answers(listed, max_tokens=max_tokens)
+    candidates = tokenizer.encode_answers(listed, max_tokens=max_answer_tokens)
     mine = my_part(torch.arange(items.num_items)).tolist()
     found: list[list[tuple[str, float]]] = []
     with torch.no_grad(), evaluating(model), autocast(device, spec.training.precision):
         for batch in items.image_batches(mine, batch_size=settings.batch_size) if mine else ():
             ids, mask = (one.to(device) for one in items.encode(tokenizer, mine[len(found) : len(found) + len(batch)]))
-            images = normalise(batch.to(device).flatten(0, 1), spec.data.normalization).view(batch.shape)
+            images = normalise(batch.to(device), spec.data.normalization)
             questions = model.read(model.online, images, ids, mask)
             require_finite(questions, "state of a question")
             if settings.answer == "generate":
-                found += generate(model, questions, mask, tokenizer=tokenizer, max_tokens=max_tokens)
+                found += generate(model, questions, mask, tokenizer=tokenizer, max_tokens=max_answer_tokens)
                 continue
             ranked = rank(model, questions, mask, candidates, top_k=settings.top_k, official=spec.compat == "official")
             best = zip(ranked.numbers[:, :SHOWN_ANSWERS].tolist(), ranked.shares[:, :SHOWN_ANSWERS].tolist(), strict=True)
             found += [[(listed[number], share) for number, share in zip(*each, strict=True)] for each in best]
     given = _gathered(found)
-    known = [answers_of(items.item(number).target) for number in range(items.num_items)]
-    asked = [(item.images, item.text, item.target) for item in map(items.item, range(items.num_items))]
+    known = [answers_of(item.target) for item in items.items]
     scores = [
         (vqa_accuracy(answers[0][0], one.given), float(normalised(answers[0][0]) == most_frequent(one.given)))
         for answers, one in zip(given, known, strict=True)
@@ -80,7 +79,7 @@ def evaluate_answers(
     told = [number for number, one in enumerate(known) if one.given]
     outcomes = None
     if told:  # a test set whose answers only a server has gives none
-        queries = Queries(fingerprint([asked[number] for number in told]), items.clusters()[told].tolist())
+        queries = items.queries(told)
         accuracy, exact = zip(*scores, strict=True)
         outcomes = {"accuracy": Outcome(queries, accuracy), "exact": Outcome(queries, exact)}
     return Evaluation(
@@ -194,8 +193,8 @@ def _examples(items: ItemSet, given: Sequence[Sequence[tuple[str, float]]]) -> d
         "items": [
             {
                 "images": [number],
-                "text": items.item(number).text,
-                "right": list(dict.fromkeys(answers_of(items.item(number).target).given)),
+                "text": items.items[number].text,
+                "right": list(dict.fromkeys(answers_of(items.items[number].target).given)),
                 "answers": [{"text": text, "score": share} for text, share in given[number]],
             }
             for number in shown

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tclx.data.batch import RowBatch, normalise
 from tclx.data.forms.vqa import answers_of
 from tclx.data.items import ItemBatch, ItemDataset
 from tclx.losses.answering import answer_losses
+from tclx.tasks.step import Step
 from tclx.tasks.task import StepOutput
 
 if TYPE_CHECKING:
@@ -59,23 +60,15 @@ class AnsweredItems(ItemDataset):
         )
 
 
-class AnsweringStep(nn.Module):
-    """The weighted negative log-likelihood of the answers, the momentum model's prediction a share of the target.
+class AnsweringStep(Step):
+    """The weighted negative log-likelihood of the answers, the momentum model's prediction a share of the target."""
 
-    Args:
-        model: what answers.
-        spec: of the run.
-    """
-
-    def __init__(self, model: Answerer, spec: ExperimentSpec) -> None:
-        super().__init__()
-        self.model = model
-        self.spec = spec
+    model: Answerer
 
     def forward(self, batch: AnsweredBatch, *, soft_label_weight: float, draw: int = 0, measure: bool = False) -> StepOutput:
         """The loss of one batch; `soft_label_weight` is the share of the momentum model in the targets."""
         model = self.model
-        images = normalise(batch.images.flatten(0, 1), self.spec.data.normalization).view(batch.images.shape)
+        images = normalise(batch.images, self.spec.data.normalization)
 
         def logits_of(encoders: Any) -> Tensor:
             questions = model.read(encoders, images, batch.input_ids, batch.attention_mask)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tclx.errors import Problem
+from tclx.errors import InputError, Problem
 from tclx.section import BatchSize, Count, LocalPath, NamedPath, NumLayers, Sensible
-from tclx.tasks.finetuning import FineTuning, act_out_items, of_a_task_that_was_trained
+from tclx.tasks.finetuning import FineTuning, act_out_items, trained_otherwise
 from tclx.tasks.metric import Metric
 from tclx.tasks.task import Evaluation, EvaluationTask, Split
 
@@ -132,7 +132,7 @@ class VqaEvaluation(EvaluationTask):
     """Questions per forward pass."""
 
     def problems(self, spec: ExperimentSpec) -> Iterator[Problem]:
-        yield from of_a_task_that_was_trained("vqa", spec)
+        yield from trained_otherwise("vqa", spec)
         if self.answer == "generate" and self.answer_list is not None:
             message = "`generate` writes answers and needs no list"
             yield Problem("evaluation.vqa.answer_list", message, "leave it out", others=("evaluation.vqa.answer",))
@@ -154,4 +154,9 @@ class VqaEvaluation(EvaluationTask):
     ) -> Evaluation:
         from tclx.tasks.vqa.evaluation import evaluate_answers
 
-        return evaluate_answers(model, spec, split, settings=self, tokenizer=tokenizer, device=device)
+        if not isinstance(spec.task, VqaSpec):
+            raise InputError(*trained_otherwise("vqa", spec))
+        longest = spec.task.max_answer_tokens
+        return evaluate_answers(
+            model, spec, split, settings=self, max_answer_tokens=longest, tokenizer=tokenizer, device=device
+        )
