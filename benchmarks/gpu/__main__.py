@@ -21,10 +21,12 @@ LIMITS = {
     "step-fp32": 90,
     "step-tf32": 75,
     "step-bf16": 75,
+    "profile-bf16": 60,
     "syncs": 60,
     "out-of-memory": 60,
     "kill-and-resume": 90,
     "step-bf16-compiled": 240,
+    "profile-bf16-compiled": 120,
 }
 """The parts in order of worth, and after how many seconds each is ended. The compiler is last: it takes minutes, and may find
 no C compiler there. They are listed here since this process imports no torch, and so holds none of the GPU's memory."""

@@ -59,6 +59,11 @@ class Conditions(NamedTuple):
         return 30522 if self.size == "full" else 128
 
     @property
+    def compiler(self) -> str:
+        """torch.compile's backend; a rehearsal need not wait for a C++ compiler."""
+        return "inductor" if self.size == "full" else "eager"
+
+    @property
     def matrix(self) -> int:
         """Side of the matrices that show what the card reaches at best."""
         return 8192 if self.size == "full" else 64

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.gpu import conditions as asked
 from benchmarks.gpu.conditions import PROJECT, Conditions
 from benchmarks.gpu.faults import count_syncs, kill_and_resume, run_out_of_memory
-from benchmarks.gpu.training import measure_step
+from benchmarks.gpu.training import measure_step, profile_step
 from tclx.errors import MachineError
 
 GPU_TESTS = ("tests/losses", "tests/train", "tests/test_distributed.py", "tests/test_gpu.py")
@@ -66,6 +66,10 @@ def _step(conditions: Conditions, _folder: Path, *, precision: asked.Precision, 
     return measure_step(conditions, precision, compiled=compiled)
 
 
+def _profile(conditions: Conditions, _folder: Path, *, precision: asked.Precision, compiled: bool = False) -> dict[str, Any]:
+    return profile_step(conditions, precision, compiled=compiled)
+
+
 PARTS: dict[str, Callable[[Conditions, Path], dict[str, Any]]] = {
     "machine": lambda conditions, _folder: asked.describe(conditions),
     "parity": partial(run_tests, which="tests/parity"),
@@ -73,10 +77,12 @@ PARTS: dict[str, Callable[[Conditions, Path], dict[str, Any]]] = {
     "step-fp32": partial(_step, precision="fp32"),
     "step-tf32": partial(_step, precision="tf32"),
     "step-bf16": partial(_step, precision="bf16"),
+    "profile-bf16": partial(_profile, precision="bf16"),
     "syncs": count_syncs,
     "out-of-memory": run_out_of_memory,
     "kill-and-resume": kill_and_resume,
     "step-bf16-compiled": partial(_step, precision="bf16", compiled=True),
+    "profile-bf16-compiled": partial(_profile, precision="bf16", compiled=True),
 }
 """Each takes what was asked for and a folder for its files."""
 

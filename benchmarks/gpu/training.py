@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.conditions import Conditions, Precision, card_name, peak_tflops, training_spec
 from tclx.data.batch import Batch
+from tclx.model.compiled import compile_encoders
 from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
@@ -23,6 +25,8 @@ from tclx.train.optim import build_optimizer, parameters_of
 from tclx.train.precision import autocast, choose_device, gradient_scaler, prepare_numerics
 
 WARM_UP = 3
+LARGER = 4
+"""The common batch times this is measured, too, where it fits."""
 SOFT_LABEL_WEIGHT = 0.4
 NUM_ROWS = 1_000_000
 """Of the data that the plan is made for: more than any batch."""
@@ -42,9 +46,7 @@ class Trainer:
         self.model = TCL(spec, vocab_size=vocab_size, pad_token_id=0).to(self.device)
         self.model.train()
         if spec.training.compile:
-            for encoders in (self.model.online, self.model.momentum):
-                for part in encoders.children() if encoders is not None else ():
-                    part.compile(backend=backend)
+            compile_encoders(self.model, backend=backend)
         self.step = TrainingStep(self.model, spec)
         self.optimizer = build_optimizer(self.model, spec.optim, official=False)
         self.scaler = gradient_scaler(spec.training, self.device)
@@ -71,6 +73,10 @@ class Trainer:
 
     def take(self, batch: Batch) -> float:
         """One optimizer step; returns the loss, hence waits for it."""
+        return float(self.launch(batch))
+
+    def launch(self, batch: Batch) -> torch.Tensor:
+        """One optimizer step, not waited for; returns the loss."""
         model = self.model
         self.num_draws += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -84,7 +90,7 @@ class Trainer:
         model.clamp_temperatures()
         update_momentum(model.online, model.momentum, momentum=self.spec.model.momentum)
         model.queue.enqueue(*output.keys)
-        return float(output.loss.detach())
+        return output.loss.detach()
 
     def forget(self) -> None:
         """Give back what a batch that did not fit left behind."""
@@ -106,14 +112,17 @@ def measure_step(conditions: Conditions, precision: Precision, *, compiled: bool
     """
     batch_size, most = conditions.batch_sizes
     spec = training_spec(conditions, precision, batch_size=batch_size, compiled=compiled)
-    backend = "inductor" if conditions.size == "full" else "eager"  # a rehearsal need not wait for a C++ compiler
     began = time.perf_counter()
-    trainer = Trainer(spec, vocab_size=conditions.vocab_size, backend=backend)
+    trainer = Trainer(spec, vocab_size=conditions.vocab_size, backend=conditions.compiler)
     product = _matrix_product_tflops(conditions.matrix, precision, trainer.device)
     batches = [_timed(trainer, conditions, precision, batch_size, product)]
-    largest = batch_size if compiled else largest_that_fits(lambda size: _fits(trainer, size), start=batch_size, most=most)
-    if largest > batch_size:
-        batches.append(_timed(trainer, conditions, precision, largest, product))
+    if compiled:
+        torch.compiler.reset()  # or the second size would be one that varies, which a run's is not
+        larger = [min(LARGER * batch_size, most)]
+    else:
+        largest = largest_that_fits(lambda size: _fits(trainer, size), start=batch_size, most=most)
+        larger = sorted({size for size in (LARGER * batch_size, largest) if batch_size < size <= largest})
+    batches += [_timed(trainer, conditions, precision, size, product) for size in larger]
     return {
         "precision": precision,
         "compiled": compiled,
@@ -122,6 +131,58 @@ def measure_step(conditions: Conditions, precision: Precision, *, compiled: bool
         "largest_batch": None if compiled else largest,
         "batches": batches,
         "seconds_in_all": time.perf_counter() - began,
+    }
+
+
+PROFILED_STEPS = 3
+MOST_KERNELS = 40
+"""That are listed, the longest first."""
+
+
+def profile_step(conditions: Conditions, precision: Precision, *, compiled: bool = False) -> dict[str, Any]:
+    """Where the time of a step goes at the common batch: which kernels, and how long the device has nothing to do.
+
+    Returns:
+        "seconds_until_launched": from the step's begin until the program waits for its loss, without the profiler, hence the
+        host's time unless the device's queue of launches is full; "kernels": name, milliseconds and calls a step.
+
+    Raises:
+        MachineError: the device cannot compute in this precision.
+    """
+    size = conditions.batch_sizes[0]
+    spec = training_spec(conditions, precision, batch_size=size, compiled=compiled)
+    trainer = Trainer(spec, vocab_size=conditions.vocab_size, backend=conditions.compiler)
+    batch, on_gpu = trainer.batch(size), trainer.device.type == "cuda"
+    for _ in range(WARM_UP):
+        trainer.take(batch)
+    launched, whole = [], []
+    for _ in range(conditions.num_steps):
+        began = time.perf_counter()
+        loss = trainer.launch(batch)
+        launched.append(time.perf_counter() - began)
+        loss.item()
+        whole.append(time.perf_counter() - began)
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        for _ in range(PROFILED_STEPS):
+            trainer.take(batch)
+    times = {
+        each.key: (each.self_device_time_total if on_gpu else each.self_cpu_time_total, each.count)
+        for each in found.key_averages()
+    }
+    kernels = sorted(times.items(), key=lambda item: -item[1][0])
+    busy = sum(microseconds for microseconds, _ in times.values()) / PROFILED_STEPS / 1e6
+    return {
+        "precision": precision,
+        "compiled": compiled,
+        "batch_size": size,
+        "seconds_per_step": median(whole),
+        "seconds_until_launched": median(launched),
+        "seconds_of_kernels": busy,
+        "num_kernels": sum(count for _, count in times.values()) / PROFILED_STEPS,
+        "kernels": [
+            [name, microseconds / PROFILED_STEPS / 1e3, count / PROFILED_STEPS]
+            for name, (microseconds, count) in kernels[:MOST_KERNELS]
+        ],
     }
 
 

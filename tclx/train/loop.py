@@ -253,7 +253,7 @@ def _agree(session: Session, step: int, passes: Sequence[Pass], gradient_norm: T
     bad_loss = ~torch.stack([each.loss for each in passes]).isfinite().all()
     # fp16 gradients overflow now and then: the scaler skips such a step and tries a smaller scale.
     bad_gradient = ~gradient_norm.isfinite() & (not session.trained.scaler.is_enabled())
-    asked = torch.tensor(bool(session.stop), device=session.device)
+    asked = torch.full_like(bad_gradient, bool(session.stop))  # filled there: a copy from here would be waited for
     is_bad, stopping = distributed.maximum(torch.stack([bad_loss | bad_gradient, asked]).to(torch.uint8)).tolist()
     if is_bad:
         measures, rows = [each.measures for each in passes], torch.cat([each.rows for each in passes])

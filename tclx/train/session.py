@@ -17,6 +17,7 @@ from tclx import distributed
 from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, Problem, RunFailed
+from tclx.model.compiled import compile_encoders
 from tclx.model.tcl import MomentumModel
 from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
@@ -71,9 +72,7 @@ def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.
     model = task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
     model.train()
     if spec.training.compile:
-        for encoders in (model.online, model.momentum):
-            for part in encoders.children() if encoders is not None else ():
-                part.compile()  # in place: names in the state dict stay what they are
+        compile_encoders(model)
     step = distributed.wrap(task.build_step(model, spec))
     optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
     scaler = gradient_scaler(spec.training, device)
