@@ -47,6 +47,10 @@ faults:
 gpu *ARGS:
     python -m benchmarks.gpu {{ARGS}}
 
+# the tables of docs/performance.md from benchmarks/results/
+gpu-page:
+    python -m benchmarks.gpu.page
+
 # one folder that runs them on a bare machine without a network
 gpu-pack *ARGS:
     python -m benchmarks.gpu.pack {{ARGS}}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu import page
 from benchmarks.gpu.__main__ import LIMITS, run_all
 from benchmarks.gpu.conditions import Conditions, peak_tflops
 from benchmarks.gpu.faults import Syncs
@@ -166,6 +167,12 @@ def test_what_is_carried_leaves_nothing_open_but_what_is_there() -> None:
     assert {"pydantic", "pydantic-core", "ruamel-yaml", "simplejpeg", "sqlalchemy", "pytest"} <= set(carried)
     assert not set(carried) & {*THERE, "wandb", "plotly"}
     assert set(closure([f"{name}=={number}" for name, number in carried.items()], python="3.12")) == set(carried)
+
+
+def test_the_page_says_what_the_result_files_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.partition(page.BEGIN)[2].partition(page.END)[0] == page.tables(), "just gpu-page"
+    assert page.tables().count("bf16, compiled") > 0
 
 
 @pytest.mark.faults

@@ -35,7 +35,8 @@ class TrainingSpec(Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products; softmaxes and losses are always fp32."""
     compile: bool = False
-    """Whether to compile the encoders with torch.compile."""
+    """Whether to compile the encoders' layers with torch.compile: the first steps take longer, those after them less where a
+    GPU has much to do (docs/performance.md). Dropout draws other numbers than without."""
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass: less memory, about a third more time."""
     checkpoints: CheckpointsSpec = CheckpointsSpec()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 import warnings
 from collections.abc import Callable
 from io import FileIO
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from tclx.errors import MachineError
 from tclx.files import machine_error
+from tclx.patience import retried
 
 PATIENCE_SECONDS = 180.0
 """A database is restarted, and a disk cleaned up, within minutes."""
@@ -108,21 +109,18 @@ def patiently(call: Callable[[], Answer], *, say: Callable[[str], None] = lambda
     Raises:
         MachineError: it has not come back.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    wait = 0.5
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not _is_outage(error):
-                raise
-            if time.monotonic() > deadline:
-                raise MachineError(
-                    f"the study's storage has not answered for {PATIENCE_SECONDS:g} s: {_first_line(error)}"
-                ) from error
-            say(f"the study's storage does not answer ({_first_line(error)}); trying again")
-        time.sleep(wait)
-        wait = min(2 * wait, 10.0)
+    waits = (min(2.0**number, 10.0) for number in count(-1))
+
+    def told(error: Exception) -> None:
+        say(f"the study's storage does not answer ({_first_line(error)}); trying for {PATIENCE_SECONDS:g} s")
+
+    try:
+        return retried(call, is_away=lambda error, _: _is_outage(error), seconds=PATIENCE_SECONDS, waits=waits, say=told)
+    except Exception as error:
+        if not _is_outage(error):
+            raise
+        message = f"the study's storage has not answered for {PATIENCE_SECONDS:g} s: {_first_line(error)}"
+        raise MachineError(message) from error
 
 
 def _is_outage(error: Exception) -> bool:

@@ -12,19 +12,21 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
 from tclx.errors import MachineError
 from tclx.launch.jobs import JobState
+from tclx.patience import retried
 
 T = TypeVar("T")
 
 CALL_SECONDS = 60
 """A controller that is down is noticed after 9 seconds; one that is drowned in requests may take longer to answer."""
 
-PATIENCE_SECONDS = 120.0
-"""A controller is restarted within a minute or two."""
+PATIENCE_SECONDS = 150.0
+"""A controller is restarted within a minute or two, and its nodes register."""
 
 RETRY_SECONDS = 3.0
 SETTLING_SECONDS = 30.0
@@ -139,24 +141,20 @@ def patiently(action: Callable[[], T], *, say: Callable[[str], None], seconds: f
         SlurmRefused: it said no.
         SlurmSilent: it has been silent for all that time.
     """
-    deadline = time.monotonic() + seconds
     silent_until: float | None = None
-    while True:
-        asked_at = time.monotonic()
-        try:
-            return action()
-        except SlurmSilent as error:
-            if time.monotonic() >= deadline:
-                raise
-            if silent_until is None:
-                say(f"SLURM does not answer ({error}); trying for {seconds:.0f} s")
-            silent_until = time.monotonic()
-        except SlurmRefused:
-            if time.monotonic() - asked_at >= SLOW_SECONDS:
-                silent_until = time.monotonic()
-            if silent_until is None or time.monotonic() >= silent_until + SETTLING_SECONDS:
-                raise
-        time.sleep(RETRY_SECONDS)
+
+    def is_away(error: Exception, took: float) -> bool:
+        nonlocal silent_until
+        now = time.monotonic()
+        if isinstance(error, SlurmSilent) or (isinstance(error, SlurmRefused) and took >= SLOW_SECONDS):
+            silent_until = now
+        settles = silent_until is not None and now < silent_until + SETTLING_SECONDS
+        return isinstance(error, SlurmSilent) or (isinstance(error, SlurmRefused) and settles)
+
+    def told(error: Exception) -> None:
+        say(f"SLURM does not answer ({error}); trying for {seconds:.0f} s")
+
+    return retried(action, is_away=is_away, seconds=seconds, waits=repeat(RETRY_SECONDS), say=told)
 
 
 def squeue(job_ids: Iterable[str]) -> dict[str, JobState]:

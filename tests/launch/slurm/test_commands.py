@@ -242,7 +242,24 @@ def test_patience_tries_again_until_there_is_an_answer(commands: Commands, monke
     said: list[str] = []
     assert slurm.patiently(lambda: slurm.sbatch("#!/bin/bash\n"), say=said.append) == "42"
     assert len(commands.calls) == 3
-    assert said == [f"SLURM does not answer (sbatch: {UNREACHABLE}); trying for 120 s"]
+    assert said == [f"SLURM does not answer (sbatch: {UNREACHABLE}); trying for 150 s"]
+
+
+def test_a_no_right_after_a_silence_is_asked_for_again(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that has just come back has no nodes yet."""
+    monkeypatch.setattr(slurm, "RETRY_SECONDS", 0.0)
+    counter = commands.folder / "calls"
+    commands.put(
+        "sbatch",
+        f"case $(wc -l < {counter}) in 1) why='{UNREACHABLE}';; 2|3) why='Requested node configuration is not available';; "
+        '*) echo 42; exit;; esac; echo "sbatch: error: $why" >&2; exit 1',
+    )
+    assert slurm.patiently(lambda: slurm.sbatch(""), say=quiet) == "42"
+    assert len(commands.calls) == 4
+    (counter).write_text("")
+    monkeypatch.setattr(slurm, "SETTLING_SECONDS", 0.0)
+    with pytest.raises(SlurmRefused):
+        slurm.patiently(lambda: slurm.sbatch(""), say=quiet)
 
 
 def test_patience_has_an_end(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
