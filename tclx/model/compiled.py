@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 def compile_encoders(model: MomentumModel, *, backend: str | Callable[..., object] = "inductor") -> None:
     """Have the layers of all encoders compiled at their first call, in place: names in the state dict stay what they are.
 
-    A stack of equal layers is compiled once for all of them, and again for another precision, another use of gradients and once
-    for varying sizes. So the wait does not grow with the depth: of a ViT-B and a BERT-base whole it is minutes. An encoder that
-    has no such stack is compiled as a whole.
+    Equal layers are compiled once for all of them, and again for another precision, another use of gradients and once for
+    varying sizes. So the wait does not grow with the depth: of a ViT-B and a BERT-base whole it is minutes. An encoder whose
+    layers differ, as those of a CNN do from stage to stage, is compiled as a whole.
 
     Args:
         backend: of torch.compile.
     """
     for encoders in (model.online, model.momentum):
         for part in encoders.children() if encoders is not None else ():
-            for piece in list(_layers(part)) or [part]:
+            layers = list(_layers(part))
+            for piece in layers if len({_shape(layer) for layer in layers}) == 1 else [part]:
                 piece.compile(backend=backend)
 
 

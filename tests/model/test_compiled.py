@@ -80,13 +80,16 @@ def test_a_stack_of_equal_layers_is_compiled_once_and_gives_the_same() -> None:
     assert graphs[0] == graphs[1] > 0
 
 
-def test_an_encoder_without_equal_layers_is_compiled_whole() -> None:
-    model, counting = tcl(1, name="resnet10t", image_size=32).eval(), Counting()
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])  # no two alike; two alike in each of four stages
+def test_an_encoder_of_different_layers_is_compiled_whole(name: str) -> None:
+    model, counting = tcl(1, name=name, image_size=32).eval(), Counting()
     plain = outputs(model)
     compile_encoders(model, backend=counting)
     for one, two in zip(plain, outputs(model), strict=True):
         torch.testing.assert_close(one, two)
+    compiled = [part for part in model.online.image_encoder.modules() if part._compiled_call_impl is not None]
     assert counting.num_graphs > 0
+    assert compiled == [model.online.image_encoder]
 
 
 def test_a_compiled_run_trains_evaluates_and_shows_what_it_looks_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
