@@ -94,11 +94,12 @@ def count_syncs(conditions: Conditions, folder: Path) -> dict[str, Any]:
     syncs = Syncs()
     with syncs.counting():
         train(run, spec, Plan.from_json(run.read_json(run.plan)))
+    in_all = sum(syncs.counts.values())
     beside = sum(count for place, count in syncs.counts.items() if place.startswith(BESIDE_STEPS))
     return {
         "num_steps": 24,
-        "num_syncs": sum(syncs.counts.values()),
-        "syncs_per_step": (sum(syncs.counts.values()) - beside) / 24,
+        "num_syncs": in_all,
+        "syncs_per_step": (in_all - beside) / 24,
         "by_place": dict(syncs.counts.most_common()),
     }
 

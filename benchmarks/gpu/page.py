@@ -26,7 +26,7 @@ def tables() -> str:
         (
             name,
             machine["card"],
-            f"{machine['num_cpus']}",
+            str(machine["num_cpus"]),
             machine["packages"]["torch"],
             machine["time"][:10],
             machine["commit"][:7],

@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.conditions import Conditions, Precision, card_name, peak_tflops, training_spec
 from tclx.data.batch import Batch
 from tclx.model.compiled import compile_encoders
-from tclx.model.momentum import update_momentum
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
 from tclx.spec.experiment import ExperimentSpec
@@ -87,8 +86,7 @@ class Trainer:
         nn.utils.get_total_norm([each.grad for each in parameters_of(self.optimizer) if each.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        model.clamp_temperatures()
-        update_momentum(model.online, model.momentum, momentum=self.spec.model.momentum)
+        model.follow(self.spec.model.momentum)
         model.queue.enqueue(*output.keys)
         return output.loss.detach()
 
@@ -118,7 +116,7 @@ def measure_step(conditions: Conditions, precision: Precision, *, compiled: bool
     batches = [_timed(trainer, conditions, precision, batch_size, product)]
     if compiled:
         torch.compiler.reset()  # or the second size would be one that varies, which a run's is not
-        larger = [min(LARGER * batch_size, most)]
+        largest, larger = None, [min(LARGER * batch_size, most)]
     else:
         largest = largest_that_fits(lambda size: _fits(trainer, size), start=batch_size, most=most)
         larger = sorted({size for size in (LARGER * batch_size, largest) if batch_size < size <= largest})
@@ -128,7 +126,7 @@ def measure_step(conditions: Conditions, precision: Precision, *, compiled: bool
         "compiled": compiled,
         "matrix_product_tflops": product,
         "peak_tflops_by_data_sheet": peak_tflops(card_name(trainer.device.type), precision),
-        "largest_batch": None if compiled else largest,
+        "largest_batch": largest,
         "batches": batches,
         "seconds_in_all": time.perf_counter() - began,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,12 +127,17 @@ class Scenes:
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """[N, S, S, 3] uint8 RGB, drawn once when first asked for."""
-        import numpy as np
-
-        return np.stack([draw_image(scene) for scene in self.facts])
+        return draw_images(self.facts)
 
     def _random(self, purpose: str, number: int) -> Random:
         return _random(self.source, purpose, str(number))
+
+
+def draw_images(scenes: Iterable[Scene]) -> NDArray[np.uint8]:
+    """[N, S, S, 3] uint8 RGB."""
+    import numpy as np
+
+    return np.stack([draw_image(scene) for scene in scenes])
 
 
 def draw_scenes(source: ScenesSource) -> Iterator[Scene]:

@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tclx.data.forms.table import FORMS
-from tclx.data.scenes import NUM_CAPTIONS, Scene, Scenes, draw_image, draw_scenes
+from tclx.data.scenes import NUM_CAPTIONS, Scene, Scenes, draw_images, draw_scenes
 from tclx.data.sources.source import SourceSize
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class SceneItems(GeneratedScenes):
             yield from FORMS[self._source.form].words(item.target)
 
     def rows(self, spec: ExperimentSpec) -> SceneItemRows:
-        import numpy as np
-
-        return SceneItemRows(np.stack([draw_image(scene) for scene in self._scenes]), self._items)
+        return SceneItemRows(draw_images(self._scenes), self._items)
 
 
 class SceneItemRows:

@@ -145,11 +145,12 @@ def patiently(action: Callable[[], T], *, say: Callable[[str], None], seconds: f
 
     def is_away(error: Exception, took: float) -> bool:
         nonlocal silent_until
-        now = time.monotonic()
-        if isinstance(error, SlurmSilent) or (isinstance(error, SlurmRefused) and took >= SLOW_SECONDS):
+        now, is_silent = time.monotonic(), isinstance(error, SlurmSilent)
+        if not is_silent and not isinstance(error, SlurmRefused):
+            return False
+        if is_silent or took >= SLOW_SECONDS:
             silent_until = now
-        settles = silent_until is not None and now < silent_until + SETTLING_SECONDS
-        return isinstance(error, SlurmSilent) or (isinstance(error, SlurmRefused) and settles)
+        return is_silent or (silent_until is not None and now < silent_until + SETTLING_SECONDS)
 
     def told(error: Exception) -> None:
         say(f"SLURM does not answer ({error}); trying for {seconds:.0f} s")

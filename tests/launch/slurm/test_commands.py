@@ -256,7 +256,7 @@ def test_a_no_right_after_a_silence_is_asked_for_again(commands: Commands, monke
     )
     assert slurm.patiently(lambda: slurm.sbatch(""), say=quiet) == "42"
     assert len(commands.calls) == 4
-    (counter).write_text("")
+    counter.write_text("")
     monkeypatch.setattr(slurm, "SETTLING_SECONDS", 0.0)
     with pytest.raises(SlurmRefused):
         slurm.patiently(lambda: slurm.sbatch(""), say=quiet)
