@@ -170,7 +170,7 @@ def wait_until(condition: Callable[[], bool], processes: Sequence[BaseProcess]) 
 def run(folder: RunFolder, *, environment: Mapping[str, str] | None = None) -> RunFolder:
     """Run to the end; fails with what was printed when it does not finish."""
     codes = wait(start(folder, environment=environment))
-    if any(codes):
+    if any(code != 0 for code in codes):  # None: it was still running
         printed = "".join(path.read_text() for path in sorted(folder.path.glob("stderr*.txt")))
         raise AssertionError(f"exit codes {codes}:\n{printed}")
     return folder
