@@ -135,7 +135,11 @@ def check_images(
         for key, source in sources_of(data)
         if key.removeprefix("data.") in splits
     }
-    tasks = [task for key, each in {**paths, **(others or {})}.items() for task in _tasks(key, each)]
+    tasks = [
+        _Task(key, list(each[start : start + IMAGES_PER_TASK]))
+        for key, each in {**paths, **(others or {})}.items()
+        for start in range(0, len(each), IMAGES_PER_TASK)
+    ]
     total, done = sum(len(task.paths) for task in tasks), 0
     bad: list[BadImageFile] = []
     digests: dict[str, dict[str, bytes]] = {}
@@ -180,11 +184,6 @@ def refuse_bad_images(
 class _Task(NamedTuple):
     key: str
     paths: list[Path]
-
-
-def _tasks(key: str, paths: Sequence[Path]) -> Iterator[_Task]:
-    for start in range(0, len(paths), IMAGES_PER_TASK):
-        yield _Task(key, list(paths[start : start + IMAGES_PER_TASK]))
 
 
 class _Found(NamedTuple):

@@ -312,16 +312,15 @@ def write_scenes(folder: Path, source: ScenesSource) -> Path:
         _write_images(folder, paths, scenes.images)
         if source.split != "train":
             return _write_rows(folder / f"{source.split}.json", rows)
-        _write_rows(folder / "retrieval_train.json", list(_row_per_caption(rows)))
+        per_caption: list[Row] = [
+            {"image": row["image"], "image_id": f"scene-{number}", "caption": caption}
+            for number, row in enumerate(rows)
+            for caption in row["caption"]
+        ]
+        _write_rows(folder / "retrieval_train.json", per_caption)
         return _write_rows(folder / "pretrain.json", rows)
     except OSError as error:
         raise machine_error(error, f"could not write the scenes to {folder}") from error
-
-
-def _row_per_caption(rows: list[Row]) -> Iterator[Row]:
-    for number, row in enumerate(rows):
-        for caption in row["caption"]:
-            yield {"image": row["image"], "image_id": f"scene-{number}", "caption": caption}
 
 
 def _write_images(folder: Path, paths: list[str], images: NDArray[np.uint8]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from tclx.examples import Judged, JudgedItems, read_judged
 from tclx.report.markup import Html, details, heading, joined, jpeg, part, text
@@ -48,7 +48,7 @@ def _key(item: Judged) -> _Key:
 
 
 def _item(key: _Key, found: Mapping[str, JudgedItems]) -> Html:
-    of_groups = list(_of_groups(key, found))
+    of_groups = [(label, one, item) for label, one in found.items() for item in one["items"] if _key(item) == key]
     _, first, item = of_groups[0]
     seen = joined(jpeg(first["pictures"][str(number)], description="what was asked about") for number in item["images"])
     lines = [
@@ -59,11 +59,6 @@ def _item(key: _Key, found: Mapping[str, JudgedItems]) -> Html:
     missed = [each for each in item["right"] if each not in answered]
     words = item["text"] + (f" (right: {', '.join(missed)})" if missed else "")
     return part("query", kind="", image=seen, words=words.strip(), lines=lines)
-
-
-def _of_groups(key: _Key, found: Mapping[str, JudgedItems]) -> Iterator[tuple[str, JudgedItems, Judged]]:
-    for label, one in found.items():
-        yield from ((label, one, item) for item in one["items"] if _key(item) == key)
 
 
 def _answer(score: str, answer: Mapping[str, object], right: list[str]) -> tuple[str, bool, str]:

@@ -116,7 +116,8 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         specs: as spec.json has them.
     """
     leaves = [dict(_leaves("", {key: value for key, value in spec.items() if key not in _NAMES})) for spec in specs]
-    keys = [key for key in _all_keys(leaves) if len({repr(one[key]) for one in leaves if key in one}) > 1]
+    every = dict.fromkeys(key for one in leaves for key in one)
+    keys = [key for key in every if len({repr(one[key]) for one in leaves if key in one}) > 1]
     names = {key: shortest_ending(key, keys) for key in keys}
     sections = {key for key in keys if any(one.get(key) is _ON for one in leaves)}
     return [{names[key]: _peculiar(one[key], key in sections) for key in keys if key in one} for one in leaves]
@@ -126,10 +127,6 @@ _ON = object()
 """A section that is not null."""
 _LONGEST = 40
 """Characters of a value; of a longer one, a path as a rule, the end is shown."""
-
-
-def _all_keys(leaves: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for one in leaves for key in one))
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -145,13 +145,10 @@ class _Reader:
             raise InputError(_syntax_problem(str(error.problem), where)) from error
         except YAMLError as error:
             offset = getattr(error, "position", 0)
-            raise InputError(self._binary(text, offset)) from error
+            where, what = self._locate(*_line_and_column(text, offset)), f"the control character U+{ord(text[offset]):04X}"
+            raise InputError(Problem("", f"not a text file: it holds {what}", where=where)) from error
         except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF" that names no character
             raise InputError(Problem("", f"not valid YAML: {error}", where=self._locate(1, 1))) from error
-
-    def _binary(self, text: str, offset: int) -> Problem:
-        where = self._locate(*_line_and_column(text, offset))
-        return Problem("", f"not a text file: it holds the control character U+{ord(text[offset]):04X}", where=where)
 
     def _node(self, event: Any, *, depth: int, key_at: Any = None) -> Node:
         where = self._place(key_at or event)

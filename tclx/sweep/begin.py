@@ -16,7 +16,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -233,13 +232,10 @@ def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
     numbered = (folder.path.with_name(f"{name}.old-{number}") for number in count(1))
     kept = next(path for path in numbered if not path.exists() and path.name not in names)
     if storage is not None and sweep.spec.name in names:
-        _rename(sweep.spec.name, kept.name, storage)
+        # Optuna has no renaming.
+        optuna.copy_study(from_study_name=sweep.spec.name, from_storage=storage, to_storage=storage, to_study_name=kept.name)
+        optuna.delete_study(study_name=sweep.spec.name, storage=storage)
     try:
         return folder.path.rename(kept)
     except OSError as error:
         raise machine_error(error, f"could not set {folder.path} aside") from error
-
-
-def _rename(name: str, kept: str, storage: BaseStorage) -> None:
-    optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=kept)
-    optuna.delete_study(study_name=name, storage=storage)

@@ -7,7 +7,7 @@ running without a living worker can go on: its parameters are in the storage, it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -146,15 +146,11 @@ def _report(trial: Trial, values: list[float], worker: Worker) -> None:
     Raises:
         _Pruned: it is not.
     """
-    known = len(_reported(trial))
+    known = len(patiently(lambda: trial.storage.get_trial(trial._trial_id).intermediate_values))
     for step, value in enumerate(values[known:], known + 1):
         patiently(lambda step=step, value=value: trial.report(value, step))  # type: ignore[misc]
         if worker.sweep.spec.pruner is not None and patiently(trial.should_prune):
             raise _Pruned(f"after evaluation {step}: {worker.sweep.spec.objective[0].metric} {value:.4g}")
-
-
-def _reported(trial: Trial) -> Mapping[int, float]:
-    return patiently(lambda: trial.storage.get_trial(trial._trial_id).intermediate_values)
 
 
 def _train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: Claim, worker: Worker) -> None:

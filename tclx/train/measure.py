@@ -63,17 +63,12 @@ class Tally:
         process's largest memory so far in GiB, on its GPU where it has one."""
         images, seconds, waiting = self.num_images * distributed.world_size(), self.seconds, self.seconds_waiting
         self.num_images, self.seconds, self.seconds_waiting = 0, 0.0, 0.0
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
         return {
             "speed/images_per_second": images / seconds,
             "speed/share_waiting_for_data": waiting / seconds,
-            "memory/peak_gib": _peak_bytes(device) / 2**30,
+            "memory/peak_gib": peak / 2**30,
         }
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_memory_bytes()
 
 
 def average(outputs: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -58,25 +58,17 @@ def _shows(scene: Scene, color: str, shape: str) -> bool:
     return any((item.color, item.shape) == (color, shape) for item in scene.objects)
 
 
-def _has_color(scene: Scene, color: str) -> bool:
-    return any(item.color == color for item in scene.objects)
-
-
-def _has_shape(scene: Scene, shape: str) -> bool:
-    return any(item.shape == shape for item in scene.objects)
-
-
 def _one_side_color(random: Random) -> tuple[str, Holds]:
     side, color = random.randrange(2), random.choice(list(COLORS))
     return f"the {('left', 'right')[side]} image has a {color} shape".replace("a orange", "an orange"), (
-        lambda left, right: _has_color((left, right)[side], color)
+        lambda left, right: any(item.color == color for item in (left, right)[side].objects)
     )
 
 
 def _one_side_shape(random: Random) -> tuple[str, Holds]:
     side, shape = random.randrange(2), random.choice(list(SHAPES))
-    return f"the {('left', 'right')[side]} image shows {a_or_an(shape)}", lambda left, right: _has_shape(
-        (left, right)[side], shape
+    return f"the {('left', 'right')[side]} image shows {a_or_an(shape)}", (
+        lambda left, right: any(item.shape == shape for item in (left, right)[side].objects)
     )
 
 

@@ -81,7 +81,8 @@ def submit(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool = False, s
     refuse_unwritable(str(runs_dir.resolve()))
     with submitting(runs_dir) as lock:
         _find_lost_jobs(runs, runs_dir)
-        statuses = _current(runs, runs_dir)
+        folders = [runs_dir / run.plan.run_id for run in runs]
+        statuses = {status.folder.run_id: status for status in watch_runs(folder for folder in folders if folder.is_dir())}
         outcomes = {run.plan.run_id: _left_alone(run, statuses, runs_dir, again=again) for run in runs}
         wanted = [run for run in runs if outcomes[run.plan.run_id] is None]
         check_beginnings(wanted, runs_dir=runs_dir, again=again, say=say)
@@ -149,11 +150,6 @@ def adopt(submission: Path) -> None:
 
 def _member(job_id: str, index: int, count: int) -> str:
     return f"{job_id}_{index}" if count > 1 else job_id
-
-
-def _current(runs: Sequence[PlannedRun], runs_dir: Path) -> dict[str, RunStatus]:
-    folders = [runs_dir / run.plan.run_id for run in runs]
-    return {status.folder.run_id: status for status in watch_runs(folder for folder in folders if folder.is_dir())}
 
 
 def _left_alone(run: PlannedRun, statuses: dict[str, RunStatus], runs_dir: Path, *, again: bool) -> Outcome | None:

@@ -108,7 +108,10 @@ def ground(
     device: torch.device,
 ) -> Grounding:
     """The maps of a split's expressions and what they say; raises as `EvaluationTask.evaluate`."""
-    expressions = _open(settings, spec, split)
+    regions, key = settings.data_of(split), f"evaluation.grounding.{split}"
+    expressions: Expressions = (
+        FileExpressions(regions, spec, key=key) if regions.source == "refcoco" else SceneExpressions(regions, split)
+    )
     images = EvaluationSet(expressions, spec.data, image_size=spec.model.image_encoder.image_size)
     starts: list[int] = my_part(torch.arange(0, images.num_images, settings.batch_size)).tolist()
     numbers = range(starts[0], min(starts[-1] + settings.batch_size, images.num_images)) if starts else range(0)
@@ -132,11 +135,6 @@ def ground(
     gathered = gather_parts(torch.tensor(verdicts, dtype=torch.float64) if verdicts else None, cpu)
     overlaps, points, chances = gathered.unbind(dim=1)
     return Grounding(expressions, images, gather_parts(part, cpu), overlaps, points, chances, official)
-
-
-def _open(settings: GroundingSpec, spec: ExperimentSpec, split: Split) -> Expressions:
-    regions, key = settings.data_of(split), f"evaluation.grounding.{split}"
-    return FileExpressions(regions, spec, key=key) if regions.source == "refcoco" else SceneExpressions(regions, split)
 
 
 def _maps(

@@ -69,7 +69,7 @@ def evaluate_answers(
             ranked = rank(model, questions, mask, candidates, top_k=settings.top_k, official=spec.compat == "official")
             best = zip(ranked.numbers[:, :SHOWN_ANSWERS].tolist(), ranked.shares[:, :SHOWN_ANSWERS].tolist(), strict=True)
             found += [[(listed[number], share) for number, share in zip(*each, strict=True)] for each in best]
-    given = _gathered(found)
+    given = [answers for part in distributed.all_gather_object(found) for answers in part]
     known = [answers_of(item.target) for item in items.items]
     scores = [
         (vqa_accuracy(answers[0][0], one.given), float(normalised(answers[0][0]) == most_frequent(one.given)))
@@ -152,11 +152,6 @@ def _answer_list(spec: ExperimentSpec, settings: VqaEvaluation) -> list[str]:
     for row in range(rows.num_rows):
         counts.update(answers_of(rows.item(row).target).weights)
     return sorted(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _gathered(found: list[list[tuple[str, float]]]) -> list[list[tuple[str, float]]]:
-    """Of all processes, in the order of the questions."""
-    return [answers for part in distributed.all_gather_object(found) for answers in part]
 
 
 def _metrics(scores: Sequence[tuple[float, float]], known: Sequence[Sequence[str]], listed: Sequence[str]) -> dict[str, float]:
