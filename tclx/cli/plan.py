@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,16 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
 from tclx.cli.run import BackendChoice, say_warnings, with_backend
+from tclx.terminal import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tclx.data.sources.source import Description
     from tclx.launch.order import PlannedRun
+
+MAX_SHOWN = 80
+"""Characters of a caption."""
 
 EXAMPLE = "Example:  tclx plan experiments/quickstart.yaml --json"
 
@@ -57,11 +63,32 @@ def plan(
     if not quick:
         add_costs(described, runs, has_to_fit=not without_data)
     if as_json:
-        print_json([{**one, "warnings": list(run.warnings)} for one, run in zip(described, runs, strict=True)])
+        pairs = zip(described, runs, strict=True)
+        print_json([{**one, "data": _data_tree(run.data), "warnings": list(run.warnings)} for one, run in pairs])
     elif len(runs) == 1:
         show(aligned([(_label(name), _text(value)) for name, value in _flat(described[0]).items()]))
     else:
         print_table(described)
+    if not as_json:
+        for data in dict.fromkeys(run.data for run in runs):
+            print_data(data)
+
+
+def print_data(data: Sequence[tuple[str, Description]]) -> None:
+    """What each source was taken for: its files, how much they hold, its first rows."""
+    for key, (what, size, rows) in data:
+        images, captions = size.num_images or 0, size.num_captions
+        each = f", {captions:,} captions ({captions / images:.3g} an image)" if captions and images else ""
+        show(f"{one_line(f'{key}  {what}')}; {images:,} images{each}")
+        for name, caption in rows:
+            show(f"  {one_line(name)}  {one_line(json.dumps(caption[:MAX_SHOWN], ensure_ascii=False))}")
+
+
+def _data_tree(data: Sequence[tuple[str, Description]]) -> dict[str, Any]:
+    return {
+        key: {"what": what, **size._asdict(), "first_rows": [{"image": name, "caption": text} for name, text in rows]}
+        for key, (what, size, rows) in data
+    }
 
 
 def add_costs(described: list[dict[str, Any]], runs: Sequence[PlannedRun], *, has_to_fit: bool) -> None:

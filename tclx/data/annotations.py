@@ -1,4 +1,4 @@
-"""Which images and captions do the annotation files name? Read once, checked row by row, kept in a few flat arrays.
+"""The images and captions that annotation files name, read once, checked row by row, kept in a few flat arrays.
 
 The arrays matter: loader processes are forked, and four million Python strings would be copied into each of them as soon as
 their reference counts are touched.
@@ -12,21 +12,24 @@ import math
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tclx.data.forms.form import Fault, Item
+from tclx.data.formats.entry import ROWS_WANTED, Unreadable
+from tclx.data.formats.naming import Naming
+from tclx.data.formats.reading import JSON_LIST, open_entries
+from tclx.data.forms.form import Fault, Faults, Item
 from tclx.data.forms.table import FORMS, forms_with
 from tclx.data.problems import Problems
-from tclx.data.rows import ROWS_WANTED, Unreadable, read_items
+from tclx.data.selected import Selection
 from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from tclx.spec.data import FilesSource
+    from tclx.spec.data import OwnData
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOTHING_LEFT = str.maketrans("", "", " \t\r\n,.'!?\"()*#:;~-/")
@@ -79,6 +82,10 @@ class Annotations:
     """[F]: the first row of each file."""
     num_empty_captions: int
     """Captions without a letter or digit; they train as [CLS] alone."""
+    formats: tuple[str, ...]
+    """[F] what each file was taken for, in words."""
+    num_without_caption: int
+    """Images that are left out since nothing is said of them."""
     images_of_row: NDArray[np.int64]
     """[R, n] indices into `images`: of a row with several all of them, the first one that of `image_of_row`."""
     targets: PackedStrings | None = None
@@ -93,7 +100,7 @@ class Annotations:
         return range(int(self.caption_start[row]), int(self.caption_start[row + 1]))
 
 
-def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annotations:
+def read_annotations(source: OwnData, *, key: str, training: bool) -> Annotations:
     """Read and check every row of a source's files.
 
     Args:
@@ -102,39 +109,92 @@ def read_annotations(source: FilesSource, *, key: str, training: bool) -> Annota
         training: whether rows are to be trained on; the retrieval form differs between training and evaluation.
 
     Raises:
-        InputError: a file is missing or no JSON list, rows lack keys or have wrong types: up to 20 problems and their number.
+        InputError: a file is missing or of no known format, rows lack keys or have wrong types: up to 20 problems and their
+            number.
     """
-    problems = Problems(f"{key}.files")
-    form = FORMS.get(source.form)
-    packer = _Packer(num_images=form.num_images if form else 1)
+    problems = Problems(f"{key}.{source.files_key}")
+    naming, formats = Naming.of(source), list[str]()
+    reader = _Reader(source, naming, Selection(source, key), training=training)
     for path in source.files:
-        packer.begin_file()
+        reader.packer.begin_file()
         try:
-            for item in read_items(Path(path)):
-                faults = list(_faults(item.value, source, training=training))
-                if not faults and form is not None:
-                    try:
-                        packer.add_item(form.read(item.value, training=training))
-                    except Fault as fault:
-                        faults = [(fault.message, fault.hint)]
-                elif not faults:
-                    packer.add(item.value)
-                for message, hint in faults:
-                    problems.add(f"{path}:{item.line}: row {item.number}: {message}", hint)
+            opened = open_entries(Path(path), naming)
+            formats.append(opened.format)
+            for entry in opened.entries:
+                try:
+                    if not reader.take(entry.value, of_a_list=opened.format == JSON_LIST):
+                        break
+                except Faults as found:
+                    for fault in found.faults:
+                        problems.add(f"{path}{entry.place}: {fault.message}", fault.hint)
         except Unreadable as error:
             problems.add(f"{path}{error.message}", error.hint)
     problems.raise_if_any()
-    if not packer.image_index:
-        raise InputError(Problem(f"{key}.files", "the files hold no rows", ROWS_WANTED))
-    return packer.packed()
+    if not reader.packer.image_index:
+        nothing = Problem(problems.key, "the files hold no rows", ROWS_WANTED)
+        raise InputError(reader.selection.nothing_left(problems.key) or nothing)
+    return reader.packer.packed(tuple(formats))
 
 
-def image_path(source: FilesSource, image: str) -> Path:
+class _Reader:
+    """Values of entries -> rows of a form, chosen as the spec says, into a packer."""
+
+    def __init__(self, source: OwnData, naming: Naming, selection: Selection, *, training: bool) -> None:
+        self._source, self._naming, self._training = source, naming, training
+        self._form = FORMS.get(source.form)
+        self.selection = selection
+        self.packer = _Packer(num_images=self._form.num_images if self._form else 1, gathers=source.form == "captions")
+
+    def take(self, value: Any, *, of_a_list: bool) -> bool:
+        """Whether another one may follow.
+
+        Args:
+            value: of an entry.
+            of_a_list: it stands in a JSON list, whose rows are taken as they are.
+
+        Raises:
+            Faults: what is wrong with it.
+        """
+        if isinstance(value, Fault):
+            raise Faults([value])
+        try:
+            row = self._naming.named(value) if isinstance(value, dict) else value
+            if isinstance(row, dict) and not self.selection.takes(row):
+                return True
+            per_caption = self._source.form == "retrieval" and self._training and not of_a_list
+            rows = list(_a_row_a_caption(row)) if per_caption and isinstance(row, dict) else [row]
+            if faults := [Fault(*one) for each in rows for one in _faults(each, self._source, training=self._training)]:
+                raise Faults(faults)
+            for each in rows:
+                if self._is_full(each):
+                    return False
+                if self._form is not None:
+                    self.packer.add_item(self._form.read(each, training=self._training))
+                else:
+                    self.packer.add(each)
+        except Fault as fault:
+            raise Faults([fault]) from fault
+        return True
+
+    def _is_full(self, row: dict[str, Any]) -> bool:
+        """Whether the row would be of one image more than the spec wants."""
+        limit = self._source.limit
+        return limit is not None and self.packer.num_different == limit and not self.packer.knows(row)
+
+
+def _a_row_a_caption(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is told of an image, as the retrieval form has it to train on."""
+    captions = row.get("caption")
+    for caption in captions if isinstance(captions, list) else [captions]:
+        yield {"image_id": row.get("image"), **row, "caption": caption}
+
+
+def image_path(source: OwnData, image: str) -> Path:
     """Where a row's image lies: absolute as written, relative from the image root."""
     return Path(source.image_root, image)
 
 
-def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple[str, str | None]]:
+def _faults(item: Any, source: OwnData, *, training: bool) -> Iterator[tuple[str, str | None]]:
     """What is wrong with one row: message and hint."""
     form = FORMS.get(source.form)
     if not isinstance(item, dict):
@@ -162,12 +222,12 @@ def _faults(item: Any, source: FilesSource, *, training: bool) -> Iterator[tuple
     if not isinstance(item.get("image_id"), str | int | None) or isinstance(item.get("image_id"), bool):
         yield f"`image_id` is {_kind(item['image_id'])}", "expected text or a whole number, equal for captions of one image"
     if "caption" in item:
-        yield from _caption_faults(item["caption"], row_per_caption=row_per_caption)
+        yield from _caption_faults(item["caption"], row_per_caption=row_per_caption, may_be_none=source.form == "captions")
     for name in ("image", "image_id", "caption"):
         yield from _text_faults(name, item.get(name))
 
 
-def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[str, str | None]]:
+def _caption_faults(caption: Any, *, row_per_caption: bool, may_be_none: bool) -> Iterator[tuple[str, str | None]]:
     if isinstance(caption, str):
         return
     if row_per_caption:
@@ -175,7 +235,7 @@ def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[st
         yield f"`caption` is {_kind(caption)}", lists_elsewhere if isinstance(caption, list) else "expected text"
     elif not isinstance(caption, list):
         yield f"`caption` is {_kind(caption)}", "expected text or a list of texts"
-    elif not caption:
+    elif not caption and not may_be_none:
         yield "`caption` is an empty list", "expected at least one text"
     else:
         wrong = [(place, text) for place, text in enumerate(caption) if not isinstance(text, str)]
@@ -184,10 +244,15 @@ def _caption_faults(caption: Any, *, row_per_caption: bool) -> Iterator[tuple[st
 
 
 class _Packer:
-    """Rows one after the other into flat arrays."""
+    """Rows one after the other into flat arrays.
 
-    def __init__(self, *, num_images: int) -> None:
-        self._num_images = num_images
+    Args:
+        num_images: of a row.
+        gathers: all captions of an image become one row, whichever rows they came from, in the order in which the images came.
+    """
+
+    def __init__(self, *, num_images: int, gathers: bool) -> None:
+        self._num_images, self._gathers = num_images, gathers
         self._images_of_row = array("q")
         self._targets = PackedStrings()
         self.image_index = array("q")
@@ -198,13 +263,26 @@ class _Packer:
         self._row_digests = array("q")
         self._file_start = array("q")
         self._num_empty_captions = 0
+        self._num_without_caption = 0
 
     def begin_file(self) -> None:
-        self._file_start.append(len(self.image_index))
+        self._file_start.append(len(self._images) if self._gathers else len(self.image_index))
+
+    @property
+    def num_different(self) -> int:
+        """Images so far."""
+        return len(self._images)
+
+    def knows(self, row: dict[str, Any]) -> bool:
+        """Whether there was a row of the same image."""
+        return row.get("image", row.get("images", [""])[0]) in self._images
 
     def add(self, row: dict[str, Any]) -> None:
         image, image_id, caption = row["image"], row.get("image_id"), row["caption"]
         captions = [caption] if isinstance(caption, str) else caption
+        if not captions:
+            self._num_without_caption += 1
+            return
         number = self._images.setdefault(image, len(self._images))
         identity = ("path", image) if image_id is None else ("id", image_id)
         self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
@@ -227,9 +305,9 @@ class _Packer:
             self._num_empty_captions += not text.translate(_NOTHING_LEFT)
         self._caption_start.append(len(self._captions))
 
-    def packed(self) -> Annotations:
+    def packed(self, formats: tuple[str, ...]) -> Annotations:
         images_of_row = np.frombuffer(self._images_of_row, np.int64).reshape(-1, self._num_images)
-        return Annotations(
+        rows = Annotations(
             images=PackedStrings(self._images),
             captions=self._captions,
             caption_start=np.frombuffer(self._caption_start, np.int64),
@@ -238,9 +316,30 @@ class _Packer:
             row_digests=np.frombuffer(self._row_digests, np.int64),
             file_start=np.frombuffer(self._file_start, np.int64),
             num_empty_captions=self._num_empty_captions,
+            formats=formats,
+            num_without_caption=self._num_without_caption,
             images_of_row=images_of_row,
             targets=self._targets if len(self._targets) else None,
         )
+        return _gathered(rows) if self._gathers and rows.num_rows > len(rows.images) else rows
+
+
+def _gathered(rows: Annotations) -> Annotations:
+    """One row an image, with the captions of all its rows in their order."""
+    order = np.argsort(rows.image_of_row, kind="stable")
+    captions = PackedStrings(rows.captions[number] for row in order.tolist() for number in rows.captions_of(row))
+    num_images = len(rows.images)
+    counts = np.bincount(rows.image_of_row, np.diff(rows.caption_start), minlength=num_images).astype(np.int64)
+    firsts = order[np.searchsorted(rows.image_of_row[order], np.arange(num_images))]
+    return replace(
+        rows,
+        captions=captions,
+        caption_start=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        image_of_row=np.arange(num_images),
+        image_index=np.unique(rows.image_index[firsts], return_inverse=True)[1],
+        row_digests=np.arange(num_images),
+        images_of_row=np.arange(num_images)[:, None],
+    )
 
 
 def _text_faults(name: str, value: Any) -> Iterator[tuple[str, str | None]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tclx.data.overlap import content_overlaps, overlaps
 from tclx.data.sources.opening import sources_of
-from tclx.data.sources.source import SourceSize
+from tclx.data.sources.source import Description, SourceSize
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
 from tclx.system import START_METHOD, num_cpus
@@ -35,6 +35,8 @@ class Examination(NamedTuple):
     facts: DataFacts
     warnings: tuple[str, ...]
     """Data that are the same where they should differ, one line each."""
+    described: tuple[tuple[str, Description], ...]
+    """What each source was taken for, by key path; empty without the data."""
 
 
 def collect_facts(data: DataSpec, *, without_data: bool = False) -> DataFacts:
@@ -79,7 +81,9 @@ def examine(data: DataSpec, *, without_data: bool = False, some_may_be_missing: 
         num_test_images=test.num_images,
         num_test_captions=test.num_captions,
     )
-    return Examination(facts, () if without_data else tuple(overlaps(sources)))
+    if without_data:
+        return Examination(facts, (), ())
+    return Examination(facts, tuple(overlaps(sources)), tuple((key, source.description) for key, source in sources.items()))
 
 
 class BadImageFile(NamedTuple):

@@ -12,6 +12,11 @@ from typing import BinaryIO
 HEAD_BYTES = 4096
 """As much of a file's beginning as `kind_of_file` wants to see."""
 
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo"}
+)
+"""Of files that are taken for images before they are opened, in small letters."""
+
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "a JPEG image"),
     (rb"\x89PNG\r\n\x1a\n", "a PNG image"),

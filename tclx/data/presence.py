@@ -14,7 +14,7 @@ from tclx.data.annotations import Annotations, image_path
 from tclx.errors import Problem
 
 if TYPE_CHECKING:
-    from tclx.spec.data import FilesSource
+    from tclx.spec.data import OwnData
 
 LOOKED_AT = 16
 """Images of one file: its first, its last, and others evenly between."""
@@ -22,7 +22,7 @@ MAX_LISTED = 10_000
 """Names of a folder that are compared with the one that is missing, and folders that are tried instead of image_root."""
 
 
-def missing_images(source: FilesSource, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
+def missing_images(source: OwnData, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
     """At most one problem: the images looked for are not there.
 
     Args:
@@ -36,11 +36,11 @@ def missing_images(source: FilesSource, annotations: Annotations, *, key: str, a
     if len(missing) == len(images):
         root = Path(source.image_root)
         example = f"none of {len(images)} images looked for is there: {image_path(source, missing[0])} does not exist"
-        yield Problem(f"{key}.image_root", example, way_on(root, missing))
+        yield Problem(f"{key}.{source.root_key}", example, way_on(root, missing))
     elif missing and all_needed:
         example = f"{len(missing)} of {len(images)} images looked for do not exist, the first: {image_path(source, missing[0])}"
         hint = near_name(image_path(source, missing[0])) or "`tclx data check` names all that are missing"
-        yield Problem(f"{key}.files", example, hint)
+        yield Problem(f"{key}.{source.files_key}", example, hint)
 
 
 def _sample(annotations: Annotations) -> list[str]:
@@ -55,7 +55,7 @@ def _sample(annotations: Annotations) -> list[str]:
     return [annotations.images[number] for number in numbers]
 
 
-def _is_there(source: FilesSource, image: str) -> bool:
+def _is_there(source: OwnData, image: str) -> bool:
     """Anything of that name; whether it is an image is seen when it is opened."""
     try:
         return image_path(source, image).exists()

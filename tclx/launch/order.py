@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from tclx.data.facts import Examination, examine
+from tclx.data.sources.source import Description
 from tclx.errors import InputError, Problem, placed
 from tclx.plan import Plan, check_spec, make_plan, remarks, starting_from
 from tclx.spec.data import DataSpec
@@ -26,6 +27,8 @@ class PlannedRun(NamedTuple):
     """False for a run that only another one needs."""
     warnings: tuple[str, ...] = ()
     """What stops no run, and is hardly meant or makes its metrics doubtful: one line each."""
+    data: tuple[tuple[str, Description], ...] = ()
+    """What its sources were taken for, by key path."""
 
 
 Step = tuple[Path, str | None]
@@ -96,8 +99,9 @@ class _Planner:
         known = self.runs.get(plan.run_id)
         asked_for = asked_for or (known is not None and known.asked_for)
         hardly_meant = [str(remark) for remark in remarks(experiment.spec, plan, experiment.origins)]
-        warnings = (*hardly_meant, *self._examine(spec.data).warnings, *queue_warnings(spec, plan))
-        self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for, warnings)
+        examined = self._examine(spec.data)
+        warnings = (*hardly_meant, *examined.warnings, *queue_warnings(spec, plan))
+        self.runs[plan.run_id] = PlannedRun(spec, plan, needs, asked_for, warnings, examined.described)
         return plan.run_id
 
     def _add_needed(self, experiment: Experiment, init: InitSpec, steps: tuple[Step, ...]) -> str:

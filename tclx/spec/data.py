@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,17 +35,50 @@ class ScenesSource(SourceSection):
     """What is said of the scenes: captions, or the rows of a downstream task."""
 
 
-class FilesSource(SourceSection):
-    """ALBEF/TCL JSON annotation files and a folder of images."""
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class OwnSource(SourceSection):
+    """What is chosen of somebody's own images and captions."""
+
+    image_column: Annotated[str, Field(min_length=1)] | None = None
+    """The column or key that holds an image's path; by default found by its name (image, filepath, file_name and the like)."""
+    caption_columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The columns or keys that hold captions; by default found by name (caption, title, text, caption_1 and the like)."""
+    split: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Of files that mark splits (Karpathy's, or a column `split`): which are read; by default train and restval for data.train,
+    val for data.val, test for data.test. Only with `form: captions`."""
+    part: tuple[Share, Share] | None = None
+    """Only images whose path hashes into this range of 0 to 1: [0, 0.9] to train, [0.9, 1] to validate on the same files. An
+    image with all its captions is always in one part, whatever else the files hold."""
+    limit: Count | None = None
+    """Only the first so many images, to try something out."""
+
+    @model_validator(mode="after")
+    def _part_is_a_range(self) -> Self:
+        if self.part is not None and not self.part[0] < self.part[1]:
+            low, high = self.part
+            raise Conflict(f"`part` [{low:g}, {high:g}] is no range: the first is below the second", "part")
+        return self
+
+
+class FilesSource(OwnSource):
+    """Annotation files of any format and a folder of images."""
+
+    files_key: ClassVar = "files"
+    root_key: ClassVar = "image_root"
 
     source: Literal["files"]
     """Your own images and captions."""
-    form: Literal["pretrain", "retrieval", "entailment", "vqa", "nlvr"]
-    """`pretrain`: {image, caption: text or list}. `retrieval`: {image, image_id, caption} to train on, {image, caption: list}
-    to evaluate. `entailment`: {image, sentence, label}. `vqa`: {image, question, answer: text or list, question_id}. `nlvr`:
-    {images: [left, right], sentence, label}."""
+    form: Literal["captions", "pretrain", "retrieval", "entailment", "vqa", "nlvr"] = "captions"
+    """What a row says. `captions`: an image with one caption or several; all captions of an image are gathered, and one of them
+    is drawn per epoch. The others take rows as ALBEF and TCL write them. `pretrain`: {image, caption: text or list}, a row at
+    a time. `retrieval`: {image, image_id, caption}, a row a caption, to train on, {image, caption: list} to evaluate.
+    `entailment`: {image, sentence, label}. `vqa`: {image, question, answer: text or list, question_id}. `nlvr`: {images:
+    [left, right], sentence, label}."""
     files: Annotated[tuple[LocalPath, ...], Field(min_length=1)]
-    """JSON files, read one after the other."""
+    """Files, read one after the other: JSON, JSON Lines, CSV, TSV, COCO's captions, Karpathy's splits, Flickr's token text,
+    Parquet. The format is recognised from the content."""
     image_root: LocalPath
     """The folder that the files' image paths start from."""
     approximate_rows: Count | None = None
@@ -57,7 +90,37 @@ class FilesSource(SourceSection):
         yield NamedPath("image_root", self.image_root, "folder")
 
 
-DataSource = Annotated[ScenesSource | FilesSource, Field(discriminator="source")]
+class FolderSource(OwnSource):
+    """A folder of images with their captions beside them."""
+
+    files_key: ClassVar = "folder"
+    root_key: ClassVar = "folder"
+
+    source: Literal["folder"]
+    """Your own images, each with a text file of its name (`a.jpg`, `a.txt`, a caption a line), or with one `metadata.csv` or
+    `metadata.jsonl` for all."""
+    form: Literal["captions"] = "captions"
+    """All captions of an image are gathered, and one of them is drawn per epoch."""
+    folder: LocalPath
+    """Where the images are, in folders of their own if you like."""
+    approximate_rows: Count | None = None
+    """Roughly how many images it holds, so that `tclx plan --without-data` can count steps where it is not."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+    @property
+    def image_root(self) -> str:
+        return self.folder
+
+    def paths(self) -> Iterator[NamedPath]:
+        yield NamedPath("folder", self.folder, "folder")
+
+
+OwnData = FilesSource | FolderSource
+
+DataSource = Annotated[ScenesSource | FilesSource | FolderSource, Field(discriminator="source")]
 
 
 class HubTokenizer(Section):

@@ -18,6 +18,14 @@ class Fault(Exception):
         self.message, self.hint = message, hint
 
 
+class Faults(Exception):
+    """Everything that is wrong with a row."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
 class Item(NamedTuple):
     """A text about an image or two, and what is to be said of it."""
 

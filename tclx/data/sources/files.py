@@ -1,4 +1,4 @@
-"""Annotation files and a folder of images as a source."""
+"""Annotation files and a folder of images as a source, and a folder with both."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from tclx.data.forms.form import Item
 from tclx.data.forms.table import FORMS
 from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
 from tclx.data.presence import missing_images
-from tclx.data.sources.source import SourceSize
+from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize
 
 if TYPE_CHECKING:
     from tclx.data.images import Pixels
     from tclx.errors import Problem
-    from tclx.spec.data import FilesSource
+    from tclx.spec.data import OwnData
     from tclx.spec.experiment import ExperimentSpec
+
+
+MAX_FILES_NAMED = 4
 
 
 class Files:
     """One row an entry of the files."""
 
-    def __init__(self, source: FilesSource, *, key: str, training: bool) -> None:
+    def __init__(self, source: OwnData, *, key: str, training: bool) -> None:
         self._source, self._key, self._training = source, key, training
 
     @cached_property
@@ -48,6 +51,15 @@ class Files:
     def size(self) -> SourceSize:
         rows = self.annotations
         return SourceSize(rows.num_rows, int(rows.image_index.max()) + 1, len(rows.captions))
+
+    @property
+    def description(self) -> Description:
+        rows = self.annotations
+        named = [f"{Path(file).name}: {taken}" for file, taken in zip(self._source.files, rows.formats, strict=True)]
+        more = f" and {len(named) - MAX_FILES_NAMED} more" if len(named) > MAX_FILES_NAMED else ""
+        numbers = range(min(ROWS_SHOWN, rows.num_rows))
+        first = [(rows.images[rows.image_of_row[row]], rows.captions[rows.caption_start[row]]) for row in numbers]
+        return Description(", ".join(named[:MAX_FILES_NAMED]) + more, self.size, tuple(first))
 
     def captions(self) -> Iterable[str]:
         rows = self.annotations
@@ -73,6 +85,8 @@ class Files:
 
     def repeats(self) -> Iterator[str]:
         rows, key = self.annotations, self._key
+        if rows.num_without_caption:
+            yield f"{key}: {rows.num_without_caption:,} images have no caption and are left out"
         num_images = len(rows.images)
         ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.image_of_row), num_images)
         of_several = np.isin(ids, _repeated(ids))
@@ -93,7 +107,10 @@ class Files:
         return examples([self.annotations.images[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
 
     def shares_with(self, other: Files, *, names: tuple[str, str]) -> str | None:
-        files = {os.path.realpath(path) for path in self._source.files}
+        mine, others = self._source, other._source
+        files = {os.path.realpath(path) for path in mine.files}
+        if (mine.split, mine.part) != (others.split, others.part) or "captions" in (mine.form, others.form):
+            files = set()  # parts of the same files may well be meant; the images tell
         if same_files := [path for path in other._source.files if os.path.realpath(path) in files]:
             return f"{names[1]} reads files that {names[0]} reads: {examples(same_files)}"
         # By path; only those with a common last name are compared in full.
@@ -118,7 +135,7 @@ def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 class FileRows:
     """Images are decoded when asked for."""
 
-    def __init__(self, source: FilesSource, annotations: Annotations, spec: ExperimentSpec, *, by_row: bool) -> None:
+    def __init__(self, source: OwnData, annotations: Annotations, spec: ExperimentSpec, *, by_row: bool) -> None:
         from tclx.data.images import image_reader  # planning needs none of it
 
         self._source, self._annotations = source, annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never
 
-from tclx.spec.data import DataSource, DataSpec, FilesSource, ScenesSource
+from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, ScenesSource
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import Source
@@ -19,7 +19,7 @@ def open_source(source: DataSource, *, key: str) -> Source:
         key: which, as a key path; it decides whether the rows are to be trained on.
     """
     match source:
-        case FilesSource():
+        case FilesSource() | FolderSource():
             from tclx.data.sources.files import Files
 
             return Files(source, key=key, training=key == "data.train")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tclx.data.forms.table import FORMS
 from tclx.data.scenes import NUM_CAPTIONS, Scene, Scenes, draw_images, draw_scenes
-from tclx.data.sources.source import SourceSize
+from tclx.data.sources.source import Description, SourceSize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,10 @@ class GeneratedScenes:
     @property
     def size(self) -> SourceSize:
         return self.size_without_data
+
+    @property
+    def description(self) -> Description:
+        return Description("generated scenes", self.size, ())
 
     def captions(self) -> Iterable[str]:
         return chain.from_iterable(Scenes(self._source).captions)

@@ -24,6 +24,19 @@ class SourceSize(NamedTuple):
     num_captions: int | None
 
 
+class Description(NamedTuple):
+    """What a source was taken for, so that a mistake is seen before it is trained on."""
+
+    what: str
+    """Its files and their formats."""
+    size: SourceSize
+    first_rows: tuple[tuple[str, str], ...]
+    """Image and first caption of its first `ROWS_SHOWN` rows."""
+
+
+ROWS_SHOWN = 3
+
+
 class Rows(Protocol):
     """Rows of captions, each with an image. Cheap to fork: flat arrays, no file handles."""
 
@@ -74,6 +87,11 @@ class Source(Protocol):
         Raises:
             InputError: its files are wrong, up to 20 problems and their number.
         """
+        ...
+
+    @property
+    def description(self) -> Description:
+        """What it was taken for; raises as `size`."""
         ...
 
     def captions(self) -> Iterable[str]:

@@ -118,11 +118,11 @@ class _Images:
 
 
 def _rows(source: ReferringExpressions, key: str) -> Iterator[tuple[int, Any]]:
-    from tclx.data.rows import Unreadable as UnreadableRows
-    from tclx.data.rows import read_items
+    from tclx.data.formats.entry import Unreadable as UnreadableRows
+    from tclx.data.formats.reading import json_list
 
     try:
-        yield from ((item.number, item.value) for item in read_items(Path(source.file)))
+        yield from ((item.number, item.value) for item in json_list(Path(source.file)))
     except UnreadableRows as error:
         raise InputError(Problem(f"{key}.file", f"{source.file}{error.message}", ROWS_WANTED)) from None
 

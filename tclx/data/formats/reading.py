@@ -1,0 +1,148 @@
+"""Annotation files of every format: what a file is, told from its content, and the rows that it holds."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from tclx.data.formats import folder as folders
+from tclx.data.formats.coco import read_coco, read_karpathy
+from tclx.data.formats.entry import CHUNK_BYTES, ROWS_WANTED, Entry, Unreadable, text_encoding, whole_object
+from tclx.data.formats.flickr import TOKEN, read_tokens
+from tclx.data.formats.json_text import read_lines, read_list
+from tclx.data.formats.naming import Naming
+from tclx.data.formats.parquet import read_parquet
+from tclx.data.formats.tables import LINES_LOOKED_AT, read_table, recognise_table
+from tclx.data.kinds import kind_of_file, open_ordinary
+
+
+class Opened(NamedTuple):
+    """An annotation file that has been recognised."""
+
+    format: str
+    """In words: "CSV"."""
+    entries: Iterator[Entry]
+    """Raises Unreadable while it is iterated over."""
+
+
+def open_entries(path: Path, naming: Naming) -> Opened:
+    """Recognise an annotation file by what it holds, whatever it is called.
+
+    Args:
+        path: a file, or a folder of images with their captions.
+        naming: of its columns or keys.
+
+    Raises:
+        Unreadable: it is missing, cannot be read, or is of no known format.
+    """
+    try:
+        if path.is_dir():
+            table = folders.table_of(path)
+            if table is None:
+                return Opened("a folder of images with captions beside them", folders.read_folder(path))
+            opened = open_entries(table, naming)
+            return opened._replace(format=f"a folder of images with {table.name}")
+        file = open_ordinary(path)
+    except FileNotFoundError:
+        raise Unreadable(" does not exist", _similar_file(path)) from None
+    except OSError as error:
+        raise Unreadable(f" cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
+        raise Unreadable(f" is no path that a file can have: {error}") from None
+    try:
+        head = file.read(CHUNK_BYTES)
+        opened = _opened(path, file, head, naming)
+    except OSError as error:
+        file.close()
+        raise Unreadable(f" cannot be read: {error.strerror}") from error
+    except BaseException:
+        file.close()
+        raise
+    return opened._replace(entries=_closing(file, opened.entries))
+
+
+def json_list(path: Path) -> Iterator[Entry]:
+    """The entries of a file that must be a JSON list.
+
+    Raises:
+        Unreadable: it is something else; or as `open_entries`.
+    """
+    opened = open_entries(path, Naming(None, (), "pretrain"))
+    if opened.format != JSON_LIST:
+        raise Unreadable(f" looks like {opened.format}, not like a JSON list of rows")
+    return opened.entries
+
+
+JSON_LIST = "a JSON list"
+
+
+def _opened(path: Path, file: BinaryIO, head: bytes, naming: Naming) -> Opened:
+    kind = kind_of_file(head)
+    if kind == "a Parquet table":
+        return Opened("Parquet", read_parquet(path))
+    if kind is not None:
+        hint = "unpack it first" if kind.endswith("archive") else ROWS_WANTED
+        raise Unreadable(f" is {kind}, no annotation file", hint)
+    if b"\0" in head[:4096] and text_encoding(head) in ("utf-8", "utf-8-sig"):
+        raise Unreadable(" is not text: it holds NUL bytes", ROWS_WANTED)
+    text = head.decode(text_encoding(head), "replace").removeprefix("\ufeff")
+    start = text.lstrip()[:1]
+    if start == "[":
+        return Opened(JSON_LIST, read_list(file, head))
+    if start == "{":
+        return _opened_object(path, file, head, text.lstrip())
+    if not start:
+        raise Unreadable(" is empty", ROWS_WANTED)
+    lines = [line.removesuffix("\r") for line in text[:200_000].split("\n")[:LINES_LOOKED_AT]]
+    if TOKEN.fullmatch(lines[0]):
+        return Opened("Flickr's token text", read_tokens(file, head))
+    if lines[0].startswith(("- ", "---")):
+        raise Unreadable(":1:1: looks like YAML, which holds no rows", ROWS_WANTED)
+    table = recognise_table(lines[: max(1, len(lines) - 1)], naming)
+    if table is None:
+        raise Unreadable(f":1: is of no known format: {lines[0][:60]!r}", ROWS_WANTED)
+    return Opened(table.title, read_table(file, head, table, naming))
+
+
+def _opened_object(path: Path, file: BinaryIO, head: bytes, text: str) -> Opened:
+    """JSON Lines, COCO, Karpathy, or something else that begins with a brace."""
+    try:
+        first, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        if len(head) < CHUNK_BYTES:
+            return Opened("JSON Lines", read_lines(file, head))  # which says where it is damaged
+        first, end = whole_object(path, file, head), len(text)
+    keys = {*first}
+    if not text[end:].strip() and isinstance(first.get("images"), list):
+        if "annotations" in keys:
+            return Opened("COCO's captions", read_coco(first))
+        if any(isinstance(image, dict) and "sentences" in image for image in first["images"][:1]):
+            return Opened("Karpathy's splits", read_karpathy(first))
+    if all(isinstance(value, dict | list) for value in first.values()) and not text[end:].strip():
+        raise _named_object(first)
+    return Opened("JSON Lines", read_lines(file, head))
+
+
+def _named_object(tree: dict[str, Any]) -> Unreadable:
+    seen = f" holds one object with the keys {', '.join([*tree][:8])}" if tree else " holds an empty object"
+    if all(isinstance(value, dict) for value in tree.values()) and tree:
+        return Unreadable(f"{seen}, not rows", "a table of pandas is written with orient='records'")
+    return Unreadable(seen, ROWS_WANTED)
+
+
+def _closing(file: BinaryIO, entries: Iterator[Entry]) -> Iterator[Entry]:
+    with file:
+        try:
+            yield from entries
+        except OSError as error:
+            raise Unreadable(f" cannot be read: {error.strerror}") from error
+
+
+def _similar_file(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"nor does its folder {path.parent}"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"did you mean {near[0]}?" if near else None
