@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,23 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example:  tclx data write experiments/quickstart.yaml scenes"
 
-app = typer.Typer(no_args_is_help=True, help="Write generated data to files; check images before training.", epilog=EXAMPLE)
+app = typer.Typer(
+    no_args_is_help=True, help="Check images before training; convert annotation files; write generated data.", epilog=EXAMPLE
+)
+
+
+class ImportFormat(StrEnum):
+    """As `tclx.data.importing.Target`, which is not loaded with the command line."""
+
+    json = "json"
+    retrieval = "retrieval"
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    coco = "coco"
+    karpathy = "karpathy"
+    flickr = "flickr"
+    parquet = "parquet"
 
 
 @app.command(epilog=EXAMPLE)
@@ -70,6 +87,45 @@ def check(
     if as_json:
         print_json(trees)
     raise typer.Exit(InputError.exit_code if num_bad else 0)
+
+
+@app.command("import", epilog="Example:  tclx data import captions.csv -o converted --to coco")
+def import_(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Annotation files, or a folder of images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write; nothing is overwritten.")],
+    to: Annotated[ImportFormat, typer.Option("--to", help="The format to write.")] = ImportFormat.json,
+    image_column: Annotated[str | None, typer.Option("--image-column", help="Column or key of the image's path.")] = None,
+    caption_columns: Annotated[
+        list[str] | None, typer.Option("--caption-column", help="Column or key of a caption; may be repeated.")
+    ] = None,
+    splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split of the files; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many images.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write annotation files of any format as another, a file a split.
+
+    Images that a Parquet table or a folder of `datasets` holds are written out, too.
+    """
+    from tclx.data.importing import import_data
+    from tclx.spec.data import FilesSource
+
+    source = FilesSource(
+        source="files",
+        files=tuple(str(path.absolute()) for path in files),
+        image_root=str(Path.cwd()),
+        image_column=image_column,
+        caption_columns=tuple(caption_columns or ()),
+        split=tuple(splits or ()),
+        limit=limit,
+    )
+    written = import_data(source, output, target=to.value)
+    if as_json:
+        print_json([{**one._asdict(), "path": str(one.path)} for one in written])
+        return
+    for one in written:
+        flattened = f"; {one.num_flattened:,} tabs and line ends became spaces" if one.num_flattened else ""
+        root = f"; image_root: {one.image_root}" if one.image_root else ""
+        say(f"wrote {one.path}: {one.num_images:,} images, {one.num_captions:,} captions{root}{flattened}")
 
 
 def _scenes_of(source: str, num_images: int, overrides: list[str]) -> list[ScenesSource]:

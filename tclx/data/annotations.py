@@ -218,7 +218,9 @@ def _faults(item: Any, source: OwnData, *, training: bool) -> Iterator[tuple[str
             if others:
                 return
     if "image" in item and (not isinstance(item["image"], str) or not item["image"]):
-        yield f"`image` is {_kind(item['image'])}", "expected the image's path"
+        held = isinstance(item["image"], dict) and "bytes" in item["image"]
+        way_on = "the file holds the images themselves: `tclx data import` takes them out"
+        yield f"`image` is {_kind(item['image'])}", way_on if held else "expected the image's path"
     if not isinstance(item.get("image_id"), str | int | None) or isinstance(item.get("image_id"), bool):
         yield f"`image_id` is {_kind(item['image_id'])}", "expected text or a whole number, equal for captions of one image"
     if "caption" in item:

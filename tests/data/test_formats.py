@@ -380,3 +380,10 @@ def test_images_that_are_elsewhere_are_told_for_a_folder_with_a_table(tmp_path: 
     (tmp_path / "metadata.csv").write_text("file_name,text\nphotos\\a.jpg,x\n")
     with pytest.raises(InputError, match=r"data.train.folder: none of 1 images looked for is there.*backslashes"):
         examine(data_section(train={"source": "folder", "folder": str(tmp_path)}))
+
+
+def test_docs_name_every_format(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name, content in FORMATS.items():
+        told = read_annotations(source_of(tmp_path, content()), key="data.train", training=True).formats[0]
+        assert told.removeprefix("a ").removesuffix(" with semicolons") in docs, name

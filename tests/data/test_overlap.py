@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -192,48 +190,3 @@ def test_nobody_is_led_past_images_that_are_all_missing(photos: Path) -> None:
         refuse_bad_images(data_section(train=train))
     assert "skip" not in str(caught.value)
     assert "image_root" in str(caught.value)
-
-
-# The documentation
-
-
-def converters() -> dict[str, str]:
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return {re.search(r'open\("([\w.]+)"', block)[1]: block for block in blocks}  # type: ignore[index]
-
-
-OTHERS = {
-    "captions.json": json.dumps(
-        {
-            "images": [{"id": 7, "file_name": "img/0.jpg"}, {"id": 8, "file_name": "img/1.jpg"}],
-            "annotations": [{"image_id": 8, "caption": "b"}, {"image_id": 7, "caption": "a"}],
-        }
-    ),
-    "karpathy.json": json.dumps(
-        {
-            "images": [
-                {"filename": f"img/{number}.jpg", "split": split, "sentences": [{"raw": "ab"[number % 2]}]}
-                for number, split in enumerate(["train", "restval", "val"])
-            ]
-        }
-    ),
-    "captions.csv": "\ufeffimage,caption\r\nimg/0.jpg,a\r\nimg/1.jpg,b\r\n",
-    "results.token": "img/0.jpg#0\ta\nimg/1.jpg#0\tb\n",
-    "rows.jsonl": '{"image": "img/0.jpg", "caption": "a"}\n{"image": "img/1.jpg", "caption": "b"}\n',
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # five lines leave closing to Python
-def test_other_forms_are_named_and_docs_make_rows_of_them(photos: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (photos / name).write_text(OTHERS[name], encoding="utf-8", newline="")
-    said = refused(train=source(photos, [], "x.json", files=[str(photos / name)]))
-    assert name in said
-    assert "docs/data.md has the five lines that make rows of it" in said
-    monkeypatch.chdir(photos)
-    block = converters()[name]
-    assert len([line for line in block.splitlines() if line and not line.startswith("import")]) <= 5
-    exec(block, {})
-    made = json.loads((photos / "rows.json").read_text(encoding="utf-8"))
-    assert [(row["image"], "".join(row["caption"])) for row in made] == [("img/0.jpg", "a"), ("img/1.jpg", "b")]
-    assert examine(data_section(train=source(photos, made, "made.json"))).facts.num_train_rows == 2

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tclx.data.formats import folder as folders
+from tclx.data.formats.arrow import is_saved_to_disk, read_parquet, read_saved
 from tclx.data.formats.coco import read_coco, read_karpathy
 from tclx.data.formats.entry import CHUNK_BYTES, ROWS_WANTED, Entry, Unreadable, text_encoding, whole_object
 from tclx.data.formats.flickr import TOKEN, read_tokens
 from tclx.data.formats.json_text import read_lines, read_list
 from tclx.data.formats.naming import Naming
-from tclx.data.formats.parquet import read_parquet
 from tclx.data.formats.tables import LINES_LOOKED_AT, read_table, recognise_table
 from tclx.data.kinds import kind_of_file, open_ordinary
 
@@ -39,6 +39,8 @@ def open_entries(path: Path, naming: Naming) -> Opened:
         Unreadable: it is missing, cannot be read, or is of no known format.
     """
     try:
+        if path.is_dir() and is_saved_to_disk(path):
+            return Opened("a folder that `datasets` saved", read_saved(path))
         if path.is_dir():
             table = folders.table_of(path)
             if table is None:
