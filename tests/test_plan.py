@@ -487,6 +487,8 @@ FULL = [
 """With GOOD, two specs that hold every section and both kinds where there are two."""
 PAIRS = "{source: aro, file: /a, image_root: /b}"
 FILES = "{source: files, form: pretrain, files: [/a, /b], image_root: /c, approximate_rows: 3}"
+FOLDER = "{source: folder, folder: /a, image_column: x, caption_columns: [x], part: [0, 0.5], limit: 3}"
+FOLDERS = [*FULL, *(f"data.{split}={FOLDER}" for split in ("train", "val", "test"))]
 OTHER = [
     *FULL,
     *(f"data.{split}={FILES}" for split in ("train", "val", "test")),
@@ -558,7 +560,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
 
 def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: Path) -> None:
     found: dict[str, bool] = {}
-    for overrides in (FULL, OTHER):
+    for overrides in (FULL, OTHER, FOLDERS):
         spec = load_one(tmp_path, overrides=overrides).spec
         for path, place in leaves(ROOT, spec.model_dump(mode="json")):
             if other := changed(spec, path, place):

@@ -75,8 +75,10 @@ def plan(
 
 
 def print_data(data: Sequence[tuple[str, Description]]) -> None:
-    """What each source was taken for: its files, how much they hold, its first rows."""
+    """What each source of files was taken for: how much it holds, its first rows."""
     for key, (what, size, rows) in data:
+        if not rows:
+            continue
         images, captions = size.num_images or 0, size.num_captions
         each = f", {captions:,} captions ({captions / images:.3g} an image)" if captions and images else ""
         show(f"{one_line(f'{key}  {what}')}; {images:,} images{each}")

@@ -158,28 +158,31 @@ class _Reader:
         if isinstance(value, Fault):
             raise Faults([value])
         try:
-            row = self._naming.named(value) if isinstance(value, dict) else value
-            if isinstance(row, dict) and not self.selection.takes(row):
+            if not isinstance(value, dict):
+                return self._pack(value)
+            row = self._naming.named(value)
+            if not self.selection.takes(row):
                 return True
-            per_caption = self._source.form == "retrieval" and self._training and not of_a_list
-            rows = list(_a_row_a_caption(row)) if per_caption and isinstance(row, dict) else [row]
-            if faults := [Fault(*one) for each in rows for one in _faults(each, self._source, training=self._training)]:
-                raise Faults(faults)
-            for each in rows:
-                if self._is_full(each):
-                    return False
-                if self._form is not None:
-                    self.packer.add_item(self._form.read(each, training=self._training))
-                else:
-                    self.packer.add(each)
+            if self._source.form == "retrieval" and self._training and not of_a_list:
+                return all(self._pack(each) for each in list(_a_row_a_caption(row)))
+            return self._pack(row)
         except Fault as fault:
             raise Faults([fault]) from fault
+
+    def _pack(self, row: Any) -> bool:
+        if faults := [Fault(*one) for one in _faults(row, self._source, training=self._training)]:
+            raise Faults(faults)
+        if self._source.limit is not None and self._is_full(row, self._source.limit):
+            return False
+        if self._form is not None:
+            self.packer.add_item(self._form.read(row, training=self._training))
+        else:
+            self.packer.add(row)
         return True
 
-    def _is_full(self, row: dict[str, Any]) -> bool:
+    def _is_full(self, row: dict[str, Any], limit: int) -> bool:
         """Whether the row would be of one image more than the spec wants."""
-        limit = self._source.limit
-        return limit is not None and self.packer.num_different == limit and not self.packer.knows(row)
+        return self.packer.num_different == limit and not self.packer.knows(row)
 
 
 def _a_row_a_caption(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

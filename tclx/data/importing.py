@@ -106,9 +106,9 @@ def _content(images: _Images, target: Target, *, split: str) -> bytes:
     pairs = [(name, text) for name, texts in images for text in texts]
     match target:
         case "json":
-            return _json([{"image": name, "caption": texts} for name, texts in images])
+            return _a_row_a_line([{"image": name, "caption": texts} for name, texts in images])
         case "retrieval":
-            return _json([{"image": name, "image_id": name, "caption": text} for name, text in pairs])
+            return _a_row_a_line([{"image": name, "image_id": name, "caption": text} for name, text in pairs])
         case "jsonl":
             rows = [{"image": name, "caption": text} for name, text in pairs]
             return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -134,8 +134,12 @@ def _content(images: _Images, target: Target, *, split: str) -> bytes:
             return _parquet(pairs)
 
 
+def _a_row_a_line(rows: Sequence[dict[str, Any]]) -> bytes:
+    return ("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n").encode()
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=0).encode()
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _of_karpathy(name: str, texts: list[str], split: str) -> dict[str, Any]:

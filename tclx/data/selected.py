@@ -26,10 +26,13 @@ class Selection:
         self._names = {name.casefold() for name in source.split or SPLITS.get(key, ())}
         self._knows_splits = source.form == "captions"
         self._part = source.part
+        self._takes_all = not self._knows_splits and self._part is None
         self._others: Counter[str] = Counter()
 
     def takes(self, row: dict[str, Any]) -> bool:
         """Whether a row is wanted; what its values are is checked later."""
+        if self._takes_all:
+            return True
         if self._knows_splits and isinstance(split := row.get("split"), str) and split.casefold() not in self._names:
             self._others[split] += 1
             return False

@@ -21,6 +21,7 @@ import typer.main
 from tclx.cli.app import app
 from tests.cli.test_cli import Ended, run_process
 from tests.conftest import PROJECT
+from tests.data.test_formats import photos
 from tests.launch.toy import SPEC, write_spec
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -108,6 +109,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exported = Ended("weights", "export", run, folder / "TCL_4M.pth", "--form", "pretrain")
     assert exported.code == 0, exported.err
     launch = "launch: {backend: slurm, partition: gpu, gpus_per_node: 1}"
+    for own in (folder, folder / "experiments"):  # what docs/data.md calls them
+        photos(own, [f"photos/{number}.jpg" for number in range(300)])
+        rows = "".join(f"{number}.jpg,photo {number}\n" for number in range(300))
+        (own / "captions.csv").write_text(f"image,caption\n{rows}")
+        for number in range(300):
+            (own / f"photos/{number}.txt").write_text(f"photo {number}")
     (folder / "my.yaml").write_text(f"extends: experiments/quickstart.yaml\nname: my\n{launch}\n")
     return folder
 
@@ -170,7 +177,7 @@ def test_a_block_of_yaml_is_valid_where_it_belongs(page: str, text: str, here: P
         file, arguments = here / "experiments" / "printed.yaml", ["plan", "--quick"]
     else:
         file, arguments = here / "experiments" / "printed.yaml", ["plan", "--quick"]
-        larger = "model: {queue_size: 65536}\ndata: {train: {num_images: 20000}}"
+        larger = "model: {queue_size: 65536}\n" + ("" if "data:" in text else "data: {train: {num_images: 20000}}")
         text = f"extends: quickstart.yaml\nname: printed\n{larger}\n{text}"
     file.write_text(text)
     ended = Ended(*arguments, file)
@@ -178,11 +185,6 @@ def test_a_block_of_yaml_is_valid_where_it_belongs(page: str, text: str, here: P
 
 
 PEOPLES_FILES = {
-    "captions.json": '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}',
-    "karpathy.json": '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog"}]}]}',
-    "captions.csv": "image,caption\na.jpg,a dog\n",
-    "results.token": "a.jpg#0\ta dog\n",
-    "rows.jsonl": '{"image": "a.jpg", "caption": "a dog"}\n',
     "refs(unc).p": pickle.dumps([], protocol=0).decode(),  # tests/tasks/grounding/test_refcoco.py has some
     "instances.json": '{"images": [], "annotations": []}',
     "res101_coco_minus_refer_notime_dets.json": "[]",

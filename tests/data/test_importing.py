@@ -83,6 +83,15 @@ def test_images_are_taken_out_of_a_parquet_table(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "captions.json"}
 
 
+def test_an_image_that_a_table_names_by_its_path_is_read_from_there(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    from pyarrow import parquet
+
+    source = files_source(tmp_path, "", form="captions")
+    parquet.write_table(pyarrow.table({"image": [{"bytes": None, "path": "a.jpg"}], "text": ["x"]}), source.files[0])
+    assert gathered(read_annotations(source, key="data.train", training=True)) == [("a.jpg", ["x"])]
+
+
 def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     """In the layout of `Dataset.save_to_disk`: Arrow streams, named in state.json; of a DatasetDict a folder a split."""
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")

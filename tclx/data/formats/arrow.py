@@ -71,5 +71,12 @@ def _entries(batches: Iterable[Any]) -> Iterator[Entry]:
     number = 0
     for batch in batches:
         rows = batch.to_pylist()
-        yield from (Entry(place, None, row, "rows") for place, row in enumerate(rows, number))
+        for place, row in enumerate(rows, number):
+            yield Entry(place, None, {name: _path_alone(value) for name, value in row.items()}, "rows")
         number += len(rows)
+
+
+def _path_alone(value: Any) -> Any:
+    """The path of an image that `datasets` keeps by its path; anything else as it is."""
+    by_path = isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None
+    return value["path"] if by_path else value
