@@ -482,6 +482,7 @@ FULL = [
     "evaluation.entailment={}",
     "evaluation.nlvr={}",
     "evaluation.vqa={answer_list: /a}",
+    "evaluation.retrieval.positives={val: /p, test: /q}",
     "evaluation.grounding={val: {source: scenes}, test: {source: scenes}}",
 ]
 """With GOOD, two specs that hold every section and both kinds where there are two."""

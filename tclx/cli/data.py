@@ -72,6 +72,7 @@ def check(
     specs = [experiment.spec for experiment in load_experiments(spec, overrides or [])]
     for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in specs):
         examined = examine(data, some_may_be_missing=True)
+        evaluation.check(data)
         report = check_images(data, others=evaluation.images())
         warnings = [*examined.warnings, *report.warnings]
         num_bad += len(report.bad)

@@ -323,21 +323,24 @@ class EvaluationSet:
     Attributes:
         captions: T cleaned captions, those of image 0 first.
         image_of_caption: [T] int64, the number of the image that each describes, 0 to num_images - 1.
+        first_rows: [I] the first row of each image.
+        rows_by_image: [R] all rows, those of image 0 first; the captions are in this order.
     """
 
     def __init__(self, source: Rows, data: DataSpec, *, image_size: int) -> None:
         self._source = source
         self._data = data
         self._image_size = image_size
-        _, self._first_rows = np.unique(source.image_index, return_index=True)
-        order: list[int] = np.argsort(source.image_index, kind="stable").tolist()
-        texts = [(int(source.image_index[row]), caption) for row in order for caption in source.captions(row)]
+        _, first_rows = np.unique(source.image_index, return_index=True)
+        self.first_rows: list[int] = first_rows.tolist()
+        self.rows_by_image: list[int] = np.argsort(source.image_index, kind="stable").tolist()
+        texts = [(int(source.image_index[row]), caption) for row in self.rows_by_image for caption in source.captions(row)]
         self.captions = [clean_caption(caption, max_words=data.max_caption_words) for _, caption in texts]
         self.image_of_caption: NDArray[np.int64] = np.array([image for image, _ in texts])
 
     @property
     def num_images(self) -> int:
-        return len(self._first_rows)
+        return len(self.first_rows)
 
     @property
     def num_captions(self) -> int:
@@ -350,7 +353,7 @@ class EvaluationSet:
             RunFailed: it cannot be read. A test set with holes compares with nothing, so no policy skips here.
         """
         with without_holes():
-            image = self._source.image(int(self._first_rows[number]))
+            image = self._source.image(self.first_rows[number])
         return resize_for_evaluation(image, image_size=self._image_size, decoder=self._data.decoder)
 
     def image_batches(self, numbers: Sequence[int] | None = None, *, batch_size: int) -> Iterator[Tensor]:

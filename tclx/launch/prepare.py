@@ -69,6 +69,7 @@ def check_beginnings(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool,
     for warning in check_downloads(beginning, with_image=True):
         say(f"warning: {warning}")
     for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in beginning):
+        evaluation.check(data)
         found = refuse_bad_images(data, others=evaluation.images())
         if found.num_images:
             say(found.summary())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
@@ -16,6 +16,9 @@ from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.selection import SelectionSpec
 from tclx.tasks.task import EvaluationTask, Split
 from tclx.tasks.vqa.task import VqaEvaluation
+
+if TYPE_CHECKING:
+    from tclx.spec.data import DataSpec
 
 RETRIEVALS_BEST = "r_mean"
 
@@ -77,6 +80,16 @@ class EvaluationSpec(Section):
         splits = dict.fromkeys(split for split in (self.during_training, self.at_end) if split is not None)
         found = {f"evaluation.{name}.{split}": task.images(split) for name, task in self.tasks.items() for split in splits}
         return {key: paths for key, paths in found.items() if paths}
+
+    def check(self, data: DataSpec) -> None:
+        """What the tasks have beside the rows of `data`, on the splits that are evaluated.
+
+        Raises:
+            InputError: it does not belong to them.
+        """
+        for split in dict.fromkeys(split for split in (self.during_training, self.at_end) if split is not None):
+            for task in self.tasks.values():
+                task.check(data, split)
 
     @property
     def best_metrics(self) -> list[str]:

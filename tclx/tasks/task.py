@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import MomentumModel
     from tclx.plan import Plan
+    from tclx.spec.data import DataSpec
     from tclx.spec.experiment import ExperimentSpec
     from tclx.tasks.outcomes import Outcomes
 
@@ -167,6 +168,13 @@ class EvaluationTask(Section):
     def paths(self) -> Iterator[NamedPath]:
         """Files and folders of its own data that must be there."""
         return iter(())
+
+    def check(self, data: DataSpec, split: Split) -> None:
+        """Read what it has beside the rows of `data`, before training begins.
+
+        Raises:
+            InputError: it does not belong to the rows of this split.
+        """
 
     def images(self, split: Split) -> list[Path]:
         """Image files of its own data, which are opened before training like those of `data`.

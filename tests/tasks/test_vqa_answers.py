@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tclx.errors import InputError
 from tclx.tasks.vqa.answers import most_frequent, normalised, read_answer_list, vqa_accuracy
+from tclx.tasks.vqa.evaluation import _answer_list
+from tclx.tasks.vqa.task import VqaEvaluation
+from tests.tasks.downstream import downstream_spec
 from tests.tasks.test_downstream import evaluated
 
 
@@ -77,3 +82,34 @@ def test_a_wrong_list_is_refused_in_one_line(tmp_path: Path, content: str, messa
     with pytest.raises(InputError, match=r"^evaluation\.vqa\.answer_list: ") as refused:
         read_answer_list(str(path))
     assert message in str(refused.value)
+
+
+def test_the_training_rows_are_read_once_for_all_evaluations_of_a_run_and_anew_when_their_file_changes(tmp_path: Path) -> None:
+    """Counted as openings of the file, by the interpreter's own audit of `open`."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    path = tmp_path / "rows.json"
+    row = {"image": "a.png", "question": "what?", "question_id": 1, "dataset": "vqa"}
+    path.write_text(json.dumps([{**row, "answer": answer} for answer in ("red", "blue", "red")]))
+    (tmp_path / "list.json").write_text(json.dumps(["red"]))
+    source = {"source": "files", "form": "vqa", "files": [str(path)], "image_root": str(tmp_path)}
+    spec = downstream_spec("vqa", **{"data.train": source})
+    opened: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]) == str(path):
+            opened.append(event)
+
+    sys.addaudithook(hook)  # it cannot be taken away, and does nothing after this test
+    assert _answer_list(spec, VqaEvaluation(answer_list=str(tmp_path / "list.json"))) == ["red"]
+    assert len(opened) == 0
+    assert _answer_list(spec, VqaEvaluation()) == ["red", "blue"]
+    once = len(opened)
+    assert once > 0
+    assert _answer_list(spec, VqaEvaluation()) == ["red", "blue"]
+    assert len(opened) == once
+    path.write_text(json.dumps([{**row, "answer": "green"}]))
+    opened.clear()
+    assert _answer_list(spec, VqaEvaluation()) == ["green"]
+    assert len(opened) == once
+    watching = False

@@ -32,6 +32,8 @@ from tclx.model.fusion import FusionEncoder, grouped
 from tclx.model.precision import autocast
 from tclx.tasks.evaluating import evaluating, gather_parts, my_part, require_finite
 from tclx.tasks.outcomes import Outcome, Queries, fingerprint
+from tclx.tasks.retrieval import QUALITIES
+from tclx.tasks.retrieval.positives import Positives, quality_by_chance, quality_of, read_positives
 from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relevant, summarise_ranks
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class Shortlist(NamedTuple):
     """[Q, k] the best keys, best first"""
     similarities: Tensor
     """[Q, k] their cosine similarities to the query"""
+    quality: Tensor | None = None
+    """[Q, 3] as `quality_of`; None without positives beyond a caption's own image"""
 
 
 class Retrieval(NamedTuple):
@@ -121,6 +125,10 @@ class RetrievalEvaluation(NamedTuple):
     """As `ranks_of`."""
     source: EvaluationSet
     """The images and captions that were asked about."""
+    positives: Positives | None = None
+    """Those of the task's file."""
+    quality: Mapping[str, Tensor] = {}
+    """[Q, 3] of each order and direction, as `qualities_of`."""
 
 
 def evaluate_retrieval(
@@ -145,6 +153,8 @@ def evaluate_retrieval(
         RunFailed: an image cannot be read, or the model's output is not finite.
     """
     source = open_evaluation_set(spec, split)
+    path = settings.positives_file(split)
+    positives = read_positives(path, spec.data, split, source) if path is not None else None
 
     def image_batches(numbers: Sequence[int]) -> Iterator[Tensor]:
         for images in source.image_batches(numbers, batch_size=settings.batch_size):
@@ -158,10 +168,15 @@ def evaluate_retrieval(
         top_k=settings.top_k,
         batch_size=settings.batch_size,
         precision=spec.training.precision,
+        positives=positives,
     )
     counts = {"num_images": float(source.num_images), "num_captions": float(source.num_captions)}
     ranks = ranks_of(found, num_images=source.num_images)
-    return RetrievalEvaluation(figures_of(ranks) | counts, found, ranks, source)
+    if positives is None:
+        return RetrievalEvaluation(figures_of(ranks) | counts, found, ranks, source)
+    quality = qualities_of(found, positives)
+    figures = figures_of(ranks) | counts | _figures_of_positives(positives, quality)
+    return RetrievalEvaluation(figures, found, ranks, source, positives, quality)
 
 
 def outcomes_of(evaluation: RetrievalEvaluation) -> dict[str, Outcome]:
@@ -174,11 +189,19 @@ def outcomes_of(evaluation: RetrievalEvaluation) -> dict[str, Outcome]:
         "image_to_text": Queries(fingerprint("images", *said), asking),
         "text_to_image": Queries(fingerprint("captions", *said), image_of_caption),
     }
-    return {
+    outcomes = {
         f"{pathway}{direction}": Outcome(queries[direction], getattr(ranks, direction).tolist())
         for pathway, ranks in evaluation.ranks.items()
         for direction in queries
     }
+    for name, quality in evaluation.quality.items():
+        direction = name.rpartition("/")[2]
+        asked = [row for row, right in enumerate(getattr(evaluation.positives, direction)) if right]
+        clusters = asked if direction == "image_to_text" else [image_of_caption[row] for row in asked]
+        those = Queries(fingerprint(direction, getattr(evaluation.positives, direction), *said), clusters)
+        reached = quality[~quality[:, 0].isnan()].T.tolist()
+        outcomes |= {f"{name}/{one}": Outcome(those, values) for one, values in zip(QUALITIES, reached, strict=True)}
+    return outcomes
 
 
 @torch.no_grad()
@@ -191,6 +214,7 @@ def retrieve(
     top_k: int,
     batch_size: int,
     precision: str = "fp32",
+    positives: Positives | None = None,
 ) -> Retrieval:
     """Rank all captions for every image and all images for every caption, with the online encoders in eval mode.
 
@@ -202,6 +226,7 @@ def retrieve(
         top_k: candidates per query that are matched by the fusion encoder; all keys where there are fewer.
         batch_size: images or captions per forward pass.
         precision: of the encoders, as `training.precision`.
+        positives: right keys beyond the own ones, to measure with the same features.
 
     Raises:
         InputError: the model has no common embedding space to compare in.
@@ -220,8 +245,10 @@ def retrieve(
         image_of_caption = captions.image_of_caption.to(device)
         numbers = torch.arange(num_images, device=device)
         asking = numbers[torch.isin(numbers, image_of_caption)]
-        image_to_text = _shortlist(embeddings[asking], texts.embedding, asking, image_of_caption, top_k)
-        text_to_image = _shortlist(texts.embedding, embeddings, image_of_caption, numbers, top_k)
+        of_images = [positives.image_to_text[image] for image in asking.tolist()] if positives is not None else None
+        of_texts = positives.text_to_image if positives is not None else None
+        image_to_text = _shortlist(embeddings[asking], texts.embedding, asking, image_of_caption, top_k, of_images)
+        text_to_image = _shortlist(texts.embedding, embeddings, image_of_caption, numbers, top_k, of_texts)
         counts = _similarity_counts(texts.embedding, embeddings, image_of_caption)
         found = Retrieval(image_to_text, text_to_image, None, None, asking, image_of_caption, counts)
         if model.head("itm") is None:
@@ -270,6 +297,44 @@ def ranks_of(found: Retrieval, *, num_images: int) -> dict[str, Ranks]:
     image_to_text = _reranked_ranks(found, "image_to_text", found.image_queries, found.image_of_caption)
     text_to_image = _reranked_ranks(found, "text_to_image", found.image_of_caption, numbers)
     return {"": Ranks(image_to_text, text_to_image), "dual/": dual}
+
+
+def qualities_of(found: Retrieval, positives: Positives) -> dict[str, Tensor]:
+    """[Q, 3] as `quality_of` by `positives/<direction>` of the re-ranked order, under `dual/` of the dual encoder's."""
+    qualities = {}
+    for direction in positives._fields:
+        dual: Tensor | None = getattr(found, direction).quality
+        if dual is None:
+            raise ValueError("retrieve was not told of positives")
+        qualities[f"dual/positives/{direction}"] = qualities[f"positives/{direction}"] = dual
+        if found.pair_scores is None:
+            continue
+        right = getattr(positives, direction)
+        if direction == "image_to_text":
+            right = [right[image] for image in found.image_queries.tolist()]
+        num_keys = len(positives.text_to_image if direction == "image_to_text" else positives.image_to_text)
+        parts = [
+            quality_of(reranked_scores(found, direction=direction, queries=rows, num_keys=num_keys), right[rows])
+            for rows in chunks(len(right), DEFAULT_CHUNK)
+        ]
+        qualities[f"positives/{direction}"] = torch.cat(parts)
+    return qualities
+
+
+def _figures_of_positives(positives: Positives, quality: Mapping[str, Tensor]) -> dict[str, float]:
+    """In percent, with what a random order reaches and the number of queries."""
+    figures = {
+        f"{name}/{one}": value
+        for name, found in quality.items()
+        for one, value in zip(QUALITIES, (100.0 * found.nanmean(dim=0)).tolist(), strict=True)
+    }
+    num_keys = {"image_to_text": len(positives.text_to_image), "text_to_image": len(positives.image_to_text)}
+    for direction in positives._fields:
+        right = getattr(positives, direction)
+        chance = quality_by_chance(right, num_keys=num_keys[direction])
+        figures |= {f"positives/{direction}/{name}": value for name, value in chance.items()}
+        figures[f"positives/{direction}/num_queries"] = float(sum(map(bool, right)))
+    return figures
 
 
 def figures_of(ranks: Mapping[str, Ranks]) -> dict[str, float]:
@@ -324,15 +389,24 @@ def _embedding(encoded: Encoded) -> Tensor:
     return encoded.embedding
 
 
-def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_key: Tensor, top_k: int) -> Shortlist:
+def _shortlist(
+    queries: Tensor,
+    keys: Tensor,
+    image_of_query: Tensor,
+    image_of_key: Tensor,
+    top_k: int,
+    positives: Sequence[Sequence[int]] | None = None,
+) -> Shortlist:
     """Compare this process's part of the queries with all keys, chunk by chunk."""
-    ranks, candidates, similarities = [], [], []
+    ranks, candidates, similarities, quality = [], [], [], []
     mine = my_part(torch.arange(queries.shape[0], device=queries.device))
     for part in chunks(len(mine), DEFAULT_CHUNK):
         rows = mine[part]
         with torch.autocast(queries.device.type, enabled=False):
             similarity = queries[rows] @ keys.T
         ranks.append(rank_of_best_relevant(similarity, image_of_query[rows, None] == image_of_key).cpu())
+        if positives is not None:
+            quality.append(quality_of(similarity, [positives[row] for row in rows.tolist()]))
         best = similarity.topk(min(top_k, keys.shape[0]), dim=1)
         candidates.append(best.indices.cpu())
         similarities.append(best.values.cpu())
@@ -340,6 +414,7 @@ def _shortlist(queries: Tensor, keys: Tensor, image_of_query: Tensor, image_of_k
         gather_parts(torch.cat(ranks) if ranks else None, queries.device),
         gather_parts(torch.cat(candidates) if candidates else None, queries.device),
         gather_parts(torch.cat(similarities) if similarities else None, queries.device),
+        None if positives is None else gather_parts(torch.cat(quality) if quality else None, torch.device("cpu")),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from tclx.data.items import ItemSet, open_items
 from tclx.data.sources.opening import open_source
 from tclx.losses.answering import answer_losses
 from tclx.model.precision import autocast
+from tclx.spec.data import FilesSource
 from tclx.tasks.evaluating import evaluating, my_part, require_finite
 from tclx.tasks.outcomes import Outcome
 from tclx.tasks.task import Evaluation, Split
@@ -147,11 +149,19 @@ def _answer_list(spec: ExperimentSpec, settings: VqaEvaluation) -> list[str]:
     """The answers to choose from, and of which it is told whether they hold the right one."""
     if settings.answer_list is not None:
         return read_answer_list(settings.answer_list)
+    files = spec.data.train.files if isinstance(spec.data.train, FilesSource) else ()
+    states = tuple((status.st_mtime_ns, status.st_size, status.st_ino) for status in map(os.stat, files))
+    return list(_trained_answers(spec, states))
+
+
+@lru_cache(maxsize=1)
+def _trained_answers(spec: ExperimentSpec, states: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
+    """All answers of `data.train`, the most frequent first: read once a run, and anew if a file changed."""
     rows: Any = open_source(spec.data.train, key="data.train").rows(spec)
     counts: Counter[str] = Counter()
     for row in range(rows.num_rows):
         counts.update(answers_of(rows.item(row).target).weights)
-    return sorted(counts, key=lambda answer: (-counts[answer], answer))
+    return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer)))
 
 
 def _metrics(scores: Sequence[tuple[float, float]], known: Sequence[Sequence[str]], listed: Sequence[str]) -> dict[str, float]:
