@@ -31,6 +31,8 @@ Pixels = NDArray[np.uint8]
 
 MAX_BYTES_BESIDE_PIXELS = 64 << 20
 """Of a file, besides 8 bytes for each of `max_pixels` (the most that an image of 16 bits a channel takes uncompressed)."""
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+"""What files of these formats are called; in a folder only such are taken for images."""
 READ_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF"
 
 _JPEG_START = b"\xff\xd8\xff"
@@ -141,6 +143,26 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
         return _decode_with_pillow(content, path, max_pixels, coding, as_stored=as_stored)
     except (Excessive, Unshowable) as error:
         raise BadImage(path, str(error)) from None
+
+
+def pixels_in_memory(image: Image.Image, name: str, *, max_pixels: int, as_stored: bool = False) -> Pixels:
+    """What a Pillow image shows; it stays as it is.
+
+    Args:
+        image: opened from a file or made; its orientation and colour profile count as they do in a file.
+        name: stands in the error where a path would.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    _check_size(name, image.width, image.height, max_pixels)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return np.asarray(rendered(image.copy(), as_stored=as_stored))
+    except Unshowable as error:
+        raise BadImage(name, str(error)) from None
+    except Exception as error:  # as when a file is decoded, which may happen here
+        raise BadImage(name, f"cannot be decoded: {error or type(error).__name__}") from error
 
 
 def _walk(content: bytes) -> Coding | None:
