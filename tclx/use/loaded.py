@@ -106,6 +106,7 @@ def load(
     folder = Path(runs_dir if runs_dir is not None else os.environ.get("TCLX_RUNS") or "runs")
     saved = find_saved(saved_or_run(os.fspath(name), runs_dir=folder), which=which)
     described = spec_for(saved, None if spec is None else Path(spec), key="spec")
+    trained_in: dict[str, str] = {"device": described.training.device, "precision": described.training.precision}
     changes = {"device": device, **({} if precision is None else {"precision": precision})}
     training = TrainingSpec.model_validate({**described.training.model_dump(), **changes})
     described = described.model_copy(update={"training": training})
@@ -113,7 +114,9 @@ def load(
     model, tokenizer, step = model_of(saved, described, exactly=spec is None, key="spec")
     without_training_parts(model)
     model.to(on).eval().requires_grad_(False)
-    return VisionLanguageModel(model, described, saved=saved, tokenizer=tokenizer, device=on, step=step)
+    loaded = VisionLanguageModel(model, described, saved=saved, tokenizer=tokenizer, device=on, step=step)
+    loaded.trained_in = trained_in
+    return loaded
 
 
 class VisionLanguageModel:
@@ -126,6 +129,7 @@ class VisionLanguageModel:
         device: where it computes.
         tokenizer: of its texts.
         model: the module itself.
+        trained_in: device and precision that the spec asked for in training.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class VisionLanguageModel:
     ) -> None:
         self.model, self.spec, self.saved, self.tokenizer = model, spec, saved, tokenizer
         self.device, self.step = device, step
+        self.trained_in: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.spec.task.name}, {self.saved.path.name}, on {self.device}>"
@@ -349,7 +354,7 @@ class VisionLanguageModel:
             InputError: the image cannot be used, the model answers no questions, or the list is not there.
         """
         if not isinstance(self.model, Answerer) or not isinstance(self.spec.task, VqaSpec):
-            raise self._lacks("no decoder for answers", "train with `task: {name: vqa}`")
+            raise self.lacks("no decoder for answers", "train with `task: {name: vqa}`")
         found = self.spec.evaluation.tasks.get("vqa")
         settings = found if isinstance(found, VqaEvaluation) else VqaEvaluation()
         longest = self.spec.task.max_answer_tokens
@@ -468,15 +473,16 @@ class VisionLanguageModel:
 
     def _require_common_space(self) -> None:
         if not self.has_common_space:
-            raise self._lacks("no common space of images and texts", "a contrastive term such as objectives.cma makes one")
+            raise self.lacks("no common space of images and texts", "a contrastive term such as objectives.cma makes one")
 
     def _require_matching(self, by: str) -> None:
         if by != "itm":
             raise InputError(Problem("by", f"is {by!r}", "cosine or itm"))
         if not self.has_matching or not isinstance(self.model.online.fusion_encoder, FusionEncoder):
-            raise self._lacks("no matching head", "objectives.itm trains one; or score by cosine")
+            raise self.lacks("no matching head", "objectives.itm trains one; or score by cosine")
 
-    def _lacks(self, what: str, hint: str) -> InputError:
+    def lacks(self, what: str, hint: str) -> InputError:
+        """The refusal of what the model has no part for."""
         return InputError(Problem("", f"{self.name} has {what} (it was trained for {self.spec.task.name})", hint))
 
 
