@@ -60,11 +60,12 @@ def _use(model: VisionLanguageModel, to: str, form: str | None) -> str:
         return f"`{form}.pth` is read by the official code's {form} script."
     if to == "onnx":
         return (
-            "`image_encoder.onnx`: `pixels` [N, 3, S, S] fp32, normalised, gives `embedding` [N, D].\n"
-            "`text_encoder.onnx`: `input_ids` and `attention_mask` [N, L] int64 give `embedding` [N, D]. Texts are `[CLS] text` "
-            "without `[SEP]`. Both are of length 1, so that products are cosine similarities."
+            "`image_encoder.onnx`: `pixels` [N, 3, S, S] fp32, normalised, gives `image_embeds` [N, D].\n"
+            "`text_encoder.onnx`: `input_ids` and `attention_mask` [N, L] int64 give `text_embeds` [N, D]. Texts are "
+            "`[CLS] text` without `[SEP]`. Both are of length 1, so that products are cosine similarities."
         )
-    call = 'model.answer("photo.jpg", "what is it?")' if model.spec.task.name == "vqa" else 'model.embed_images(["photo.jpg"])'
+    answers = model.spec.task.name == "vqa"
+    call = 'model.answer("photo.jpg", "what is it?")' if answers else 'model.embed_images(["photo.jpg"])'
     return f'```python\nimport tclx\n\nmodel = tclx.load("path/to/this/folder")\n{call}\n```'
 
 

@@ -54,7 +54,7 @@ def write_encoders(model: VisionLanguageModel, folder: Path) -> None:
     """Write `image_encoder.onnx` and `text_encoder.onnx`.
 
     The image encoder takes `pixels` [N, 3, S, S] fp32, normalised; the text encoder `input_ids` and `attention_mask`, both
-    [N, L] int64, 1 at tokens. Both give `embedding` [N, D], each row of length 1.
+    [N, L] int64, 1 at tokens. They give `image_embeds` and `text_embeds` [N, D], each row of length 1.
 
     Raises:
         InputError: a model computes something that has no form in ONNX.
@@ -64,12 +64,12 @@ def write_encoders(model: VisionLanguageModel, folder: Path) -> None:
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1, max=longest)
     pixels = torch.zeros(2, 3, size, size)
     ids = torch.full((2, max(2, min(5, longest))), model.tokenizer.unk_id)
-    _write(_Images(encoders), (pixels,), folder / IMAGE, {"pixels": {0: batch}})
+    _write(_Images(encoders), (pixels,), folder / IMAGE, {"pixels": {0: batch}}, "image_embeds")
     words = {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}}
-    _write(_Texts(encoders), (ids, torch.ones_like(ids)), folder / TEXT, words)
+    _write(_Texts(encoders), (ids, torch.ones_like(ids)), folder / TEXT, words, "text_embeds")
 
 
-def _write(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, shapes: dict[str, Any]) -> None:
+def _write(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, shapes: dict[str, Any], output: str) -> None:
     try:
         with warnings.catch_warnings(action="ignore"), _quiet(), torch.no_grad():
             torch.onnx.export(
@@ -77,7 +77,7 @@ def _write(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, shapes: di
                 inputs,
                 path,
                 input_names=list(shapes),
-                output_names=["embedding"],
+                output_names=[output],  # not `embedding`, which an operator of the graph is called
                 dynamic_shapes=shapes,
                 dynamo=True,
                 external_data=False,
