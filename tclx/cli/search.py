@@ -62,6 +62,8 @@ def search(
             say(f"left out: {one_line(str(bad))}")
         if len(index.bad) > TOLD_OF:
             say(f"left out: {len(index.bad) - TOLD_OF} more")
+        if not index.paths:
+            raise InputError(Problem("", f"none of the {len(index.bad)} pictures in {where} can be used"))
         results = search_in(model, asked, index.paths, index.vectors, top=top, rerank=rerank)
         num_searched = len(index.paths)
     if html is not None:

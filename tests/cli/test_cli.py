@@ -23,7 +23,8 @@ COMMANDS = [
     ["run"], ["plan"], ["eval"], ["results"], ["report"], ["schema"], ["doctor"], ["sync"], ["dashboard"],
     ["tensorboard"], ["sweep"],
     ["sweep", "run"], ["sweep", "plan"], ["sweep", "status"], ["sweep", "best"], ["sweep", "report"], ["sweep", "cancel"],
-    ["data"], ["data", "write"], ["data", "check"], ["embed"], ["search"], ["export"], ["weights"], ["weights", "import"], ["weights", "export"],
+    ["embed"], ["search"], ["export"], ["data"], ["data", "write"], ["data", "check"],
+    ["weights"], ["weights", "import"], ["weights", "export"],
 ]  # fmt: skip
 
 

@@ -209,12 +209,15 @@ def test_a_page_carries_its_pictures(folder: Path, runs: Path, tmp_path: Path) -
         (["gone", "red"], "no folder or file gone"),
         (["photos", "--image", "photos/a.png", "--rerank", "5"], "compares a picture with a text"),
         (["photos", "--image", "photos/notes.txt"], "notes.txt"),
+        (["torn", "red"], "none of the 1 pictures in torn can be used"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(
     runs: Path, folder: Path, arguments: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
+    Path("torn").mkdir()
+    Path("torn", "a.jpg").write_bytes(b"torn")
     ended = Ended("search", RUN, *arguments, "--runs-dir", runs)
     assert ended.code == 2
     assert message in ended.err

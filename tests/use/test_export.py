@@ -153,3 +153,8 @@ def test_a_folder_with_something_in_it_is_refused(runs: Path, tmp_path: Path) ->
     assert ended.code == 2
     assert "is not empty" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_exported_folder_is_evaluated_as_its_run_was(exported: Path, runs: Path) -> None:
+    found, before = (json.loads(Ended("eval", target, "--json").out)["metrics"] for target in (exported, runs / RUN))
+    assert found == before
