@@ -15,7 +15,9 @@ from tclx.cli import (
     dashboard,
     data,
     doctor,
+    embed,
     evaluate,
+    export,
     logs,
     plan,
     report,
@@ -23,6 +25,7 @@ from tclx.cli import (
     resume,
     run,
     schema,
+    search,
     status,
     sweep,
     sync,
@@ -34,7 +37,7 @@ from tclx.errors import TclxError
 
 ELSEWHERE = {
     "train": "run", "fit": "run", "launch": "run", "submit": "run", "start": "run", "validate": "plan", "show": "plan",
-    "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "search": "sweep", "optimize": "sweep",
+    "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "optimize": "sweep",
     "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
     "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results",
 }  # fmt: skip
@@ -97,6 +100,9 @@ app.command(epilog=logs.EXAMPLE)(logs.logs)
 app.command(epilog=cancel.EXAMPLE)(cancel.cancel)
 app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command("eval", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(epilog=embed.EXAMPLE)(embed.embed)
+app.command(epilog=search.EXAMPLE)(search.search)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=results.EXAMPLE)(results.results)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=report.EXAMPLE)(report.report)

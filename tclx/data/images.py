@@ -143,6 +143,26 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
         raise BadImage(path, str(error)) from None
 
 
+def pixels_in_memory(image: Image.Image, name: str, *, max_pixels: int, as_stored: bool = False) -> Pixels:
+    """What a Pillow image shows; it stays as it is.
+
+    Args:
+        image: opened from a file or made; its orientation and colour profile count as they do in a file.
+        name: stands in the error where a path would.
+
+    Raises:
+        BadImage: with the reason.
+    """
+    _check_size(name, image.width, image.height, max_pixels)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return np.asarray(rendered(image.copy(), as_stored=as_stored))
+    except Unshowable as error:
+        raise BadImage(name, str(error)) from None
+    except Exception as error:  # as when a file is decoded, which may happen here
+        raise BadImage(name, f"cannot be decoded: {error or type(error).__name__}") from error
+
+
 def _walk(content: bytes) -> Coding | None:
     """Refuse what would take too long; the colours in video's terms, where the file has them."""
     if content.startswith(_PNG_START):

@@ -12,10 +12,8 @@ from typing import BinaryIO
 HEAD_BYTES = 4096
 """As much of a file's beginning as `kind_of_file` wants to see."""
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo"}
-)
-"""Of files that are taken for images before they are opened, in small letters."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo")
+"""What image files are called, in small letters; in a folder only such are taken for images."""
 
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "a JPEG image"),
@@ -96,3 +94,30 @@ def kind_of_file(head: bytes) -> str | None:
         if pattern.match(head[:HEAD_BYTES]):
             return name
     return None
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths from a folder, with `/`, of the files in it and below whose names end as images do; sorted.
+
+    Hidden files and folders are left out, and macOS's side files. Links to folders are followed, to each folder once.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        facts = Path(where).stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        inside = Path(where).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        names += (f"{prefix}{name}" for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES))
+    return sorted(names)

@@ -43,11 +43,11 @@ class Coding(NamedTuple):
     transfer: int
 
 
-def rendered(image: ImageFile.ImageFile, *, coding: Coding | None = None, as_stored: bool = False) -> Image.Image:
+def rendered(image: Image.Image, *, coding: Coding | None = None, as_stored: bool = False) -> Image.Image:
     """An opened image as a viewer shows its first frame or page, in RGB.
 
     Args:
-        image: of one of `FORMATS`, not decoded yet.
+        image: of one of `FORMATS`, not decoded yet; or one that is in memory, of which its file tells no more.
         coding: the file's colour in video's terms.
         as_stored: leave orientation and colour as they are stored, as the published code does.
 
@@ -57,8 +57,9 @@ def rendered(image: ImageFile.ImageFile, *, coding: Coding | None = None, as_sto
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image)
-    frame = image.tile[0][1] if image.format == "GIF" and image.tile else None
-    stored_as = str(image.tile[0][3]) if image.tile else ""
+    tile = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    frame = tile[0][1] if image.format == "GIF" and tile else None
+    stored_as = str(tile[0][3]) if tile else ""
     image.load()
     alpha = _alpha(image, stored_as)
     image.info.pop("transparency", None)  # Pillow would look for another colour to put in its place

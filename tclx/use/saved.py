@@ -21,6 +21,7 @@ from tclx.tasks.retrieval.task import RetrievalSpec
 from tclx.tasks.task import Split
 from tclx.train import checkpoint
 from tclx.train.precision import choose_device, prepare_numerics
+from tclx.use.exported import MODEL, TOKENIZER, Exported, exported_at, read_exported, read_model, without_training_parts
 
 USED_BY_RETRIEVAL = ("online.", "itm_head.")
 
@@ -32,13 +33,15 @@ class Saved(NamedTuple):
     """A checkpoint folder or an official file."""
     run: RunFolder | None
     """The run that made them, when they are a run's."""
+    exported: Exported | None = None
+    """What the folder says that they were exported to, when they were."""
 
 
 def find_saved(target: Path, *, which: str = "best") -> Saved:
     """What a path stands for.
 
     Args:
-        target: a run folder, a checkpoint folder, or a `.pth` or `.safetensors` file.
+        target: a run folder, a checkpoint folder, a folder that `tclx export` wrote, or a `.pth` or `.safetensors` file.
         which: of a run folder: `best` (the newest where nothing was evaluated), `last`, or a step.
 
     Raises:
@@ -49,6 +52,8 @@ def find_saved(target: Path, *, which: str = "best") -> Saved:
     if (target / "spec.json").is_file():
         run = RunFolder(target)
         return Saved(_choose_checkpoint(run, which), run)
+    if (exported := exported_at(target)) is not None:
+        return Saved(exported / MODEL, None, read_exported(exported))
     path = checkpoint.place_of(target)
     run = RunFolder(path.parent.parent)
     return Saved(path, run if path.is_dir() and run.spec.is_file() else None)
@@ -77,12 +82,12 @@ def evaluate_saved(
         RunFailed, MachineError: as `EvaluationTask.evaluate` and `choose_device`.
     """
     saved = find_saved(target, which=which)
-    spec = _spec_for(saved, spec_path, overrides)
+    spec = spec_for(saved, spec_path, overrides)
     if not spec.evaluation.tasks:
         spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"retrieval": RetrievalSpec()})})
     device = choose_device(spec.training)
     prepare_numerics(spec.training, device)
-    model, tokenizer, step = _model_of(saved, spec, exactly=spec_path is None)
+    model, tokenizer, step = model_of(saved, spec, exactly=spec_path is None)
     started = time.perf_counter()
     found = evaluate_tasks(model.to(device), spec, split, tokenizer=tokenizer, device=device)
     origin = {
@@ -109,25 +114,40 @@ def export_saved(target: Path, output: Path, *, form: OfficialForm) -> None:
     saved = find_saved(target)
     if saved.run is None:
         raise InputError(Problem("", f"{target} is no run and no checkpoint of one"))
-    export_official(_model_of(saved, load_spec_json(saved.run.spec), exactly=True).model, output, form=form)
+    export_official(model_of(saved, load_spec_json(saved.run.spec), exactly=True).model, output, form=form)
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
+    """A model with its weights."""
+
     model: MomentumModel
     tokenizer: CaptionTokenizer
     step: int | None
+    """Optimizer steps done; unknown for a file."""
 
 
-def _model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool) -> _Model:
-    """The model of a spec with saved weights, on the CPU; `exactly` refuses any difference in names and shapes."""
+def model_of(saved: Saved, spec: ExperimentSpec, *, exactly: bool, key: str = "--spec") -> Model:
+    """The model of a spec with saved weights, on the CPU.
+
+    Args:
+        exactly: refuse any difference in names and shapes.
+        key: what errors say of another spec.
+
+    Raises:
+        InputError: the weights are damaged or do not fit.
+    """
     tokenizer = _tokenizer_for(saved, spec)
     model = spec.task.build_model(without_first_weights(spec), vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-    weights = checkpoint.weights_of(saved.path, key="--spec")
-    if exactly and saved.path.is_dir():
+    if saved.exported is not None:
+        without_training_parts(model)
+        weights = checkpoint.Weights(saved.path, read_model(saved.exported), saved.exported.step)
+    else:
+        weights = checkpoint.weights_of(saved.path, key=key)
+    if exactly and (saved.path.is_dir() or saved.exported is not None):
         checkpoint.put_weights(saved.path, weights.tensors, model)
     else:
-        _fit(model, weights)
-    return _Model(model, tokenizer, weights.step)
+        _fit(model, weights, key)
+    return Model(model, tokenizer, weights.step)
 
 
 def _choose_checkpoint(run: RunFolder, which: str) -> Path:
@@ -145,18 +165,25 @@ def _choose_checkpoint(run: RunFolder, which: str) -> Path:
     return steps[which]
 
 
-def _spec_for(saved: Saved, spec_path: Path | None, overrides: Sequence[str]) -> ExperimentSpec:
+def spec_for(saved: Saved, spec_path: Path | None, overrides: Sequence[str] = (), *, key: str = "--spec") -> ExperimentSpec:
+    """The spec of saved weights: a file's where one is named, else their own.
+
+    Raises:
+        InputError: there is none, or the file has several variants; names `key`.
+    """
     if spec_path is None:
         if overrides:
             raise InputError(Problem("--set", "changes a spec file: name it with --spec"))
+        if saved.exported is not None:
+            return saved.exported.spec
         if saved.run is None:
-            raise InputError(Problem("--spec", f"{saved.path} does not say what it is: name a spec with its model and data"))
+            raise InputError(Problem(key, f"{saved.path} does not say what it is: name a spec with its model and data"))
         return load_spec_json(saved.run.spec)
     experiments = load_experiments(spec_path, overrides)
     variants = list(dict.fromkeys(experiment.spec.variant for experiment in experiments))
     if len(variants) > 1:
         hint = "write the one variant into a file that extends it"
-        raise InputError(Problem("--spec", f"{spec_path} has several variants: {', '.join(map(str, variants))}", hint))
+        raise InputError(Problem(key, f"{spec_path} has several variants: {', '.join(map(str, variants))}", hint))
     return experiments[0].spec
 
 
@@ -164,12 +191,14 @@ def _tokenizer_for(saved: Saved, spec: ExperimentSpec) -> CaptionTokenizer:
     """The run's own; ids of another one would mean other words."""
     if saved.run is not None:
         return checkpoint.load_tokenizer(saved.run.tokenizer)
+    if saved.exported is not None:
+        return checkpoint.load_tokenizer(saved.exported.folder / TOKENIZER)
     return build_tokenizer(spec.data.tokenizer, training_captions(spec.data))
 
 
-def _fit(model: MomentumModel, weights: checkpoint.Weights) -> None:
+def _fit(model: MomentumModel, weights: checkpoint.Weights, key: str) -> None:
     """Weights into the model of another spec; what retrieval uses must all be there."""
-    report = load_initial_weights(model, weights.tensors, source=weights.path, key="--spec")
+    report = load_initial_weights(model, weights.tensors, source=weights.path, key=key)
     if missing := [name for name in report.missing if name.startswith(USED_BY_RETRIEVAL) and "mlm_head" not in name]:
         message = f"{weights.path} lacks {len(missing)} tensors of this model, for instance {missing[0]}"
-        raise InputError(Problem("--spec", message, "switch off the terms that the weights were not trained with"))
+        raise InputError(Problem(key, message, "switch off the terms that the weights were not trained with"))

@@ -199,7 +199,7 @@ def test_a_folder_that_img2dataset_wrote_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no images (files that end with .avif"),
+        ({}, "holds no images (files that end with .jpg, .jpeg"),
         ({"a.jpg": b"x"}, "holds 1 images, and no captions (write them into a text file beside each image"),
         ({"a.jpg": b"x", "a.txt": b"\xff\xfe\xff"}, "a.txt cannot be read: it is not UTF-8 text"),
         ({"a.jpg": b"x", "a.json": b"{"}, "a.json: it is damaged"),

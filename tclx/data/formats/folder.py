@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tclx.data.formats.entry import Entry, Unreadable
-from tclx.data.kinds import IMAGE_SUFFIXES, open_ordinary
+from tclx.data.kinds import IMAGE_SUFFIXES, image_files, open_ordinary
 from tclx.files import Unreadable as UnreadableFile
 from tclx.files import read_object
 
@@ -31,34 +30,19 @@ def read_folder(folder: Path) -> Iterator[Entry]:
         Unreadable: the folder cannot be read, has no images, or none of them has captions.
     """
     number = num_with = 0
-    for number, name in enumerate(_image_names(folder), 1):
+    try:
+        names = image_files(folder)
+    except OSError as error:
+        raise Unreadable(f" cannot be read: {error.filename}: {error.strerror}") from error
+    for number, name in enumerate(names, 1):
         captions = _captions_beside(folder / name)
         num_with += bool(captions)
         yield Entry(number - 1, None, {"image": name, "caption": captions}, "image")
     if not number:
-        raise Unreadable(" holds no images", f"files that end with {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise Unreadable(" holds no images", f"files that end with {', '.join(IMAGE_SUFFIXES)}")
     if not num_with:
         hint = "write them into a text file beside each image (`a.jpg`, `a.txt`), or into metadata.csv with file_name and text"
         raise Unreadable(f" holds {number:,} images, and no captions", hint)
-
-
-def _image_names(folder: Path) -> list[str]:
-    """Paths from the folder with `/`, sorted; hidden files and macOS's side files are none."""
-
-    def refuse(error: OSError) -> None:
-        raise Unreadable(f" cannot be read: {error.filename}: {error.strerror}")
-
-    names: list[str] = []
-    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        inside = Path(where).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        names += (f"{prefix}{name}" for name in files if _is_image(name))
-    return sorted(names)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 millions of them
 
 
 def _captions_beside(image: Path) -> list[Any]:

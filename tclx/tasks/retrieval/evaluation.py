@@ -38,7 +38,7 @@ from tclx.tasks.retrieval.ranks import DEFAULT_CHUNK, chunks, rank_of_best_relev
 
 if TYPE_CHECKING:
     from tclx.data.tokenizer import CaptionTokenizer
-    from tclx.model.tcl import TCL, Encoded
+    from tclx.model.tcl import TCL, Encoded, MomentumModel
     from tclx.spec.experiment import ExperimentSpec
     from tclx.tasks.retrieval.task import RetrievalSpec
     from tclx.tasks.task import Split
@@ -360,20 +360,36 @@ def _reranked_ranks(found: Retrieval, direction: str, image_of_query: Tensor, im
 
 def _encode_captions(model: TCL, captions: Captions, *, batch_size: int, device: torch.device) -> EncodedCaptions:
     """All captions, on every process: they cost a hundredth of the matching, and every process needs most of them."""
-    lengths = captions.attention_mask.sum(dim=1)
-    longest = int(lengths.max())
+    longest = int(captions.attention_mask.sum(dim=1).max())
     input_ids, attention_mask = captions.input_ids[:, :longest].to(device), captions.attention_mask[:, :longest].to(device)
-    tokens = torch.zeros(*input_ids.shape, model.online.text_encoder.width, dtype=_kept_dtype(device), device=device)
-    embeddings: list[Tensor] = []
+    tokens = torch.zeros(*input_ids.shape, model.online.text_encoder.width, dtype=kept_dtype(device), device=device)
+    embeddings = torch.empty(0)
+    for rows, encoded in caption_batches(model, input_ids, attention_mask, batch_size=batch_size):
+        embedding = _embedding(encoded)
+        if not len(embeddings):
+            embeddings = embedding.new_empty(len(input_ids), embedding.shape[1])
+        tokens[rows, : encoded.tokens.shape[1]] = encoded.tokens.to(tokens.dtype)
+        embeddings[rows] = embedding
+    return EncodedCaptions(tokens, attention_mask, embeddings)
+
+
+def caption_batches(
+    model: MomentumModel, input_ids: Tensor, attention_mask: Tensor, *, batch_size: int
+) -> Iterator[tuple[Tensor, Encoded]]:
+    """Captions through the text encoder, the shortest first, each batch cut to its longest.
+
+    Args:
+        input_ids, attention_mask: [T, L] on the device that computes; bool, False at padding.
+
+    Returns:
+        [b] numbers of the captions on that device, and what the encoder makes of them, until every one was there once.
+    """
+    lengths = attention_mask.sum(dim=1).cpu()
     order = lengths.argsort(stable=True)
     for part in chunks(len(order), batch_size):
-        rows = order[part]
-        length = int(lengths[rows].max())
-        there = rows.to(device)
-        encoded = model.online.encode_text(input_ids[there, :length], attention_mask[there, :length])
-        tokens[there, :length] = encoded.tokens.to(tokens.dtype)
-        embeddings.append(_embedding(encoded))
-    return EncodedCaptions(tokens, attention_mask, torch.cat(embeddings)[order.argsort().to(device)])
+        length = int(lengths[order[part]].max())
+        rows = order[part].to(input_ids.device)
+        yield rows, model.online.encode_text(input_ids[rows, :length], attention_mask[rows, :length])
 
 
 def _encode_images(model: TCL, image_batches: ImageBatches, *, num_images: int, device: torch.device) -> Tensor:
@@ -459,31 +475,50 @@ def _match_pairs(
         pairs_per_image = counts[group]
         stop = start + int(pairs_per_image.sum())
         image_rows = torch.arange(len(pairs_per_image), device=image.device).repeat_interleave(pairs_per_image)
-        parts.append(_match_batch(model, images, image_rows, caption[start:stop], texts, batch_size).cpu())
+        logits = match_batch(
+            model, images, image_rows, caption[start:stop], texts.tokens, texts.attention_mask, batch_size=batch_size
+        )
+        parts.append(logits[:, 1].cpu())
         start = stop
     return gather_parts(torch.cat(parts) if parts else None, pair_ids.device)
 
 
-def _match_batch(
-    model: TCL, images: Tensor, image_rows: Tensor, caption_rows: Tensor, texts: EncodedCaptions, batch_size: int
+def match_batch(
+    model: TCL,
+    images: Tensor,
+    image_rows: Tensor,
+    caption_rows: Tensor,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    *,
+    batch_size: int,
 ) -> Tensor:
-    """[R] scores of pairs of a few images, whose keys and values are computed once."""
+    """The matching head's logits of pairs of a few images, whose keys and values are computed once.
+
+    Args:
+        images: [b, 3, S, S], normalised.
+        image_rows, caption_rows: [R] int64, the image and the caption of each pair.
+        tokens, attention_mask: [T, L, D] of the text encoder and [T, L] bool, of all captions.
+        batch_size: `PAIRS_PER_IMAGE_OF_A_BATCH` times as many pairs go through the fusion encoder at once.
+
+    Returns:
+        [R, 2] fp32 logits of "not matched" and "matched".
+    """
     fusion, head = model.online.fusion_encoder, model.head("itm")
     if not isinstance(fusion, FusionEncoder) or head is None:
         raise ValueError("matching needs a fusion encoder and an ITM head")
     keys_values = fusion.keys_values(model.online.encode_image(images).tokens)
-    lengths = texts.attention_mask.sum(dim=1)[caption_rows]
-    scores = torch.empty(len(caption_rows), device=images.device)
+    lengths = attention_mask.sum(dim=1)[caption_rows]
+    logits = torch.empty(len(caption_rows), 2, device=images.device)
     order = lengths.argsort(stable=True)  # and of one length by image, whose captions then share its keys and values
     for part in chunks(len(order), batch_size * PAIRS_PER_IMAGE_OF_A_BATCH):
         rows = order[part]
         captions, length = caption_rows[rows], int(lengths[rows].max())
-        tokens, mask = texts.tokens[captions, :length], texts.attention_mask[captions, :length]
-        states = fusion(tokens, mask, keys_values, grouped(image_rows[rows]))
-        scores[rows] = head(states[:, 0])[:, 1].float()
-    return scores
+        states = fusion(tokens[captions, :length], attention_mask[captions, :length], keys_values, grouped(image_rows[rows]))
+        logits[rows] = head(states[:, 0]).float()
+    return logits
 
 
-def _kept_dtype(device: torch.device) -> torch.dtype:
+def kept_dtype(device: torch.device) -> torch.dtype:
     """Under autocast the fusion encoder's first product rounds to half precision anyway, so tokens are kept in that."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32

@@ -6,7 +6,7 @@ Source: Chun et al. 2022, arXiv:2204.03359 (mAP@R, R-Precision, R@1); Musgrave e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from tclx.data.annotations import read_annotations
+from tclx.data.formats.entry import Entry
+from tclx.data.formats.entry import Unreadable as UnreadableRows
+from tclx.data.formats.reading import json_list
 from tclx.data.problems import Problems
-from tclx.data.rows import read_items
 from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, read_object
 from tclx.spec.data import FilesSource
@@ -125,12 +127,16 @@ def _ids_of(data: DataSpec, split: Split) -> _Ids:
     if not isinstance(source, FilesSource):
         message = "positives go by the ids of images and captions, and it has none"
         raise InputError(Problem(key, message, "source: files, of rows with `caption_id`"))
+    chosen = [name for name in ("image_column", "caption_columns", "part", "limit") if getattr(source, name)]
+    if source.form == "captions" or chosen:
+        message = f"positives go by the rows of a JSON list as they stand, not with {chosen[0] if chosen else 'form: captions'}"
+        raise InputError(Problem(key, message, "form: retrieval, and all of the rows"))
     read_annotations(source, key=key, training=False)  # faults of the rows themselves are told first
     problems, ids = Problems(f"{key}.files"), _Ids([], [])
     image_of_id, seen = dict[str, str](), dict[str, str]()
     for path in source.files:
-        for item in read_items(Path(path)):
-            row, place = item.value, f"{path}:{item.line}: row {item.number}"
+        for entry in _rows(path, key):
+            row, place = entry.value, f"{path}{entry.place}"
             captions = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
             image, named = _image_id(row), row.get("caption_id")
             given = [named] if isinstance(row["caption"], str) and not isinstance(named, list) else named
@@ -149,11 +155,18 @@ def _ids_of(data: DataSpec, split: Split) -> _Ids:
             for one in texts:
                 if one in seen:
                     problems.add(f"{place}: caption id {one} is also in {seen[one]}", "an id a caption")
-                seen[one] = f"row {item.number}"
+                seen[one] = f"row {entry.number}"
             ids.images.append(image)
             ids.captions.append(texts)
     problems.raise_if_any()
     return ids
+
+
+def _rows(path: str, key: str) -> Iterator[Entry]:
+    try:
+        yield from json_list(Path(path))
+    except UnreadableRows as error:
+        raise InputError(Problem(f"{key}.files", f"{path}{error.message}", error.hint)) from error
 
 
 def _image_id(row: Mapping[str, Any]) -> str | None:

@@ -55,7 +55,7 @@ def evaluate_answers(
 ) -> Evaluation:
     """VQA's accuracy; arguments and errors as `EvaluationTask.evaluate`."""
     items = open_items(spec, split)
-    listed = _answer_list(spec, settings)
+    listed = answer_list(spec, settings)
     candidates = tokenizer.encode_answers(listed, max_tokens=max_answer_tokens)
     mine = my_part(torch.arange(items.num_items)).tolist()
     found: list[list[tuple[str, float]]] = []
@@ -145,7 +145,7 @@ def generate(
     return [[(tokenizer.decode(row), share)] for row, share in zip(ids.tolist(), total.exp().tolist(), strict=True)]
 
 
-def _answer_list(spec: ExperimentSpec, settings: VqaEvaluation) -> list[str]:
+def answer_list(spec: ExperimentSpec, settings: VqaEvaluation) -> list[str]:
     """The answers to choose from, and of which it is told whether they hold the right one."""
     if settings.answer_list is not None:
         return read_answer_list(settings.answer_list)

@@ -64,6 +64,7 @@ def test_a_query_that_is_not_asked_is_not_measured() -> None:
     assert found[1].tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.filterwarnings("ignore:failed to import")  # of ujson, which the package does without
 def test_it_equals_the_code_of_eccv_caption() -> None:
     official = pytest.importorskip("eccv_caption._metrics", reason="eccv-caption is not installed")
     scores, right = drawn(np.random.default_rng(1), ties=False)
