@@ -16,6 +16,7 @@ from tclx.cli import (
     data,
     doctor,
     evaluate,
+    examples,
     logs,
     plan,
     report,
@@ -89,6 +90,7 @@ def about(
     """
 
 
+app.command(epilog=examples.EXAMPLE)(examples.examples)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.add_typer(sweep.app, name="sweep")
 app.command(epilog=plan.EXAMPLE)(plan.plan)
