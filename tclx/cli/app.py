@@ -17,6 +17,7 @@ from tclx.cli import (
     doctor,
     evaluate,
     examples,
+    explain,
     logs,
     plan,
     report,
@@ -108,4 +109,5 @@ app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
+app.command(epilog=explain.EXAMPLE)(explain.explain)
 app.command(epilog=schema.EXAMPLE)(schema.schema)
