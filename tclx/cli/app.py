@@ -18,6 +18,7 @@ from tclx.cli import (
     evaluate,
     examples,
     explain,
+    init,
     logs,
     plan,
     report,
@@ -91,6 +92,7 @@ def about(
     """
 
 
+app.command(epilog=init.EXAMPLE)(init.init)
 app.command(epilog=examples.EXAMPLE)(examples.examples)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.add_typer(sweep.app, name="sweep")

@@ -137,7 +137,7 @@ def _in_words(schema: dict[str, Any], definitions: dict[str, Any] | None = None)
             return f"a list of {len(items)}, each {_in_words(items[0], definitions)}"
         return f"a list, each {_in_words(schema.get('items', {}), definitions)}"
     if kind == "object":
-        own = schema.get("additionalProperties")
+        own = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
         return f"names of your own, each with {_in_words(own, definitions)}" if isinstance(own, dict) else "a section"
     if schema.get("format") == "path":
         return "a path"
@@ -158,9 +158,8 @@ def _together(section: type[Section], name: str, path: str) -> Iterator[str]:
         for validator in section.__pydantic_decorators__.model_validators.values()
     ]
     known = set(key_paths())
-    mentioned = [keys & known for keys in own] + [
-        {key for key in _named_in(rule) & known if "." in key} for rule in CONTRADICTIONS
-    ]
+    across = [{key for key in _named_in(rule) & known if "." in key} for rule in CONTRADICTIONS]
+    mentioned = [*(keys & known for keys in own), *across]
     yield from sorted({key for keys in mentioned if path in keys for key in keys} - {path})
 
 
@@ -171,7 +170,9 @@ def _named_in(function: Callable[..., Any]) -> frozenset[str]:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _SAYING]
     said = [node for call in calls for node in ast.walk(call)]
     others = [node for one in ast.walk(tree) if isinstance(one, ast.Assign) for node in ast.walk(one)]
-    return frozenset(node.value for node in [*said, *others] if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    words = {node.value for node in [*said, *others] if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    sections = {word for word in words if word.endswith(".")}  # of f"model.image_encoder.{key}"
+    return frozenset(words | {f"{section}{word}" for section in sections for word in words})
 
 
 _SAYING = ("Conflict", "Problem")
@@ -184,8 +185,8 @@ def reference() -> str:
     lines = [
         "# Every key",
         "",
-        "Written by `tclx explain --all -o docs/reference.md` from the sections that validate a spec; `tclx explain KEY` says the",
-        "same of one key, with the keys that go with it. A section that may be of several kinds has a table for each.",
+        "Written by `tclx explain --all -o docs/reference.md` from the sections that validate a spec; `tclx explain KEY` says",
+        "the same of one key, with the keys that go with it. A section that may be of several kinds has a table for each.",
         "",
         "## Experiments",
         "",
