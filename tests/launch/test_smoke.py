@@ -30,8 +30,9 @@ def test_every_variant_is_tried_once_and_nothing_stays(tmp_path: Path, temporary
     said: list[str] = []
     before = sorted(tmp_path.iterdir())
     tried = try_out([spec], (), say=said.append)
-    assert [(one.label, one.ending, one.exit_code) for one in tried] == [("toy-good", "works", 0), ("toy-bad", "fails", 3)]
-    assert "cuda" in (tried[1].reason or "")
+    assert {(one.label, one.ending, one.exit_code) for one in tried} == {("toy-good", "works", 0), ("toy-bad", "fails", 3)}
+    assert len(tried) == 2
+    assert any("cuda" in (one.reason or "") for one in tried)
     assert list(temporary.iterdir()) == []
     assert sorted(tmp_path.iterdir()) == before
 
