@@ -83,12 +83,14 @@ class _Small:
             self.limits[f"data.{split} is evaluated in full"] = None
             return source
         try:
-            rows = [item.value for item in islice(_items(source["files"]), NUM_ROWS)]
+            rows = [item.value for item in islice(_items(source["files"]), NUM_ROWS + 1)]
         except Unreadable:  # no JSON lists: files of another form are read whole
             self.limits[f"data.{split} is evaluated in full"] = None
             return source
+        if len(rows) <= NUM_ROWS:
+            return source
         kept = self.folder / f"{split}-{len(list(self.folder.glob(f'{split}-*')))}.json"
-        kept.write_text(json.dumps(rows), encoding="utf-8")
+        kept.write_text(json.dumps(rows[:NUM_ROWS]), encoding="utf-8")
         self.limits[said] = None
         return {**source, "files": [str(kept)]}
 
