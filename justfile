@@ -58,3 +58,7 @@ gpu-pack *ARGS:
 # break one line at a time and run the nearest tests: which lines does no test need?
 mutate *ARGS:
     python benchmarks/mutate.py {{ARGS}}
+
+# the page of all keys
+reference:
+    tclx explain --all -o docs/reference.md

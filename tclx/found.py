@@ -4,7 +4,7 @@
 |---|---|
 | a run folder, or a run id in `runs_dir` | that run |
 | an experiment, or `experiment-variant` | its runs, but not the trials of a sweep over it |
-| an experiment file | the runs that it asks for, in the order of its variants |
+| an experiment file, or `tclx:NAME` | the runs that it asks for, in the order of its variants |
 | a study's name, folder or sweep file | the runs of its trials, by number |
 | a folder of runs; nothing at all | all runs in it, but for trials where a table would mix them with what they vary |
 
@@ -158,7 +158,11 @@ def _one(name: str, runs_dir: Path, trials: bool) -> Found:
     for candidate in (path, runs_dir / name):
         if name and (candidate / "spec.json").is_file():
             return Found((candidate,), {})
-    if name.endswith(SPEC_SUFFIXES):
+    if name.startswith("tclx:"):
+        from tclx.spec.shipped import spec_file
+
+        path = spec_file(path)
+    if path.suffix in SPEC_SUFFIXES:
         return _of_sweep_file(path, runs_dir) if is_sweep_file(path) else _of_experiment_file(path, runs_dir)
     study = _study_at(path) or _study_at(runs_dir / SWEEPS / name) if name else None
     if study is not None and (path / "sweep.json").is_file():

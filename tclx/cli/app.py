@@ -17,7 +17,10 @@ from tclx.cli import (
     doctor,
     embed,
     evaluate,
+    examples,
+    explain,
     export,
+    init,
     logs,
     plan,
     report,
@@ -92,6 +95,8 @@ def about(
     """
 
 
+app.command(epilog=init.EXAMPLE)(init.init)
+app.command(epilog=examples.EXAMPLE)(examples.examples)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.add_typer(sweep.app, name="sweep")
 app.command(epilog=plan.EXAMPLE)(plan.plan)
@@ -112,4 +117,5 @@ app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
+app.command(epilog=explain.EXAMPLE)(explain.explain)
 app.command(epilog=schema.EXAMPLE)(schema.schema)

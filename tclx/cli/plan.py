@@ -10,6 +10,7 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
 from tclx.cli.run import BackendChoice, say_warnings, with_backend
+from tclx.errors import InputError, Problem
 from tclx.terminal import one_line
 
 if TYPE_CHECKING:
@@ -34,12 +35,23 @@ def plan(
     ] = False,
     backend: BackendChoice = None,
     script: Annotated[bool, typer.Option("--script", help="Print the sbatch script instead.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the whole spec instead, with where each value came from.")
+    ] = False,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="With --resolved: this variant alone.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what would run: steps, sizes, run ids, cost.
 
     Nothing is started and no GPU is needed. What is wrong with the specs is printed at once, all of it.
     """
+    if resolved:
+        print_resolved(specs, with_backend(overrides, backend), variant, as_json=as_json)
+        return
+    if variant is not None:
+        raise InputError(Problem("--variant", "goes with --resolved"))
     from tclx.launch.costs import sections_of
     from tclx.launch.local.slots import check_fits
     from tclx.launch.order import plan_runs
@@ -91,6 +103,17 @@ def _data_tree(data: Sequence[tuple[str, Description]]) -> dict[str, Any]:
         key: {"what": what, **size._asdict(), "first_rows": [{"image": name, "caption": text} for name, text in rows]}
         for key, (what, size, rows) in data
     }
+
+
+def print_resolved(specs: Sequence[Path], overrides: Sequence[str], variant: str | None, *, as_json: bool) -> None:
+    """A YAML document for every variant, each an experiment file of its own; its seeds stand in it together."""
+    from tclx.spec.resolved import resolve
+
+    found = [one for spec in specs for one in resolve(spec, overrides, variant=variant)]
+    if as_json:
+        print_json([{"variant": one.variant, "seeds": one.seeds, "spec": one.tree, "sources": one.sources} for one in found])
+    else:
+        show("---\n".join(one.text for one in found), end="")
 
 
 def add_costs(described: list[dict[str, Any]], runs: Sequence[PlannedRun], *, has_to_fit: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say
+from tclx.cli.console import DEFAULT_RUNS_DIR, Overrides, RunsDir, say, show
 from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="Local runs: return immediately; they keep running when the terminal closes.")
     ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Only try: 2 steps of every variant, here, and a short evaluation; nothing is kept.")
+    ] = False,
     dry_run: DryRun = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch; Ctrl-C leaves them running.")] = False,
 ) -> None:
@@ -68,6 +71,10 @@ def run(
     Ctrl-C saves; the same command continues. A finished run is reported, never trained again unless you say --again; a run
     that is on its way is never submitted twice.
     """
+    if smoke:
+        if again or detach or follow:
+            raise InputError(Problem("--smoke", "tries here and keeps nothing", "without --again, --detach and --follow"))
+        raise typer.Exit(try_out(specs, with_backend(overrides, backend)))
     from tclx.launch.order import plan_runs
     from tclx.runs import RunFolder
 
@@ -76,6 +83,17 @@ def run(
     for planned in runs:
         RunFolder(runs_dir / planned.plan.run_id).adopt()
     raise typer.Exit(start(runs, runs_dir=runs_dir, again=again, detach=detach, follow=follow))
+
+
+def try_out(specs: Sequence[Path], overrides: Sequence[str]) -> int:
+    """Say of every variant whether it works; returns the exit code of the first that does not."""
+    from tclx.launch import smoke
+
+    tried = smoke.try_out(specs, overrides, say=say)
+    width = max(len(one.label) for one in tried)
+    for one in tried:
+        show(f"{one.ending:<7}  {one.label:<{width}}  {one.seconds:5.1f} s" + (f"  {one.reason}" if one.reason else ""))
+    return next((one.exit_code for one in tried if one.exit_code), 0)
 
 
 def say_warnings(runs: Sequence[PlannedRun]) -> None:

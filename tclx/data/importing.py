@@ -61,7 +61,7 @@ def import_data(source: OwnData, folder: Path, *, target: Target) -> list[Writte
         if _holds_images(source):
             root = folder / "images"
             source = _with_images_taken_out(source, folder, root)
-        splits: list[tuple[str, ...]] = [(name,) for name in _splits(source)] or [()]
+        splits: list[tuple[str, ...]] = [(name,) for name in marked_splits(source)] or [()]
         wanted = [names for names in splits if not source.split or not names or names[0] in source.split]
         written = [_write_split(source, names, folder, target, root) for names in wanted]
         if root is not None:
@@ -178,7 +178,7 @@ def _rows(source: OwnData) -> Iterator[dict[str, Any]]:
             raise InputError(Problem("", f"{path}{error.message}", error.hint)) from error
 
 
-def _splits(source: OwnData) -> list[str]:
+def marked_splits(source: OwnData) -> list[str]:
     """The splits that the files mark, the largest first.
 
     Raises:

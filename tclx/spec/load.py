@@ -18,6 +18,7 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import ROOT
 from tclx.spec.merging import SET, entries, merge, merge_files, override_tree, read_with_parents
 from tclx.spec.resolve import with_absolute_paths, with_default_kinds
+from tclx.spec.shipped import spec_file
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node
 
@@ -58,7 +59,7 @@ def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experime
     """Read an experiment file: its parents merged, then `--set`, then one run for every variant and seed, variants outermost.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or `tclx:NAME` for one that comes with tclx.
         overrides: `key.path=value`, the value in YAML; they win over the file and over its variants. Relative paths in them
             start at the current directory.
 
@@ -68,7 +69,7 @@ def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experime
     changes = entries(override_tree(overrides))
     whole = Node({key: node for key, node in changes.items() if key in _WHOLE_FILE_KEYS}, SET)
     rest = Node({key: node for key, node in changes.items() if key not in _WHOLE_FILE_KEYS}, SET)
-    file = read_with_parents(path)
+    file = read_with_parents(spec_file(path))
     tree = Node(entries(merge_files(file, whole)), file.where)
     problems: dict[Problem, None] = {}
     experiments: list[Experiment] = []

@@ -7,8 +7,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from tclx.errors import Location, Problem
+from tclx.errors import InputError, Location, Problem
 from tclx.spec.fields import ROOT, Place
+from tclx.spec.shipped import PREFIX, find_shipped
 from tclx.spec.yaml import Node
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
@@ -52,8 +53,15 @@ def _is_path(value: str, place: Place) -> bool:
 def absolute_path(value: str, where: Location, key: str, problems: list[Problem]) -> str:
     """`${NAME}` and `~` expanded; relative paths start at the folder of the file that says them (`--set`: the current).
 
-    A variable or a user that does not exist is added to `problems`.
+    `tclx:NAME` is the file of that name that comes with tclx. A variable, a user or such a name that does not exist is added
+    to `problems`.
     """
+    if value.startswith(PREFIX):
+        try:
+            return str(find_shipped(value, key=key, where=where).path.resolve())
+        except InputError as error:
+            problems += error.problems
+            return value
     path = Path(_VARIABLE.sub(lambda match: _variable(match[1], where, key, problems), value))
     try:
         path = path.expanduser()

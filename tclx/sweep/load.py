@@ -29,6 +29,7 @@ from tclx.spec.fields import Place, nearest
 from tclx.spec.load import load_experiments, places_of
 from tclx.spec.merging import SET, entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
+from tclx.spec.shipped import spec_file
 from tclx.spec.sweep import SweepSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.spec.validation import problems_of
@@ -117,7 +118,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     """Read and check a sweep file.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or `tclx:NAME` for one that comes with tclx.
         overrides: `key=value` for keys of the sweep's own root.
         runs_dir: where runs are kept, hence where an `init.experiment` finds its weights.
         backend: replaces the experiment's launch section by this backend's defaults.
@@ -125,7 +126,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     Raises:
         InputError: with every problem, each at its line.
     """
-    tree = merge(_mapping(path), override_tree(overrides, SWEEP), SWEEP)
+    tree = merge(_mapping(spec_file(path)), override_tree(overrides, SWEEP), SWEEP)
     spec, origins = _read(tree)
     base = _base(spec, origins, runs_dir, backend)
     sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data), _unchanged(spec, base.spec), base.warnings)

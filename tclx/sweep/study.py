@@ -35,6 +35,7 @@ from tclx.plan import DataFacts
 from tclx.runs import SET_ASIDE, SWEEPS, RunFolder, TrialOf
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.fields import nearest
+from tclx.spec.shipped import spec_file
 from tclx.spec.sweep import (
     AshaPruner,
     CmaesSampler,
@@ -242,7 +243,7 @@ def find_study(named: str, runs_dir: Path) -> StudyFolder:
     Raises:
         InputError: there is none.
     """
-    path = Path(named)
+    path = spec_file(Path(named))
     name = named
     if path.suffix in (".yaml", ".yml"):
         node = read_yaml(path)

@@ -32,6 +32,11 @@ _RUN_ID = re.compile(r"\bquickstart-s0-[0-9a-f]{8}\b")
 INSTEAD: dict[str, tuple[str, str | None]] = {
     # an example's beginning: why it does not run here as printed, and the command that runs in its place
     "tclx run experiments/quickstart.yaml": ("trains for minutes", "plan --quick"),
+    "tclx init": ("needs images: tests/cli/test_init.py", "init --help"),
+    "tclx examples --copy quickstart my-experiments": ("writes once: tests/spec/test_shipped.py", "examples"),
+    "tclx run mine/quickstart.yaml --smoke": ("a minute: tests/launch/test_smoke.py", "run --help"),
+    "tclx examples --copy quickstart mine": ("writes once: tests/spec/test_shipped.py", "examples"),
+    "tclx plan mine/quickstart.yaml --resolved": ("of the file written above", "plan --resolved experiments/quickstart.yaml"),
     "tclx run my.yaml": ("needs a SLURM cluster: tests/slurm", "plan --quick"),
     "tclx sweep sweeps/": ("trains for minutes", "sweep plan"),
     "tclx sweep run sweeps/": ("trains for minutes", "sweep plan"),
@@ -142,7 +147,7 @@ def as_run_here(example: str, run_id: str) -> list[str] | None:
     instead = INSTEAD[beginning][1]
     if instead is None:
         return None
-    if "plan" not in instead:
+    if "plan" not in instead or "--resolved" in instead:
         return shlex.split(instead)
     kept = [word for word in shlex.split(example)[1:] if word not in ("run", "sweep", "--follow", "--detach")]
     return [*instead.split(), *kept]
