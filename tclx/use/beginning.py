@@ -139,6 +139,7 @@ def _source(source: DataSource | None, folder: Path) -> str:
         return os.path.relpath(Path(value).resolve(), folder.resolve()) if inside else value
 
     tree = source.model_dump(mode="json", exclude_unset=True) if source is not None else {}
+    tree = {key: tree[key] for key in ("source", "files", "image_root", "folder", "split", "part") if key in tree}
     return "{" + ", ".join(f"{key}: {json.dumps(short(value), ensure_ascii=False)}" for key, value in tree.items()) + "}"
 
 
