@@ -66,8 +66,8 @@ def test_a_source_answers_all_that_is_asked(name: str, folder: Path) -> None:
     assert asked(Source) <= set(dir(source))
     assert (source.size.num_rows, source.size.num_images, source.size.num_captions) == (3, 3, 15)
     assert len(list(source.captions())) == 15
-    assert all(source.path_of(image).is_file() for image in source.image_names)
-    assert not [*source.missing(all_needed=True), *source.repeats()]
+    assert all(image.read_bytes(max_pixels=10_000) for image in source.stored_images)
+    assert not [*source.missing(all_needed=True), *source.warnings()]
     assert source.shares_with(source, names=("data.train", "data.val"))
 
 
