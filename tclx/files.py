@@ -138,7 +138,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system this fails as the writing did
+            temporary.unlink()
         raise machine_error(error, f"could not write {path}") from error
     except BaseException:  # the block's own
         temporary.unlink(missing_ok=True)

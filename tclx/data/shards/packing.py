@@ -188,9 +188,10 @@ def pack(
             if not mine:
                 raise MachineError(f"another process is packing into {folder}")
             packing = _Packing(spec, split, folder, content, settings, say)
-            packed = packing.run(num_processes or num_cpus())
-            (folder / _LOCK).unlink()
-            return packed
+            try:
+                return packing.run(num_processes or num_cpus())
+            finally:
+                (folder / _LOCK).unlink()
     except OSError as error:
         raise machine_error(error, f"could not write {folder}") from error
 
@@ -200,9 +201,10 @@ def _refuse_foreign(folder: Path) -> None:
         raise InputError(Problem("", f"{folder} is no folder", "name another with -o"))
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in names if not _OWN_NAMES.fullmatch(name)]
-    tars_alone = names and not {STATE, INDEX, _LOCK} & {*names}
-    if foreign or tars_alone:
-        raise InputError(Problem("", f"{folder} holds other files: {(foreign or names)[0]}", "name an empty folder with -o"))
+    if not {STATE, INDEX} & {*names}:  # then no tar is of a packing that was begun
+        foreign += [name for name in names if name.endswith(".tar")]
+    if foreign:
+        raise InputError(Problem("", f"{folder} holds other files: {foreign[0]}", "name an empty folder with -o"))
 
 
 class _Packing:
@@ -252,9 +254,8 @@ class _Packing:
         for image in self.content.looked_at():
             try:
                 stored = self.content.stored(image)
+                sizes.append(len(self._image(image, stored)))
                 looked_at[str(image)] = hashlib.sha256(stored).hexdigest()[:32]
-                if self.settings.resize is None or len(sizes) < NUM_LOOKED_AT // 8:
-                    sizes.append(len(self._image(image, stored)))
             except BadImage:
                 continue  # packing says so
         mean = sum(sizes) / len(sizes) if sizes else 100_000
