@@ -45,6 +45,7 @@ def test_an_independent_reader_finds_every_file_and_its_captions(tmp_path: Path,
     assert seen == expected
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves the tars open
 def test_webdataset_reads_what_is_packed(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed; tarfile reads them above")
     found = packed(reading(tmp_path, photographs(tmp_path)), tmp_path / "shards")
