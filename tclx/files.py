@@ -127,7 +127,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` at the end: written beside it, flushed to the disk, renamed over it.
 
     Raises:
-        MachineError: the disk is full or the folder cannot be written; the old file is untouched.
+        MachineError: the disk is full or the folder cannot be written; the old file is untouched, as it is after any
+            other exception of the block.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -137,8 +138,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system this fails as the writing did
+            temporary.unlink()
         raise machine_error(error, f"could not write {path}") from error
+    except BaseException:  # the block's own
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def machine_error(error: OSError, what: str) -> MachineError:

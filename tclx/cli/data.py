@@ -1,10 +1,11 @@
-"""`tclx data`: look at generated data, and check images before training."""
+"""`tclx data`: look at generated data, check images before training, pack them."""
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,13 +14,16 @@ from tclx.errors import InputError, Problem
 from tclx.terminal import one_line
 
 if TYPE_CHECKING:
+    from tclx.data.scenes import Split
     from tclx.spec.data import ScenesSource
+    from tclx.spec.experiment import ExperimentSpec
 
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EXAMPLE = "Example:  tclx data write experiments/quickstart.yaml scenes"
 
-app = typer.Typer(
-    no_args_is_help=True, help="Check images before training; convert annotation files; write generated data.", epilog=EXAMPLE
-)
+HELP = "Check images before training; convert annotation files; pack into shards; write generated data."
+
+app = typer.Typer(no_args_is_help=True, help=HELP, epilog=EXAMPLE)
 
 
 class ImportFormat(StrEnum):
@@ -127,6 +131,66 @@ def import_(
         flattened = f"; {one.num_flattened:,} tabs and line ends became spaces" if one.num_flattened else ""
         root = f"; image_root: {one.image_root}" if one.image_root else ""
         say(f"wrote {one.path}: {one.num_images:,} images, {one.num_captions:,} captions{root}{flattened}")
+
+
+@app.command(epilog="Example:  tclx data pack experiments/quickstart.yaml -o shards --split val")
+def pack(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder; each split has one in it.", file_okay=False),
+    ],
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which data.")] = "all",
+    shard_mib: Annotated[int, typer.Option(min=1, max=65_536, help="Approximate size of a shard in MiB.")] = 256,
+    resize: Annotated[
+        int | None,
+        typer.Option(min=16, metavar="N", help="Shrink images to N pixels on the shorter side. [default: as stored]"),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="JPEG quality with --resize; 100 is lossless PNG. [default: 95]")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack images and captions into a few large tar files, to train on as `source: shards`.
+
+    Every image is decoded and checked. After an interruption the same command continues. Prints what to write into the spec.
+    """
+    from tclx.data.shards.packing import PackSettings, pack
+
+    if quality is not None and resize is None:
+        raise InputError(Problem("", "--quality is for images that are coded anew", "give --resize as well, or leave it out"))
+    experiment = _one_experiment(spec, overrides or [])
+    given = {name for name in SPLITS if getattr(experiment.data, name) is not None}
+    splits = [name for name in SPLITS if name == split or (split == "all" and name in given)]
+    settings = PackSettings(shard_mib=shard_mib, resize=resize, quality=95 if quality is None else quality)
+    trees = []
+    for name in splits:
+        found = pack(experiment, name, output / name, settings=settings, say=say)
+        for cause, number in found.lost.items():
+            say(f"warning: data.{name}: {number:,} images are left out ({cause}): {found.folder / 'report.json'} lists them")
+        counted = f"{found.num_images:,} images, {found.num_rows:,} rows, {found.num_shards:,} shards"
+        say(f"data.{name}: {'packed earlier' if found.was_there else 'packed'}: {counted}, {found.num_bytes / 2**20:,.1f} MiB")
+        trees.append({"split": name, **found._asdict(), "folder": str(found.folder)})
+        if not as_json:
+            form = "" if found.form == "captions" else f", form: {found.form}"
+            show(one_line(f"data.{name}: {{source: shards, folder: {json.dumps(str(found.folder.absolute()))}{form}}}"))
+    if as_json:
+        print_json(trees)
+
+
+def _one_experiment(spec: Path, overrides: list[str]) -> ExperimentSpec:
+    """The file's experiment, or any of several with the same data.
+
+    Raises:
+        InputError: its runs have different data.
+    """
+    from tclx.spec.load import load_experiments
+
+    specs = [experiment.spec for experiment in load_experiments(spec, overrides)]
+    if len({(each.data, each.compat) for each in specs}) > 1:
+        raise InputError(Problem("data", f"{spec} has runs with different data", "write them as files of their own"))
+    return specs[0]
 
 
 def _scenes_of(source: str, num_images: int, overrides: list[str]) -> list[ScenesSource]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tclx.data.overlap import content_overlaps, overlaps
 from tclx.data.sources.opening import sources_of
-from tclx.data.sources.source import Description, SourceSize
+from tclx.data.sources.source import Description, SourceSize, StoredFile, StoredImage
 from tclx.errors import InputError, MachineError, Problem
 from tclx.plan import DataFacts
 from tclx.system import START_METHOD, num_cpus
@@ -134,23 +134,22 @@ def check_images(
         MachineError: a checking process died.
     """
     started = time.monotonic()
-    paths: dict[str, Sequence[Path]] = {
-        key: [source.path_of(name) for name in source.image_names]
-        for key, source in sources_of(data)
-        if key.removeprefix("data.") in splits
+    stored: dict[str, Sequence[StoredImage]] = {
+        key: source.stored_images for key, source in sources_of(data) if key.removeprefix("data.") in splits
     }
+    stored |= {key: [StoredFile(path) for path in paths] for key, paths in (others or {}).items()}
     tasks = [
-        _Task(key, list(each[start : start + IMAGES_PER_TASK]))
-        for key, each in {**paths, **(others or {})}.items()
-        for start in range(0, len(each), IMAGES_PER_TASK)
+        _Task(key, list(images[start : start + IMAGES_PER_TASK]))
+        for key, images in stored.items()
+        for start in range(0, len(images), IMAGES_PER_TASK)
     ]
-    total, done = sum(len(task.paths) for task in tasks), 0
+    total, done = sum(len(task.images) for task in tasks), 0
     bad: list[BadImageFile] = []
     digests: dict[str, dict[str, bytes]] = {}
     for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
         bad += found.bad
         digests.setdefault(task.key, {}).update(found.digests)
-        done += len(task.paths)
+        done += len(task.images)
         if report is not None:
             report(done, total)
     return ImageCheck(total, bad, time.monotonic() - started, tuple(content_overlaps(digests)))
@@ -187,7 +186,7 @@ def refuse_bad_images(
 
 class _Task(NamedTuple):
     key: str
-    paths: list[Path]
+    images: list[StoredImage]
 
 
 class _Found(NamedTuple):
@@ -216,14 +215,15 @@ def _ignore_interrupts() -> None:
 
 
 def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImagesSpec) -> _Found:
-    from tclx.data.images import BadImage, decode_image, read_bytes
+    from tclx.data.images import BadImage, decode_image
 
     bad, digests = [], {}
-    for path in task.paths:
+    for image in task.images:
+        name = str(image)
         try:
-            content = read_bytes(path, max_pixels=limits.max_pixels)
-            digests[str(path)] = hashlib.blake2b(content, digest_size=16).digest()
-            decode_image(content, path, decoder=decoder, max_pixels=limits.max_pixels)
+            content = image.read_bytes(max_pixels=limits.max_pixels)
+            digests[name] = hashlib.blake2b(content, digest_size=16).digest()
+            decode_image(content, name, decoder=decoder, max_pixels=limits.max_pixels)
         except BadImage as error:
-            bad.append(BadImageFile(task.key, str(path), error.reason))
+            bad.append(BadImageFile(task.key, name, error.reason))
     return _Found(bad, digests)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tclx.spec.experiment import ExperimentSpec
 
 Decoder = Literal["fast", "pil"]
+Cause = Literal["missing", "decoding", "size"]
 Pixels = NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
@@ -40,10 +41,11 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 class BadImage(Exception):
     """An image that cannot be used: missing, truncated, not an image, or too large to decode safely."""
 
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(path, reason)
+    def __init__(self, path: Path | str, reason: str, cause: Cause = "decoding") -> None:
+        super().__init__(path, reason, cause)
         self.path = path
         self.reason = reason
+        self.cause = cause
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -60,9 +62,16 @@ def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool
     )
 
 
+def image_decoder(spec: ExperimentSpec) -> Callable[[bytes, Path | str], Pixels]:
+    """`decode_image` as an experiment decodes."""
+    as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
+    decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
+    return partial(decode_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+
+
 def image_reader(spec: ExperimentSpec) -> Callable[[Path], Pixels]:
     """`read_image` as an experiment reads."""
-    as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
+    as_stored = spec.compat == "official"
     decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
     return partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
 
@@ -93,19 +102,29 @@ def read_bytes(path: Path, *, max_pixels: int) -> bytes:
     Raises:
         BadImage: with the reason.
     """
-    limit = 8 * max_pixels + MAX_BYTES_BESIDE_PIXELS
     try:
         with open_ordinary(path) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise BadImage(path, f"has {size:,} bytes, more than the {limit:,} that data.bad_images.max_pixels allows")
+            check_num_bytes(path, size, max_pixels=max_pixels)
             return file.read(size)
     except FileNotFoundError:
-        raise BadImage(path, "does not exist") from None
+        raise BadImage(path, "does not exist", "missing") from None
     except OSError as error:
         raise BadImage(path, f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL or half a character in the path
         raise BadImage(path, f"is no path that a file can have: {error}") from None
+
+
+def check_num_bytes(path: Path | str, size: int, *, max_pixels: int) -> None:
+    """Refuse more bytes than an image of `max_pixels` can need.
+
+    Raises:
+        BadImage: there are more.
+    """
+    limit = 8 * max_pixels + MAX_BYTES_BESIDE_PIXELS
+    if size > limit:
+        reason = f"has {size:,} bytes, more than the {limit:,} that data.bad_images.max_pixels allows"
+        raise BadImage(path, reason, "size")
 
 
 def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Pixels:
@@ -223,7 +242,8 @@ def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int, codin
     except (BadImage, Unshowable, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise BadImage(path, f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that Pillow decodes") from None
+        reason = f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that Pillow decodes"
+        raise BadImage(path, reason, "size") from None
     except UnidentifiedImageError:
         raise BadImage(path, _unknown(content)) from None
     except Exception as error:  # decoders raise anything on hostile bytes: OSError, SyntaxError, struct.error, zlib.error
@@ -241,4 +261,5 @@ def _unknown(content: bytes) -> str:
 
 def _check_size(path: Path | str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadImage(path, f"has {width} x {height} pixels, more than the {max_pixels:,} of data.bad_images.max_pixels")
+        reason = f"has {width} x {height} pixels, more than the {max_pixels:,} of data.bad_images.max_pixels"
+        raise BadImage(path, reason, "size")

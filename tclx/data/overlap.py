@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import Source
@@ -24,13 +27,59 @@ def overlaps(sources: Mapping[str, Source]) -> Iterator[str]:
         sources: by key path: `data.train` and so on.
     """
     for source in sources.values():
-        yield from source.repeats()
+        yield from source.warnings()
     for first, second in PAIRS:
         one, other = sources.get(first), sources.get(second)
         if one is not None and type(one) is type(other):
             shared = one.shares_with(other, names=(first, second))
             if shared is not None:
                 yield f"{shared}{_consequence(first)}"
+
+
+class NamedRows(Protocol):
+    """R rows that name P images; docs of the fields with `Annotations`."""
+
+    @property
+    def images(self) -> Sequence[str]: ...
+    @property
+    def image_of_row(self) -> NDArray[np.int64]: ...
+    @property
+    def image_index(self) -> NDArray[np.int64]: ...
+    @property
+    def row_digests(self) -> NDArray[np.int64]: ...
+
+
+def repeats(rows: NamedRows, *, key: str) -> Iterator[str]:
+    """Rows and ids of one source that are the same where they should differ, one line each.
+
+    Args:
+        rows: of the source.
+        key: its key path in the spec.
+    """
+    num_rows, num_images = len(rows.image_of_row), len(rows.images)
+
+    def named(numbers: NDArray[np.int64]) -> str:
+        return examples([rows.images[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
+
+    ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.image_of_row), num_images)
+    of_several = np.isin(ids, _repeated(ids))
+    if of_several.any():
+        num_ids = len(np.unique(ids[of_several]))
+        yield f"{key}: {num_ids:,} image ids stand for different images, which are taken for one: {named(images[of_several])}"
+    with_several = _repeated(images)
+    if len(with_several):
+        counted = f"{len(with_several):,} images have different image ids"
+        yield f"{key}: {counted}, and are taken for different ones: {named(with_several)}"
+    _, first, counts = np.unique(rows.row_digests, return_index=True, return_counts=True)
+    num_again = int((counts - 1).sum())
+    if num_again > DUPLICATES_TOLERATED * num_rows:
+        names = named(rows.image_of_row[first[counts > 1]])
+        yield f"{key}: {num_again:,} of {num_rows:,} rows repeat another's image and caption: {names}"
+
+
+def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    values, counts = np.unique(numbers, return_counts=True)
+    return values[counts > 1]
 
 
 def examples(names: list[str]) -> str:

@@ -118,9 +118,26 @@ class FolderSource(OwnSource):
         yield NamedPath("folder", self.folder, "folder")
 
 
+class ShardsSource(SourceSection):
+    """Images in a few large tar files: what `tclx data pack` wrote, or WebDataset tars that others have made."""
+
+    source: Literal["shards"]
+    """Packed images and captions."""
+    folder: LocalPath
+    """The folder of the tars: of one split, as `tclx data pack` names it. Tars without its index are samples `KEY.jpg` (or
+    another format) with `KEY.txt`, or with `KEY.json` that holds `caption`."""
+    form: Literal["captions", "pretrain", "retrieval"] = "captions"
+    """The form of the rows that were packed; tars that others have made are `captions`."""
+    approximate_rows: Count | None = None
+    """Roughly how many rows there are, so that `tclx plan --without-data` can count steps where the shards are not."""
+
+    def paths(self) -> Iterator[NamedPath]:
+        yield NamedPath("folder", self.folder, "folder")
+
+
 OwnData = FilesSource | FolderSource
 
-DataSource = Annotated[ScenesSource | FilesSource | FolderSource, Field(discriminator="source")]
+DataSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource, Field(discriminator="source")]
 
 
 class HubTokenizer(Section):

@@ -13,7 +13,7 @@ from tclx.data.selected import SPLITS
 from tclx.data.sources.source import Description
 from tclx.errors import InputError, Problem, TclxError
 from tclx.launch.order import plan_runs
-from tclx.spec.data import DataSource, DataSpec, ScenesSource
+from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource
 from tclx.spec.shipped import write_new
 from tclx.sweep.load import load_sweep
 
@@ -83,7 +83,7 @@ def _data(wanted: Wanted) -> DataSpec:
         place = {"source": "files", "files": [str(wanted.captions.absolute())], "image_root": images}
     source = _as_data(train=place, val=None).train
     try:
-        marked = [] if isinstance(source, ScenesSource) else marked_splits(source)
+        marked = marked_splits(source) if isinstance(source, FilesSource | FolderSource) else []
     except InputError as error:
         key = "--captions" if wanted.captions is not None else "--images"
         raise InputError(*(problem._replace(key=key) for problem in error.problems)) from error

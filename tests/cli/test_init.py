@@ -44,7 +44,7 @@ def test_what_it_writes_plans_and_is_never_overwritten(size: str, photos: Path) 
 def read(photos: Path) -> dict[str, set[str]]:
     """The images of each split of what was written."""
     (run,) = plan_runs([photos / "mine" / "my-photos.yaml"], runs_dir=photos)
-    return {key: set(source.image_names) for key, source in sources_of(run.spec.data)}
+    return {key: set(source.annotations.images) for key, source in sources_of(run.spec.data)}
 
 
 def test_an_image_is_trained_on_or_evaluated_with_all_its_captions(photos: Path) -> None:

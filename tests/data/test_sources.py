@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ SECTIONS = {kind.model_fields["source"].annotation.__args__[0]: kind for kind in
 SAMPLES: dict[str, dict[str, Any]] = {
     "files": {"form": "pretrain", "files": ["rows.json"], "image_root": "."},
     "scenes": {"num_images": 3, "split": "val"},
+    "shards": {"folder": "tars"},
 }
 """One small source of each kind: three rows, and three different images unless it says otherwise."""
 
@@ -34,6 +36,12 @@ def folder(tmp_path: Path) -> Path:
     for name, numbers in (("rows.json", (0, 1, 2)), ("twice.json", (0, 0, 2))):
         rows = [{"image": f"{n}.jpg", "caption": [f"{place} {k}" for k in range(5)]} for place, n in enumerate(numbers)]
         (tmp_path / name).write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for number in range(3):
+            tar.add(tmp_path / f"{number}.jpg", f"{number}.jpg")
+            (tmp_path / "captions").write_text(json.dumps({"caption": [f"{number} {k}" for k in range(5)]}))
+            tar.add(tmp_path / "captions", f"{number}.json")
     return tmp_path
 
 
@@ -41,6 +49,8 @@ def sample(name: str, folder: Path, **changes: Any) -> DataSource:
     fields = {"source": name, **SAMPLES[name], **changes}
     if "files" in fields:
         fields |= {"files": [str(folder / file) for file in fields["files"]], "image_root": str(folder)}
+    if "folder" in fields:
+        fields["folder"] = str(folder / fields["folder"])
     section: DataSource = SECTIONS[name].model_validate_json(json.dumps(fields))
     return section
 
@@ -66,8 +76,8 @@ def test_a_source_answers_all_that_is_asked(name: str, folder: Path) -> None:
     assert asked(Source) <= set(dir(source))
     assert (source.size.num_rows, source.size.num_images, source.size.num_captions) == (3, 3, 15)
     assert len(list(source.captions())) == 15
-    assert all(source.path_of(image).is_file() for image in source.image_names)
-    assert not [*source.missing(all_needed=True), *source.repeats()]
+    assert all(image.read_bytes(max_pixels=10_000) for image in source.stored_images)
+    assert not [*source.missing(all_needed=True), *source.warnings()]
     assert source.shares_with(source, names=("data.train", "data.val"))
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tclx.data.annotations import Annotations, image_path, read_annotations
 from tclx.data.forms.form import Item
 from tclx.data.forms.table import FORMS
-from tclx.data.overlap import DUPLICATES_TOLERATED, MAX_EXAMPLES, examples
+from tclx.data.overlap import examples, repeats
 from tclx.data.presence import missing_images
-from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize
+from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize, StoredFile
 
 if TYPE_CHECKING:
     from tclx.data.images import Pixels
@@ -74,37 +73,16 @@ class Files:
         return FileRows(self._source, self.annotations, spec, by_row=by_row)
 
     @property
-    def image_names(self) -> Sequence[str]:
-        return self.annotations.images
-
-    def path_of(self, name: str) -> Path:
-        return image_path(self._source, name)
+    def stored_images(self) -> Sequence[StoredFile]:
+        return [StoredFile(image_path(self._source, name)) for name in self.annotations.images]
 
     def missing(self, *, all_needed: bool) -> Iterator[Problem]:
         return missing_images(self._source, self.annotations, key=self._key, all_needed=all_needed)
 
-    def repeats(self) -> Iterator[str]:
-        rows, key = self.annotations, self._key
-        if rows.num_without_caption:
-            yield f"{key}: {rows.num_without_caption:,} images have no caption and are left out"
-        num_images = len(rows.images)
-        ids, images = np.divmod(np.unique(rows.image_index * num_images + rows.image_of_row), num_images)
-        of_several = np.isin(ids, _repeated(ids))
-        if of_several.any():
-            names, num_ids = self._named(images[of_several]), len(np.unique(ids[of_several]))
-            yield f"{key}: {num_ids:,} image ids stand for different images, which are taken for one: {names}"
-        with_several = _repeated(images)
-        if len(with_several):
-            names = self._named(with_several)
-            yield f"{key}: {len(with_several):,} images have different image ids, and are taken for different ones: {names}"
-        _, first, counts = np.unique(rows.row_digests, return_index=True, return_counts=True)
-        num_again = int((counts - 1).sum())
-        if num_again > DUPLICATES_TOLERATED * rows.num_rows:
-            names = self._named(rows.image_of_row[first[counts > 1]])
-            yield f"{key}: {num_again:,} of {rows.num_rows:,} rows repeat another's image and caption: {names}"
-
-    def _named(self, numbers: NDArray[np.int64]) -> str:
-        return examples([self.annotations.images[number] for number in np.unique(numbers)[: MAX_EXAMPLES + 1].tolist()])
+    def warnings(self) -> Iterator[str]:
+        if self.annotations.num_without_caption:
+            yield f"{self._key}: {self.annotations.num_without_caption:,} images have no caption and are left out"
+        yield from repeats(self.annotations, key=self._key)
 
     def shares_with(self, other: Files, *, names: tuple[str, str]) -> str | None:
         mine, others = self._source, other._source
@@ -114,22 +92,17 @@ class Files:
         if same_files := [path for path in other._source.files if os.path.realpath(path) in files]:
             return f"{names[1]} reads files that {names[0]} reads: {examples(same_files)}"
         # By path; only those with a common last name are compared in full.
-        paths = {other._normal(image): image for image in other.image_names}
+        paths = {other._normal(image): image for image in other.annotations.images}
         last_names = {path.rpartition("/")[2] for path in paths}
-        also = {self._normal(image) for image in self.image_names if image.rpartition("/")[2] in last_names}
+        also = {self._normal(image) for image in self.annotations.images if image.rpartition("/")[2] in last_names}
         if shared := [image for path, image in paths.items() if path in also]:
-            counted = f"{len(shared):,} of {len(other.image_names):,} images of {names[1]}"
+            counted = f"{len(shared):,} of {len(other.annotations.images):,} images of {names[1]}"
             return f"{counted} are in {names[0]} as well: {examples(shared)}"
         return None
 
     def _normal(self, image: str) -> str:
         root = os.path.abspath(self._source.image_root)  # noqa: PTH100 4 million of them
         return os.path.normpath(os.path.join(root, image))  # noqa: PTH118
-
-
-def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    values, counts = np.unique(numbers, return_counts=True)
-    return values[counts > 1]
 
 
 class FileRows:

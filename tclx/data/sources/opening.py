@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never
 
-from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, ScenesSource
+from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, ScenesSource, ShardsSource
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import Source
@@ -27,6 +27,10 @@ def open_source(source: DataSource, *, key: str) -> Source:
             from tclx.data.sources.scenes import GeneratedScenes, SceneItems
 
             return GeneratedScenes(source) if source.form == "captions" else SceneItems(source)
+        case ShardsSource():
+            from tclx.data.sources.shards import Shards
+
+            return Shards(source, key=key, training=key == "data.train")
         case _:
             assert_never(source)
 

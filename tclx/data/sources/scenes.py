@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
-    from tclx.data.sources.source import Rows
+    from tclx.data.sources.source import Rows, StoredImage
     from tclx.errors import Problem
     from tclx.spec.data import ScenesSource
     from tclx.spec.experiment import ExperimentSpec
@@ -50,16 +49,13 @@ class GeneratedScenes:
         return SceneRows(Scenes(self._source))
 
     @property
-    def image_names(self) -> Sequence[str]:
+    def stored_images(self) -> Sequence[StoredImage]:
         return ()
-
-    def path_of(self, name: str) -> Path:
-        raise LookupError(name)
 
     def missing(self, *, all_needed: bool) -> Iterator[Problem]:
         return iter(())
 
-    def repeats(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         return iter(())
 
     def shares_with(self, other: GeneratedScenes, *, names: tuple[str, str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -35,6 +36,33 @@ class Description(NamedTuple):
 
 
 ROWS_SHOWN = 3
+
+
+class StoredImage(Protocol):
+    """One image where it is stored: a few words that another process can be handed. Messages name it by its `str`."""
+
+    def read_bytes(self, *, max_pixels: int) -> bytes:
+        """What is stored, at most as much as an image of `max_pixels` can need.
+
+        Raises:
+            BadImage: it is not there, cannot be read, or is not what was stored.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read_bytes(self, *, max_pixels: int) -> bytes:
+        from tclx.data.images import read_bytes  # planning opens none
+
+        return read_bytes(self.path, max_pixels=max_pixels)
 
 
 class Rows(Protocol):
@@ -103,12 +131,8 @@ class Source(Protocol):
         ...
 
     @property
-    def image_names(self) -> Sequence[str]:
-        """The image files that can be opened to check them, each once; none where images are generated."""
-        ...
-
-    def path_of(self, name: str) -> Path:
-        """Where an image of `image_names` lies."""
+    def stored_images(self) -> Sequence[StoredImage]:
+        """The images that can be read to check them, each once; none where images are generated."""
         ...
 
     def missing(self, *, all_needed: bool) -> Iterator[Problem]:
@@ -119,8 +143,8 @@ class Source(Protocol):
         """
         ...
 
-    def repeats(self) -> Iterator[str]:
-        """Rows and ids that are the same where they should differ, one line each."""
+    def warnings(self) -> Iterator[str]:
+        """Rows and ids that are the same where they should differ, and what was left out: one line each."""
         ...
 
     def shares_with(self, other: Self, *, names: tuple[str, str]) -> str | None:

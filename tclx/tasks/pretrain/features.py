@@ -104,7 +104,7 @@ class Features:
         self._draw, self._given_negatives = draw, negatives
         # The published pre-training does not know that two rows show one image; its retrieval fine-tuning does.
         train = spec.data.train
-        self._knows_identity = not self.official or (train.source == "files" and train.form == "retrieval")
+        self._knows_identity = not self.official or (train.source != "scenes" and train.form == "retrieval")
 
     # -- encoders ------------------------------------------------------------------------------------------------------------
 

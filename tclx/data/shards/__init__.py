@@ -1,0 +1,1 @@
+"""Shards: images in a few large tar files, with an index of where each one lies."""
