@@ -82,7 +82,7 @@ def test_scenes_are_packed_without_loss(tmp_path: Path) -> None:
     spec = experiment()
     packed(spec, tmp_path / "shards")
     one = open_source(spec.data.train, key="data.train").rows(spec)
-    other = open_source(on_shards(spec, tmp_path / "shards").data.train, key="data.train").rows(spec)
+    other = open_source(on_shards(spec, tmp_path / "shards", form="captions").data.train, key="data.train").rows(spec)
     assert all(np.array_equal(one.image(row), other.image(row)) for row in range(50))
     assert [list(one.captions(row)) for row in range(50)] == [list(other.captions(row)) for row in range(50)]
 

@@ -198,7 +198,7 @@ def test_the_same_bytes_in_two_splits_are_warned_of(files: ExperimentSpec, tmp_p
     rows = photographs(tmp_path / "other", 24)
     packed(files, tmp_path / "train")
     packed(reading(tmp_path / "other", rows[2:4]), tmp_path / "val")
-    train, val = ({"source": "shards", "folder": str(tmp_path / name)} for name in ("train", "val"))
+    train, val = ({"source": "shards", "folder": str(tmp_path / name), "form": "pretrain"} for name in ("train", "val"))
     (warning,) = examine(data_section(train=train, val=val)).warnings
     assert "2 of 2 images of data.val have the bytes of images in data.train: 2.webp, 3.bmp" in warning
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "files": {"form": "pretrain", "files": ["rows.json"], "image_root": "."},
     "scenes": {"num_images": 3, "split": "val"},
     "shards": {"folder": "tars"},
+    "folder": {"folder": "photos"},
 }
 """One small source of each kind: three rows, and three different images unless it says otherwise."""
 
@@ -36,7 +38,11 @@ def folder(tmp_path: Path) -> Path:
     for name, numbers in (("rows.json", (0, 1, 2)), ("twice.json", (0, 0, 2))):
         rows = [{"image": f"{n}.jpg", "caption": [f"{place} {k}" for k in range(5)]} for place, n in enumerate(numbers)]
         (tmp_path / name).write_text(json.dumps(rows), encoding="utf-8")
-    (tmp_path / "tars").mkdir()
+    for inside in ("tars", "photos"):
+        (tmp_path / inside).mkdir()
+    for number in range(3):
+        shutil.copy(tmp_path / f"{number}.jpg", tmp_path / "photos")
+        (tmp_path / f"photos/{number}.txt").write_text("".join(f"{number} {k}\n" for k in range(5)))
     with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
         for number in range(3):
             tar.add(tmp_path / f"{number}.jpg", f"{number}.jpg")

@@ -46,7 +46,10 @@ def shards(folder: Path, files: dict[str, Any]) -> dict[str, Any]:
         for split in ("train", "val", "test"):
             found = pack(spec, split, folder / split, settings=PackSettings(shard_mib=4))  # type: ignore[arg-type]
             assert found.num_shards > 2 or split != "train"
-    return {f"data.{split}": {"source": "shards", "folder": str(folder / split)} for split in ("train", "val", "test")}
+    return {
+        f"data.{split}": {"source": "shards", "folder": str(folder / split), "form": "pretrain"}
+        for split in ("train", "val", "test")
+    }
 
 
 @pytest.fixture(scope="module")
