@@ -16,10 +16,12 @@ from PIL import Image
 from tclx.data.annotations import Annotations, read_annotations
 from tclx.data.dataset import train_batches
 from tclx.data.facts import examine
+from tclx.data.importing import Target, import_data
 from tclx.data.selected import place_of
+from tclx.data.sources.opening import open_source
 from tclx.data.tokenizer import build_tokenizer
 from tclx.errors import InputError
-from tclx.spec.data import FolderSource
+from tclx.spec.data import FilesSource, FolderSource
 from tests.data.small import data_section, equal, experiment, files_source, photograph
 
 CAPTIONS = [
@@ -387,3 +389,24 @@ def test_docs_name_every_format(tmp_path: Path) -> None:
     for name, content in FORMATS.items():
         told = read_annotations(source_of(tmp_path, content()), key="data.train", training=True).formats[0]
         assert told.removeprefix("a ").removesuffix(" with semicolons") in docs, name
+
+
+def test_real_captions_give_the_same_first_batch_in_every_format(shared: Path, tmp_path: Path) -> None:
+    """Flickr8k as ALBEF's rows, Karpathy's JSON, token text, COCO, CSV and JSON Lines."""
+    flickr = shared / "real-bench" / "flickr8k"
+    if not flickr.is_dir():
+        pytest.skip("no real photos beside the project")
+    albef = {"source": "files", "form": "pretrain", "files": [str(flickr / "pretrain.json")], "image_root": str(flickr)}
+    own = FilesSource.model_validate_json(json.dumps({**albef, "form": "captions"}))
+    targets: tuple[Target, ...] = ("karpathy", "flickr", "coco", "csv", "jsonl", "tsv")
+    trains: list[dict[str, Any]] = [albef]
+    for target in targets:
+        (written,) = import_data(own, tmp_path / target, target=target)
+        assert (written.num_images, written.num_captions) == (6000, 30_000)
+        trains.append({"source": "files", "files": [str(written.path)], "image_root": str(flickr)})
+    batches = []
+    for train in trains:
+        spec = experiment(data={"train": train, "tokenizer": {"source": "captions", "vocab_size": 512}})
+        captions = open_source(spec.data.train, key="data.train").captions()
+        batches.append(next(train_batches(spec, tokenizer=build_tokenizer(spec.data.tokenizer, list(captions)))))
+    assert all(equal(batches[0], batch) for batch in batches[1:])
