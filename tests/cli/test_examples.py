@@ -125,6 +125,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (own / "captions.csv").write_text(f"image,caption\n{rows}")
         for number in range(300):
             (own / f"photos/{number}.txt").write_text(f"photo {number}")
+    (folder / "experiments" / "eccv.json").write_text("{}")
     (folder / "my.yaml").write_text(f"extends: experiments/quickstart.yaml\nname: my\n{launch}\n")
     return folder
 
@@ -198,6 +199,11 @@ def test_a_block_of_yaml_is_valid_where_it_belongs(page: str, text: str, here: P
 PEOPLES_FILES = {
     "refs(unc).p": pickle.dumps([], protocol=0).decode(),  # tests/tasks/grounding/test_refcoco.py has some
     "instances.json": '{"images": [], "annotations": []}',
+    "captions_val2014.json": '{"annotations": [{"image_id": 7, "id": 1, "caption": "a dog"}]}',
+    "coco_test.json": '[{"image": "COCO_val2014_000000000007.jpg", "caption": ["a  dog"]}]',
+    "eccv_caption/__init__.py": "",
+    "eccv_caption/data/eccv_image_to_caption.json": '{"7": [1]}',
+    "eccv_caption/data/eccv_caption_to_image.json": '{"1": [7]}',
     "res101_coco_minus_refer_notime_dets.json": "[]",
 }
 """What the docs' converters read."""
@@ -208,7 +214,9 @@ PEOPLES_FILES = {
 def test_python_in_the_docs_runs(page: Path, tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name != "use.md":  # which uses the trained model
         monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for name, text in PEOPLES_FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     for language, body in _FENCED.findall(page.read_text(encoding="utf-8")):
         if language == "python":
