@@ -90,7 +90,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
         f"{task}/val/{metric.name}"
         for task, kind in EVALUATION_TASKS.items()
         for metric in kind.metrics
-        if task not in trained_for and "positives/" not in metric.name  # whose runs are in tests/tasks/retrieval/test_positives.py
+        if task not in trained_for and "positives/" not in metric.name  # which test_positives.py gives a file
     }
     of_others = {"batch/accuracy", *(f"temperature/{name}" for name in ("cma", "lmi"))}
     assert logged == {metric.name for metric in (*OF_EVERY_RUN, *of_terms())} - of_others | evaluated
