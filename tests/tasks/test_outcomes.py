@@ -48,7 +48,8 @@ def test_every_metric_of_every_task_follows_from_what_the_queries_reached(
     folder = trained_for.get(task, trained)
     metrics = folder.read_evaluations()["test"].metrics
     outcomes = read_outcomes(folder.outcomes(task, "test"))
-    aims = [metric for metric in EVALUATION_TASKS[task].metrics if metric.better is not None]
+    known = [metric for metric in EVALUATION_TASKS[task].metrics if metric.better is not None]
+    aims = [metric for metric in known if "positives/" not in metric.name]  # of more positives see test_positives.py
     found = estimate(outcomes, {metric.name: metric.statistic or Mean(metric.name) for metric in aims}, num_resamples=2)
     assert found.keys() == {metric.name for metric in aims}
     for name, one in found.items():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tclx.errors import InputError
 from tclx.tasks.vqa.answers import most_frequent, normalised, read_answer_list, vqa_accuracy
-from tclx.tasks.vqa.evaluation import _answer_list
+from tclx.tasks.vqa.evaluation import answer_list
 from tclx.tasks.vqa.task import VqaEvaluation
 from tests.tasks.downstream import downstream_spec
 from tests.tasks.test_downstream import evaluated
@@ -101,15 +101,15 @@ def test_the_training_rows_are_read_once_for_all_evaluations_of_a_run_and_anew_w
             opened.append(event)
 
     sys.addaudithook(hook)  # it cannot be taken away, and does nothing after this test
-    assert _answer_list(spec, VqaEvaluation(answer_list=str(tmp_path / "list.json"))) == ["red"]
+    assert answer_list(spec, VqaEvaluation(answer_list=str(tmp_path / "list.json"))) == ["red"]
     assert len(opened) == 0
-    assert _answer_list(spec, VqaEvaluation()) == ["red", "blue"]
+    assert answer_list(spec, VqaEvaluation()) == ["red", "blue"]
     once = len(opened)
     assert once > 0
-    assert _answer_list(spec, VqaEvaluation()) == ["red", "blue"]
+    assert answer_list(spec, VqaEvaluation()) == ["red", "blue"]
     assert len(opened) == once
     path.write_text(json.dumps([{**row, "answer": "green"}]))
     opened.clear()
-    assert _answer_list(spec, VqaEvaluation()) == ["green"]
+    assert answer_list(spec, VqaEvaluation()) == ["green"]
     assert len(opened) == once
     watching = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 CHUNK_BYTES = 1 << 20
@@ -77,7 +76,7 @@ def text_lines(file: BinaryIO, head: bytes, *, max_characters: int) -> Iterator[
         yield number, rest.removesuffix("\r")
 
 
-def whole_object(path: Path, file: BinaryIO, head: bytes) -> dict[str, Any]:
+def whole_object(file: BinaryIO, head: bytes) -> dict[str, Any]:
     """The one JSON object that a file holds.
 
     Raises:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -47,23 +49,16 @@ def open_entries(path: Path, naming: Naming) -> Opened:
                 return Opened("a folder of images with captions beside them", folders.read_folder(path))
             opened = open_entries(table, naming)
             return opened._replace(format=f"a folder of images with {table.name}")
-        file = open_ordinary(path)
+        with open_ordinary(path) as file:
+            head = file.read(CHUNK_BYTES)
     except FileNotFoundError:
         raise Unreadable(" does not exist", _similar_file(path)) from None
     except OSError as error:
         raise Unreadable(f" cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
         raise Unreadable(f" is no path that a file can have: {error}") from None
-    try:
-        head = file.read(CHUNK_BYTES)
-        opened = _opened(path, file, head, naming)
-    except OSError as error:
-        file.close()
-        raise Unreadable(f" cannot be read: {error.strerror}") from error
-    except BaseException:
-        file.close()
-        raise
-    return opened._replace(entries=_closing(file, opened.entries))
+    recognised = _recognised(path, head, naming)
+    return Opened(recognised.format, _entries(path, recognised.read))
 
 
 def json_list(path: Path) -> Iterator[Entry]:
@@ -81,10 +76,16 @@ def json_list(path: Path) -> Iterator[Entry]:
 JSON_LIST = "a JSON list"
 
 
-def _opened(path: Path, file: BinaryIO, head: bytes, naming: Naming) -> Opened:
+class _Recognised(NamedTuple):
+    format: str
+    read: Callable[[BinaryIO, bytes], Iterator[Entry]]
+    """Of the open file, read up to its head, and that."""
+
+
+def _recognised(path: Path, head: bytes, naming: Naming) -> _Recognised:
     kind = kind_of_file(head)
     if kind == "a Parquet table":
-        return Opened("Parquet", read_parquet(path))
+        return _Recognised("Parquet", lambda _file, _head: read_parquet(path))
     if kind is not None:
         hint = "unpack it first" if kind.endswith("archive") else ROWS_WANTED
         raise Unreadable(f" is {kind}, no annotation file", hint)
@@ -93,39 +94,66 @@ def _opened(path: Path, file: BinaryIO, head: bytes, naming: Naming) -> Opened:
     text = head.decode(text_encoding(head), "replace").removeprefix("\ufeff")
     start = text.lstrip()[:1]
     if start == "[":
-        return Opened(JSON_LIST, read_list(file, head))
+        return _Recognised(JSON_LIST, read_list)
     if start == "{":
-        return _opened_object(path, file, head, text.lstrip())
+        return _recognised_object(head, text.lstrip())
     if not start:
         raise Unreadable(" is empty", ROWS_WANTED)
     lines = [line.removesuffix("\r") for line in text[:200_000].split("\n")[:LINES_LOOKED_AT]]
     if TOKEN.fullmatch(lines[0]):
-        return Opened("Flickr's token text", read_tokens(file, head))
+        return _Recognised("Flickr's token text", read_tokens)
     if lines[0].startswith(("- ", "---")):
         raise Unreadable(":1:1: looks like YAML, which holds no rows", ROWS_WANTED)
     table = recognise_table(lines[: max(1, len(lines) - 1)], naming)
     if table is None:
         raise Unreadable(f":1: is of no known format: {lines[0][:60]!r}", ROWS_WANTED)
-    return Opened(table.title, read_table(file, head, table, naming))
+    return _Recognised(table.title, partial(read_table, table=table, naming=naming))
 
 
-def _opened_object(path: Path, file: BinaryIO, head: bytes, text: str) -> Opened:
+def _recognised_object(head: bytes, text: str) -> _Recognised:
     """JSON Lines, COCO, Karpathy, or something else that begins with a brace."""
     try:
         first, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         if len(head) < CHUNK_BYTES:
-            return Opened("JSON Lines", read_lines(file, head))  # which says where it is damaged
-        first, end = whole_object(path, file, head), len(text)
-    keys = {*first}
-    if not text[end:].strip() and isinstance(first.get("images"), list):
-        if "annotations" in keys:
-            return Opened("COCO's captions", read_coco(first))
+            return _Recognised("JSON Lines", read_lines)  # which says where it is damaged
+        keys = {*_TOP_KEYS.findall(text)}
+        return (
+            _Recognised("Karpathy's splits", _read_karpathy)
+            if "sentences" in keys
+            else _Recognised("COCO's captions", _read_coco)
+        )
+    if text[end:].strip():
+        return _Recognised("JSON Lines", read_lines)
+    if isinstance(first.get("images"), list):
+        if "annotations" in first:
+            return _COCO
         if any(isinstance(image, dict) and "sentences" in image for image in first["images"][:1]):
-            return Opened("Karpathy's splits", read_karpathy(first))
-    if all(isinstance(value, dict | list) for value in first.values()) and not text[end:].strip():
+            return _KARPATHY
+    if all(isinstance(value, dict | list) for value in first.values()):
         raise _named_object(first)
-    return Opened("JSON Lines", read_lines(file, head))
+    return _Recognised("JSON Lines", read_lines)
+
+
+_TOP_KEYS = re.compile(r'"(images|annotations|sentences)"\s*:')
+"""In the first mebibyte of a large object, whose end is not at hand."""
+
+
+def _read_coco(file: BinaryIO, head: bytes) -> Iterator[Entry]:
+    tree = whole_object(file, head)
+    if not isinstance(tree.get("images"), list) or "annotations" not in tree:
+        raise _named_object(tree)
+    yield from read_coco(tree)
+
+
+def _read_karpathy(file: BinaryIO, head: bytes) -> Iterator[Entry]:
+    tree = whole_object(file, head)
+    if "images" not in tree:
+        raise _named_object(tree)
+    yield from read_karpathy(tree)
+
+
+_COCO, _KARPATHY = _Recognised("COCO's captions", _read_coco), _Recognised("Karpathy's splits", _read_karpathy)
 
 
 def _named_object(tree: dict[str, Any]) -> Unreadable:
@@ -135,12 +163,12 @@ def _named_object(tree: dict[str, Any]) -> Unreadable:
     return Unreadable(seen, ROWS_WANTED)
 
 
-def _closing(file: BinaryIO, entries: Iterator[Entry]) -> Iterator[Entry]:
-    with file:
-        try:
-            yield from entries
-        except OSError as error:
-            raise Unreadable(f" cannot be read: {error.strerror}") from error
+def _entries(path: Path, read: Callable[[BinaryIO, bytes], Iterator[Entry]]) -> Iterator[Entry]:
+    try:
+        with open_ordinary(path) as file:
+            yield from read(file, file.read(CHUNK_BYTES))
+    except OSError as error:
+        raise Unreadable(f" cannot be read: {error.strerror}") from error
 
 
 def _similar_file(path: Path) -> str | None:
