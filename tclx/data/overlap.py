@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tclx.data.sources.source import Source
 
 PAIRS = (("data.train", "data.val"), ("data.train", "data.test"), ("data.val", "data.test"))
@@ -56,6 +56,8 @@ def repeats(rows: NamedRows, *, key: str) -> Iterator[str]:
         rows: of the source.
         key: its key path in the spec.
     """
+    import numpy as np  # planning generated data needs none
+
     num_rows, num_images = len(rows.image_of_row), len(rows.images)
 
     def named(numbers: NDArray[np.int64]) -> str:
@@ -78,6 +80,8 @@ def repeats(rows: NamedRows, *, key: str) -> Iterator[str]:
 
 
 def _repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    import numpy as np
+
     values, counts = np.unique(numbers, return_counts=True)
     return values[counts > 1]
 

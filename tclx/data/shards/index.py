@@ -19,6 +19,11 @@ from tclx.files import Unreadable
 INDEX = "index.tclx"
 """Of packed shards; a folder without it is not packed to the end, or holds tars of others."""
 
+STATE = ".packing.json"
+"""What is being packed; gone when the index is there."""
+REPORT = "report.json"
+"""Which images could not be packed; written before the index."""
+
 
 @dataclass(frozen=True)
 class ShardIndex:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from tclx.data.images import BadImage, Pixels, image_decoder
 from tclx.data.kinds import kind_of_file
 from tclx.data.shards.arrays import Texts, read_arrays, write_arrays
-from tclx.data.shards.index import INDEX, ShardIndex, check_shards, read_index
+from tclx.data.shards.index import INDEX, REPORT, STATE, ShardIndex, check_shards, read_index
 from tclx.data.shards.tar import write_end, write_member
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, MachineError, Problem
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from tclx.data.sources.source import Rows
     from tclx.spec.experiment import ExperimentSpec
 
-STATE = ".packing.json"
-"""What is being packed; gone when the index is there."""
-REPORT = "report.json"
 NUM_LOOKED_AT = 256
 """Images, evenly spread, by whose bytes data are told apart, and from whose sizes the number of images of a shard follows."""
 _LOCK = ".lock"

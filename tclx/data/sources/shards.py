@@ -36,8 +36,7 @@ class Shards:
             InputError: there is none, it is damaged, does not fit the shards, or is of rows in another form.
         """
         from tclx.data.shards.foreign import index_of_tars
-        from tclx.data.shards.index import INDEX, check_shards, read_index
-        from tclx.data.shards.packing import REPORT, STATE
+        from tclx.data.shards.index import INDEX, REPORT, STATE, check_shards, read_index
 
         folder, key = Path(self._source.folder), f"{self._key}.folder"
         if (folder / INDEX).exists():
