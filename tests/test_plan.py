@@ -507,6 +507,8 @@ OTHER = [
     "evaluation.classification.templates_file=/t",
 ]
 
+ON_SHARDS = [f"data.{split}={{source: shards, folder: /{split}}}" for split in ("train", "val", "test")]
+
 
 def leaves(place: Place, value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Place]]:
     """Every key of a dumped spec that holds no section."""
@@ -561,7 +563,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
 
 def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: Path) -> None:
     found: dict[str, bool] = {}
-    for overrides in (FULL, OTHER, FOLDERS):
+    for overrides in (FULL, OTHER, FOLDERS, ON_SHARDS):
         spec = load_one(tmp_path, overrides=overrides).spec
         for path, place in leaves(ROOT, spec.model_dump(mode="json")):
             if other := changed(spec, path, place):
