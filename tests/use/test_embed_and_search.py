@@ -55,8 +55,8 @@ def test_rows_have_their_names_in_every_form(
     if suffix == ".npy":
         names, vectors = json.loads((tmp_path / "vectors.json").read_text()), np.load(output)
     elif suffix == ".npz":
-        content = np.load(output, allow_pickle=False)
-        names, vectors = content["paths"].tolist(), content["vectors"]
+        with np.load(output, allow_pickle=False) as content:
+            names, vectors = content["paths"].tolist(), content["vectors"]
     else:
         import pyarrow.parquet
 
