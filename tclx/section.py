@@ -16,6 +16,10 @@ class Section(BaseModel):
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
 
+    def __hash__(self) -> int:
+        """Pydantic's own fails on a mapping with the user's names."""
+        return hash(tuple(frozenset(one.items()) if isinstance(one, dict) else one for one in self.__dict__.values()))
+
 
 class NamedPath(NamedTuple):
     """A file or folder that a section names."""

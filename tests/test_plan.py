@@ -509,6 +509,12 @@ OTHER = [
 
 ON_SHARDS = [f"data.{split}={{source: shards, folder: /{split}}}" for split in ("train", "val", "test")]
 
+_SOME = "{source: scenes, num_images: 8, split: train}"
+MIXED = [
+    f"data.{split}={{source: mixture, rows_per_epoch: 8, sources: {{x: {{share: 1, data: {_SOME}}}}}}}"
+    for split in ("train", "val", "test")
+]
+
 
 def leaves(place: Place, value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Place]]:
     """Every key of a dumped spec that holds no section."""
@@ -563,7 +569,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
 
 def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: Path) -> None:
     found: dict[str, bool] = {}
-    for overrides in (FULL, OTHER, FOLDERS, ON_SHARDS):
+    for overrides in (FULL, OTHER, FOLDERS, ON_SHARDS, MIXED):
         spec = load_one(tmp_path, overrides=overrides).spec
         for path, place in leaves(ROOT, spec.model_dump(mode="json")):
             if other := changed(spec, path, place):
@@ -572,6 +578,7 @@ def test_every_key_changes_the_run_except_those_that_change_no_result(tmp_path: 
     assert wrong == []
     tags = {f"{key}.{place.tag}" for key, place in walk(ROOT) if place.tag}
     sections = {path.rpartition(".")[0] for path in key_paths()}
+    sections |= {path.rpartition(".x.")[0] for path in found}  # of the user's own names
     assert set(key_paths()) - sections - tags - set(found) == set()
 
 

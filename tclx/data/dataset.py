@@ -1,8 +1,8 @@
 """Which pairs form which batch, and how do they get there? Training batches and evaluation sets of every source.
 
-Everything about a training pair depends on (seed, epoch, row) alone: the place in the order, the caption chosen, both views,
-the hidden tokens. So the stream does not depend on the number of workers, and a resumed run continues it exactly by naming the
-micro-step that it wants next.
+Everything about a training pair depends on (seed, pass, row) alone, a pass being one way through all rows of a source: the
+caption chosen, both views, the hidden tokens; so does the order on (seed, epoch). The stream therefore does not depend on the
+number of workers, and a resumed run continues it exactly by naming the micro-step that it wants next.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tclx.data.images import BadImage, Pixels
 from tclx.data.loading import stream
 from tclx.data.masking import MaskedTokens, mask_tokens
 from tclx.data.shared_memory import check_shared_memory
+from tclx.data.sources.mixture import Block, MixedRows
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, Problem, RunFailed, TclxError
 from tclx.tasks.needs import Needs
@@ -61,6 +62,7 @@ class Draw(IntEnum):
     FIRST_VIEW = 2
     SECOND_VIEW = 3
     MASK = 4
+    MIXTURE = 5
 
 
 def keyed_generator(draw: Draw, *, seed: int, epoch: int, row: int = 0) -> np.random.Generator:
@@ -72,9 +74,14 @@ def keyed_generator(draw: Draw, *, seed: int, epoch: int, row: int = 0) -> np.ra
 class MicroBatch:
     """Which rows one process learns from in one forward pass."""
 
-    epoch: int
     rows: NDArray[np.int64]
     """[B]"""
+    passes: NDArray[np.int64]
+    """[B] how many times each was drawn before; all the same where every row comes once an epoch."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Every row with its pass."""
+        return zip(self.rows.tolist(), self.passes.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class KeyedOrder(Sampler[MicroBatch]):
     Global micro-batch m of an epoch is a run of W * B rows of its permutation, of which process r takes the r-th B.
     """
 
-    num_rows: int
+    blocks: Sequence[Block]
     batch_size: int
     accumulation_steps: int
     seed: int
@@ -94,16 +101,39 @@ class KeyedOrder(Sampler[MicroBatch]):
 
     @property
     def micro_steps_per_epoch(self) -> int:
-        return self.num_rows // (self.world_size * self.batch_size * self.accumulation_steps) * self.accumulation_steps
+        num_rows = sum(block.rows_per_epoch for block in self.blocks)
+        return num_rows // (self.world_size * self.batch_size * self.accumulation_steps) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        current, order = -1, np.empty(0, np.int64)
+        current = -1
         for micro_step in count(self.start_micro_step):
             epoch, number = divmod(micro_step, self.micro_steps_per_epoch)
             if epoch != current:
-                current, order = epoch, keyed_generator(Draw.ORDER, seed=self.seed, epoch=epoch).permutation(self.num_rows)
+                current, (rows, passes) = epoch, self._drawn(epoch)
             start = (number * self.world_size + self.rank) * self.batch_size
-            yield MicroBatch(epoch, order[start : start + self.batch_size])
+            run = slice(start, start + self.batch_size)
+            yield MicroBatch(rows[run], passes[run])
+
+    def _drawn(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of an epoch and their passes."""
+        drawn = [_drawn_of(block, number, epoch=epoch, seed=self.seed) for number, block in enumerate(self.blocks)]
+        rows, passes = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        if len(drawn) == 1:
+            return rows, passes
+        order = keyed_generator(Draw.MIXTURE, seed=self.seed, epoch=epoch).permutation(len(rows))
+        return rows[order], passes[order]
+
+
+def _drawn_of(block: Block, number: int, *, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What an epoch draws of a block: the next so many rows of an endless row of permutations."""
+    first, end = epoch * block.rows_per_epoch, (epoch + 1) * block.rows_per_epoch
+    rows, passes = [], []
+    for one_pass in range(first // block.num_rows, -(-end // block.num_rows)):
+        order = keyed_generator(Draw.ORDER, seed=seed, epoch=one_pass, row=number).permutation(block.num_rows)
+        before = one_pass * block.num_rows
+        rows.append(order[max(first - before, 0) : end - before] + block.start)
+        passes.append(np.full(len(rows[-1]), one_pass))
+    return np.concatenate(rows), np.concatenate(passes)
 
 
 class Pair(NamedTuple):
@@ -174,9 +204,9 @@ class RowDataset(Dataset[RowBatch | TclxError]):
         drawn = draw_view(rng, data.augmentation, height=image.shape[0], width=image.shape[1])
         return apply_view(image, drawn, image_size=size, decoder=data.decoder, official=self._official)
 
-    def generator(self, draw: Draw, epoch: int, row: int) -> np.random.Generator:
+    def generator(self, draw: Draw, row: int, one_pass: int) -> np.random.Generator:
         """The stream of one row's draws of a kind."""
-        return keyed_generator(draw, seed=self._spec.seed, epoch=epoch, row=row)
+        return keyed_generator(draw, seed=self._spec.seed, epoch=one_pass, row=row)
 
 
 class TrainDataset(RowDataset):
@@ -199,18 +229,18 @@ class TrainDataset(RowDataset):
         self._random_ids = allowed if self._official else np.setdiff1d(allowed, tokenizer.special_ids)
 
     def batch(self, micro_batch: MicroBatch) -> Batch:
-        return self._collate(micro_batch, [self._pair(micro_batch.epoch, int(row)) for row in micro_batch.rows])
+        return self._collate(micro_batch, [self._pair(row, one_pass) for row, one_pass in micro_batch])
 
-    def _pair(self, epoch: int, row: int) -> Pair:
+    def _pair(self, row: int, one_pass: int) -> Pair:
         data = self._spec.data
         used, image = self.readable(row, self._source.image)
         captions = self._source.captions(used)
-        caption = captions[int(self.generator(Draw.CAPTION, epoch, row).integers(len(captions)))]
+        caption = captions[int(self.generator(Draw.CAPTION, row, one_pass).integers(len(captions)))]
         return Pair(
             row=used,
             caption=clean_caption(caption, max_words=data.max_caption_words),
-            first_view=self.view(image, self.generator(Draw.FIRST_VIEW, epoch, row)),
-            second_view=self.view(image, self.generator(Draw.SECOND_VIEW, epoch, row)) if self._two_views else None,
+            first_view=self.view(image, self.generator(Draw.FIRST_VIEW, row, one_pass)),
+            second_view=self.view(image, self.generator(Draw.SECOND_VIEW, row, one_pass)) if self._two_views else None,
             replaced=used != row,
         )
 
@@ -247,9 +277,9 @@ class TrainDataset(RowDataset):
                 mask_id=self._tokenizer.mask_id,
                 never_hidden_ids=(self._tokenizer.cls_id, self._tokenizer.pad_id),
                 random_ids=self._random_ids,
-                rng=self.generator(Draw.MASK, micro_batch.epoch, int(row)),
+                rng=self.generator(Draw.MASK, row, one_pass),
             )
-            for row, input_ids in zip(micro_batch.rows, encoded.input_ids, strict=True)
+            for (row, one_pass), input_ids in zip(micro_batch, encoded.input_ids, strict=True)
         ]
         return MaskedTokens(
             np.stack([caption.input_ids for caption in captions]),
@@ -297,7 +327,7 @@ def batches_of(
     """
     source = open_source(spec.data.train, key="data.train").rows(spec)
     order = KeyedOrder(
-        num_rows=source.num_rows,
+        blocks=source.blocks if isinstance(source, MixedRows) else (Block(0, source.num_rows, source.num_rows),),
         batch_size=spec.training.batch_size_per_gpu,
         accumulation_steps=spec.training.accumulation_steps,
         seed=spec.seed,
@@ -307,7 +337,8 @@ def batches_of(
     )
     if order.micro_steps_per_epoch == 0:
         needed = world_size * order.batch_size * order.accumulation_steps
-        problem = f"one optimizer step takes {needed} rows, data.train has {source.num_rows}"
+        drawn = sum(block.rows_per_epoch for block in order.blocks)
+        problem = f"one optimizer step takes {needed} rows, data.train has {drawn}"
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
     check_shared_memory(spec)
     pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()

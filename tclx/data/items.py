@@ -64,9 +64,9 @@ class ItemDataset(RowDataset):
 
     def batch(self, micro_batch: MicroBatch) -> RowBatch:
         used, views = [], []
-        for row in map(int, micro_batch.rows):
+        for row, one_pass in micro_batch:
             there, images = self.readable(row, self._rows.images)
-            drawn = [self.generator(draw, micro_batch.epoch, row) for draw in VIEWS[: len(images)]]
+            drawn = [self.generator(draw, row, one_pass) for draw in VIEWS[: len(images)]]
             views.append([self.view(image, rng) for image, rng in zip(images, drawn, strict=True)])
             used.append(there)
         items = [self._rows.item(row) for row in used]
@@ -75,7 +75,7 @@ class ItemDataset(RowDataset):
         encoded = self.tokenizer.encode(texts, max_tokens=data.max_caption_tokens)
         common = {
             "row": torch.tensor(used),
-            "num_bad_images": sum(there != row for there, row in zip(used, map(int, micro_batch.rows), strict=True)),
+            "num_bad_images": sum(there != row for there, row in zip(used, micro_batch.rows.tolist(), strict=True)),
             "images": torch.stack([stack_images(of_row) for of_row in views]),
             "input_ids": torch.from_numpy(encoded.input_ids),
             "attention_mask": torch.from_numpy(encoded.attention_mask),

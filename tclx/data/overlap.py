@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Protocol
+
+from tclx.data.sources.mixture import single_sources
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tclx.data.sources.source import Source
+    from tclx.data.sources.source import SingleSource, Source
 
 PAIRS = (("data.train", "data.val"), ("data.train", "data.test"), ("data.val", "data.test"))
 MAX_EXAMPLES = 3
@@ -28,12 +31,19 @@ def overlaps(sources: Mapping[str, Source]) -> Iterator[str]:
     """
     for source in sources.values():
         yield from source.warnings()
+    single = {key: single_sources(source, key=key) for key, source in sources.items()}
+    for mixed in single.values():
+        for shared in _shared(combinations(mixed.items(), 2)):
+            yield f"{shared}. In a batch they count as different images"
     for first, second in PAIRS:
-        one, other = sources.get(first), sources.get(second)
-        if one is not None and type(one) is type(other):
-            shared = one.shares_with(other, names=(first, second))
-            if shared is not None:
-                yield f"{shared}{_consequence(first)}"
+        for shared in _shared(product(single.get(first, {}).items(), single.get(second, {}).items())):
+            yield f"{shared}{_consequence(first)}"
+
+
+def _shared(pairs: Iterable[tuple[tuple[str, SingleSource], tuple[str, SingleSource]]]) -> Iterator[str]:
+    for (key, one), (other_key, other) in pairs:
+        if type(one) is type(other) and (shared := one.shares_with(other, names=(key, other_key))):
+            yield shared
 
 
 class NamedRows(Protocol):

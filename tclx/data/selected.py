@@ -23,7 +23,8 @@ class Selection:
     """What a source takes, and what of other splits it has met."""
 
     def __init__(self, source: OwnData, key: str) -> None:
-        self._names = {name.casefold() for name in source.split or SPLITS.get(key, ())}
+        split = ".".join(key.split(".")[:2])
+        self._names = {name.casefold() for name in source.split or SPLITS.get(split, ())}
         self._knows_splits = source.form == "captions"
         self._part = source.part
         self._takes_all = not self._knows_splits and self._part is None

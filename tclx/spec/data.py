@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, NamedPath, Section, Sensible
+from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, NamedPath, Section, Sensible, Weight, text_like
 
 
 class SourceSection(Section):
@@ -137,7 +137,59 @@ class ShardsSource(SourceSection):
 
 OwnData = FilesSource | FolderSource
 
-DataSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource, Field(discriminator="source")]
+OneSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource, Field(discriminator="source")]
+
+
+class MixedSource(Section):
+    """One source of a mixture."""
+
+    data: OneSource
+    """Its images and captions."""
+    share: Weight | None = None
+    """How much of the mixture it is, in proportion to the shares of the others; with none, each row comes once an epoch."""
+
+
+class MixtureSource(SourceSection):
+    """Several sources as one, in stated shares."""
+
+    source: Literal["mixture"]
+    """Sources of different kinds, folders and sizes, learned from together."""
+    sources: Annotated[
+        dict[Annotated[str, text_like(r"^[a-z_0-9]+$", "a name of small letters, digits and _")], MixedSource],
+        Field(min_length=1),
+    ]
+    """By names of your own."""
+    rows_per_epoch: Count | None = None
+    """How many rows an epoch draws, by default as many as there are. With shares the rows of every source are gone through in
+    passes, each in a new order, and the next epoch goes on where this one ended: none is drawn again before all were."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        without = [name for name, one in self.sources.items() if one.share is None]
+        if without and (len(without) < len(self.sources) or self.rows_per_epoch is not None):
+            why = "others have one" if len(without) < len(self.sources) else "`rows_per_epoch` is drawn by shares"
+            raise Conflict(
+                f"`{without[0]}` has no share, and {why}", f"sources.{without[0]}", hint="give each a share, or none"
+            )
+        forms = {name: one.data.form for name, one in self.sources.items()}
+        other = next((name for name, form in forms.items() if form != self.form), None)
+        if other is not None:
+            first = next(iter(forms))
+            raise Conflict(f"`{other}` is of `form: {forms[other]}`, `{first}` of {self.form}", f"sources.{other}.data")
+        return self
+
+    @property
+    def form(self) -> str:
+        """Of the rows, the same in all sources."""
+        return next(iter(self.sources.values())).data.form
+
+    def paths(self) -> Iterator[NamedPath]:
+        for name, one in self.sources.items():
+            for key, path, kind in one.data.paths():
+                yield NamedPath(f"sources.{name}.data.{key}", path, kind)
+
+
+DataSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource | MixtureSource, Field(discriminator="source")]
 
 
 class HubTokenizer(Section):

@@ -63,8 +63,8 @@ def _of_file(path: str) -> Key:
 
 
 def _found(place: Place, keys: list[str], before: str, goes_with: str | None) -> Iterator[Key]:
-    if place.has_own_names:  # a name of the user's own may hold dots
-        keys = keys[-1:]
+    if place.has_own_names:
+        keys = keys[-1:] if place.names_hold_dots else keys[1:]
         before += "NAME."
     key, *rest = keys
     having = [section for section in place.sections if key in section.model_fields]
@@ -223,7 +223,7 @@ def _walk(place: Place, path: str) -> Iterator[tuple[type[Section], str, str]]:
             inner = Place(sections=(section,)).child(key)
             if inner is not None and inner.sections:
                 own = f"{path}.{key}".removeprefix(".")
-                yield from _walk(inner if not inner.has_own_names else Place(sections=inner.sections), own)
+                yield from _walk(*((Place(sections=inner.sections), f"{own}.NAME") if inner.has_own_names else (inner, own)))
 
 
 def _table(keys: Iterable[Key]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,6 +12,7 @@ from inspect import isclass
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from tclx.section import HubNameMarker, PathMarker, Section
@@ -31,6 +33,8 @@ class Place:
     """The tag's value where the mapping does not say it."""
     has_own_names: bool = False
     """Whether the keys are the user's own names, each with one of the sections, or with a value where there are none."""
+    names_hold_dots: bool = False
+    """Whether such a name may be a key path itself: all that follows of a path is one name then."""
     is_nullable: bool = False
     is_list: bool = False
     """Of any length."""
@@ -58,7 +62,7 @@ class Place:
     def child(self, key: str) -> Place | None:
         """What a key of this place allows, or None where the key is unknown."""
         if self.has_own_names:
-            return replace(self, has_own_names=False)
+            return replace(self, has_own_names=False, names_hold_dots=False)
         return next((_place(section, key) for section in self.sections if key in section.model_fields), None)
 
     def known_keys(self) -> list[str]:
@@ -92,7 +96,9 @@ def _place(section: type[Section], key: str) -> Place:
         is_list=Ellipsis in parts,
     )
     if get_origin(field.annotation) is dict:
-        return replace(place, has_own_names=True)
+        name, _ = get_args(field.annotation)
+        schema = TypeAdapter(name).json_schema()
+        return replace(place, has_own_names=True, names_hold_dots=bool(re.match(schema.get("pattern", ""), "a.b")))
     return replace(place, default_kind=_default_kind(place, field))
 
 

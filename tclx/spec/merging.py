@@ -195,10 +195,10 @@ def _parse_override(text: str, root: Place) -> tuple[list[str], Node]:
 
 
 def _keys(path: str, root: Place) -> list[str]:
-    """The keys on the way to a value; the user's own names may hold dots."""
+    """The keys on the way to a value; some of the user's own names hold dots."""
     keys, place = path.split("."), root
     for depth, key in enumerate(keys):
-        if place.has_own_names:
+        if place.names_hold_dots:
             return [*keys[:depth], ".".join(keys[depth:])]
         place = place.child(key) or Place()
     return keys
@@ -240,7 +240,7 @@ def path_problem(path: str, root: Place = ROOT) -> Problem | None:
         return None
     place = root
     for depth, key in enumerate(keys):
-        if place.has_own_names:  # whatever follows is one of them: sbatch_options.tmp, changes.training.steps
+        if place.names_hold_dots:  # whatever follows is one of them: changes.training.steps
             return None
         inner = place.child(key)
         if inner is None:

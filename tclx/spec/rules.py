@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tclx.errors import Problem
-from tclx.spec.data import DataSource, HubTokenizer
+from tclx.spec.data import DataSource, HubTokenizer, MixtureSource
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
@@ -186,6 +186,14 @@ def _task(spec: ExperimentSpec) -> Iterator[Problem]:
                 yield _other_form(f"data.{split}", source.form, f"evaluation.{name} reads", one.forms)
 
 
+def _mixtures(spec: ExperimentSpec) -> Iterator[Problem]:
+    for split in ("val", "test"):
+        source: DataSource | None = getattr(spec.data, split)
+        if isinstance(source, MixtureSource) and (shared := [name for name, one in source.sources.items() if one.share]):
+            message = "what is evaluated is each row once; only training draws by shares"
+            yield Problem(f"data.{split}.sources.{shared[0]}.share", message, "leave the shares out")
+
+
 def _other_form(key: str, form: str, reader: str, forms: tuple[str, ...]) -> Problem:
     message = f"is of `form: {form}`, and {reader} {' or '.join(forms)}"
     return Problem(f"{key}.form", message, others=(key, "task.name"))
@@ -267,6 +275,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _something_to_contrast,
     _soft_labels,
     _task,
+    _mixtures,
     _evaluation,
     _nothing_to_do,
     _precision,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import tclx
 from tclx.metrics import of_one_split
 from tclx.provenance import describe_code
 from tclx.report.results import Selection, format_chance, format_spread, read_runs, summarise
-from tclx.spec.data import FilesSource, HubTokenizer
+from tclx.spec.data import (
+    DataSource,
+    FilesSource,
+    FolderSource,
+    HubTokenizer,
+    MixtureSource,
+    ScenesSource,
+    ShardsSource,
+)
 from tclx.use.exported import PREPROCESSING, TOKENIZER
 
 if TYPE_CHECKING:
@@ -69,12 +77,24 @@ def _use(model: VisionLanguageModel, to: str, form: str | None) -> str:
     return f'```python\nimport tclx\n\nmodel = tclx.load("path/to/this/folder")\n{call}\n```'
 
 
-def _data(source: object) -> str:
-    if source is None:
-        return "none"
-    if isinstance(source, FilesSource):
-        return f"files ({source.form}): " + ", ".join(Path(name).name for name in source.files)
-    return f"generated scenes, {getattr(source, 'num_images', '?'):,} images"
+def _data(source: DataSource | None) -> str:
+    match source:
+        case None:
+            return "none"
+        case FilesSource():
+            return f"files ({source.form}): " + ", ".join(Path(name).name for name in source.files)
+        case FolderSource() | ShardsSource():
+            return f"{source.source} ({source.form}): {Path(source.folder).name}"
+        case MixtureSource():
+            parts = [
+                f"{name} ({_data(one.data)})" + f", share {one.share:g}" * bool(one.share)
+                for name, one in source.sources.items()
+            ]
+            return "a mixture of " + "; ".join(parts)
+        case ScenesSource():
+            return f"generated scenes, {source.num_images:,} images"
+        case _:
+            assert_never(source)
 
 
 def _first_weights(model: VisionLanguageModel) -> str:

@@ -37,7 +37,7 @@ def experiment(*, data: dict[str, Any] | None = None, **changes: Any) -> Experim
         "training": {"epochs": 1, "batch_size_per_gpu": 6, "accumulation_steps": 2},
     }
     for key, change in changes.items():
-        sections[key] = {**sections[key], **change} if isinstance(change, dict) else change
+        sections[key] = {**sections.get(key, {}), **change} if isinstance(change, dict) else change
     return ExperimentSpec.model_validate_json(json.dumps(sections))
 
 

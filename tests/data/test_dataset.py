@@ -23,6 +23,7 @@ from tclx.data.dataset import (
     train_batches,
     training_captions,
 )
+from tclx.data.sources.mixture import Block
 from tclx.data.tokenizer import CaptionTokenizer, train_wordpiece
 from tclx.errors import InputError, MachineError, RunFailed
 from tclx.spec.data import NormalizationSpec
@@ -121,7 +122,6 @@ def test_the_two_views_differ_and_so_do_epochs_and_seeds(tokenizer: CaptionToken
 
 def order(**changes: int) -> KeyedOrder:
     numbers = {
-        "num_rows": 50,
         "batch_size": 3,
         "accumulation_steps": 2,
         "seed": 0,
@@ -129,7 +129,7 @@ def order(**changes: int) -> KeyedOrder:
         "world_size": 1,
         "start_micro_step": 0,
     }
-    return KeyedOrder(**{**numbers, **changes})
+    return KeyedOrder(blocks=(Block(0, 50, 50),), **{**numbers, **changes})
 
 
 def test_processes_partition_each_global_batch_and_an_epoch_repeats_no_row() -> None:
@@ -138,7 +138,7 @@ def test_processes_partition_each_global_batch_and_an_epoch_repeats_no_row() -> 
     for left, right, both in zip(*ranks, whole, strict=True):
         assert np.concatenate([left.rows, right.rows]).tolist() == both.rows.tolist()
     for epoch in (0, 1):
-        rows = np.concatenate([part.rows for part in whole if part.epoch == epoch])
+        rows = np.concatenate([part.rows for part in whole if part.passes[0] == epoch])
         assert len(rows) == 48 == len(set(rows.tolist()))  # 50 rows: four optimizer steps of 12, two rows dropped
 
 
@@ -149,7 +149,7 @@ def test_an_epoch_is_a_whole_number_of_optimizer_steps() -> None:
 
 
 def test_the_order_changes_with_epoch_and_seed_and_covers_everything_in_time() -> None:
-    epochs = {epoch: [part.rows.tolist() for part in islice(order(), 32) if part.epoch == epoch] for epoch in (0, 1)}
+    epochs = {epoch: [part.rows.tolist() for part in islice(order(), 32) if part.passes[0] == epoch] for epoch in (0, 1)}
     assert epochs[0] != epochs[1]
     assert next(iter(order(seed=1))).rows.tolist() != epochs[0][0]
     assert {row for part in islice(order(), 160) for row in part.rows.tolist()} == set(range(50))

@@ -11,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from tclx.data.sources.mixture import single_sources
 from tclx.data.sources.opening import open_source
-from tclx.data.sources.source import Rows, Source
+from tclx.data.sources.source import Rows, SingleSource, Source
 from tclx.spec.data import DataSource, SourceSection
 from tclx.spec.schema import experiment_schema
 from tests.data.small import encoded, experiment, photograph
@@ -26,6 +27,12 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "scenes": {"num_images": 3, "split": "val"},
     "shards": {"folder": "tars"},
     "folder": {"folder": "photos"},
+    "mixture": {
+        "sources": {
+            "made": {"data": {"source": "scenes", "num_images": 1, "split": "val"}},
+            "others": {"data": {"source": "scenes", "num_images": 2, "split": "val", "seed": 1}},
+        }
+    },
 }
 """One small source of each kind: three rows, and three different images unless it says otherwise."""
 
@@ -84,7 +91,9 @@ def test_a_source_answers_all_that_is_asked(name: str, folder: Path) -> None:
     assert len(list(source.captions())) == 15
     assert all(image.read_bytes(max_pixels=10_000) for image in source.stored_images)
     assert not [*source.missing(all_needed=True), *source.warnings()]
-    assert source.shares_with(source, names=("data.train", "data.val"))
+    for one in single_sources(source, key="data.val").values():
+        assert asked(SingleSource) <= set(dir(one))
+        assert one.shares_with(one, names=("data.train", "data.val"))
 
 
 @pytest.mark.parametrize("name", SECTIONS)

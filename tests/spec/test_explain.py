@@ -36,10 +36,12 @@ def test_what_is_said_of_a_key() -> None:
     assert (device.values, device.default) == ("auto, cpu, cuda or mps", "auto")
     assert "evaluation.every_steps" in explain("evaluation.every_epochs")[0].together_with
     assert {one.goes_with for one in explain("data.train.source")} == {
-        f"source: {name}" for name in ("scenes", "files", "folder", "shards")
+        f"source: {name}" for name in ("scenes", "files", "folder", "shards", "mixture")
     }
     assert explain("data.train.num_images")[0].goes_with == "source: scenes"
     assert explain("launch.sbatch_options")[0].values.startswith("names of your own")
+    (share,) = explain("data.train.sources.mine.share")
+    assert (share.path, share.goes_with) == ("data.train.sources.NAME.share", "source: mixture")
     assert explain("space.objectives.imc.weight.log_uniform", SWEEP_ROOT)[0].values.startswith("a list of 2")
 
 

@@ -83,8 +83,9 @@ def test_cosines_are_products_of_embeddings(whole: VisionLanguageModel, photos: 
 def test_a_path_an_opened_image_and_an_array_are_one_image(whole: VisionLanguageModel, photos: list[Path]) -> None:
     with Image.open(photos[0]) as opened:
         forms = [photos[0], str(photos[0]), opened, np.asarray(opened), opened.convert("RGBA")]
-        found = whole.embed_images(forms)
-    assert np.array_equal(found, np.repeat(found[:1], 5, axis=0))
+        # One at a time: some processors' kernels round the rows of a batch differently.
+        found = [whole.embed_images([form]) for form in forms]
+    assert all(np.array_equal(one, found[0]) for one in found)
 
 
 def test_an_opened_photograph_is_turned_as_its_file_is(whole: VisionLanguageModel, tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ class _Content:
         section = getattr(spec.data, split)
         if section is None:
             raise InputError(Problem(f"data.{split}", "is not set: there is nothing to pack"))
+        if section.source == "mixture":
+            problem = "is a mixture, and each source is packed into a folder of its own"
+            raise InputError(
+                Problem(f"data.{split}", problem, "pack a spec with that source alone; a mixture takes the folders")
+            )
         if section.form not in CAPTION_FORMS:
             problem = f"is {section.form}, and only rows of captions are packed"
             raise InputError(Problem(f"data.{split}.form", problem, "train on such rows as `source: files`"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, assert_never, cast
 
-from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, ScenesSource, ShardsSource
+from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, MixtureSource, ScenesSource, ShardsSource
 
 if TYPE_CHECKING:
-    from tclx.data.sources.source import Source
+    from tclx.data.sources.source import SingleSource, Source
 
 
 def open_source(source: DataSource, *, key: str) -> Source:
@@ -18,11 +18,12 @@ def open_source(source: DataSource, *, key: str) -> Source:
         source: one of `data.train`, `data.val`, `data.test`.
         key: which, as a key path; it decides whether the rows are to be trained on.
     """
+    training = key.startswith("data.train")
     match source:
         case FilesSource() | FolderSource():
             from tclx.data.sources.files import Files
 
-            return Files(source, key=key, training=key == "data.train")
+            return Files(source, key=key, training=training)
         case ScenesSource():
             from tclx.data.sources.scenes import GeneratedScenes, SceneItems
 
@@ -30,7 +31,14 @@ def open_source(source: DataSource, *, key: str) -> Source:
         case ShardsSource():
             from tclx.data.sources.shards import Shards
 
-            return Shards(source, key=key, training=key == "data.train")
+            return Shards(source, key=key, training=training)
+        case MixtureSource():
+            from tclx.data.sources.mixture import Mixture
+
+            named = {f"{key}.sources.{name}.data": one.data for name, one in source.sources.items()}
+            return Mixture(
+                source, {name: cast("SingleSource", open_source(one, key=name)) for name, one in named.items()}, key=key
+            )
         case _:
             assert_never(source)
 

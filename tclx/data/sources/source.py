@@ -147,6 +147,10 @@ class Source(Protocol):
         """Rows and ids that are the same where they should differ, and what was left out: one line each."""
         ...
 
+
+class SingleSource(Source, Protocol):
+    """A source that is no mixture of others."""
+
     def shares_with(self, other: Self, *, names: tuple[str, str]) -> str | None:
         """What this source has that another of the same kind has, too, in words that end without a full stop.
 
