@@ -33,7 +33,8 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
         "toy.yaml:4:43: model.text_encoder.num_layers: must be a whole number, not the text `six`\n"
         "toy.yaml:5:3: model.queue_size: must be at least 0, not -1\n"
         "toy.yaml:7:9: objectives.cma.weight: must be greater than 0, not 0\n"
-        "toy.yaml:9:11: data.train.source: must be one of scenes, files, folder, shards, mixture, not `scene` (did you mean `scenes`?)\n"
+        "toy.yaml:9:11: data.train.source: must be one of scenes, files, folder, shards, mixture, not `scene` "
+        "(did you mean `scenes`?)\n"
         "toy.yaml:11:1: training.batch_size_per_gpu: missing"
     )
 
