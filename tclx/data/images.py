@@ -6,18 +6,20 @@ What a viewer shows is what is learned from: docs/data.md has the table of forma
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from tclx.data.augment import CROP_RATIO
 from tclx.data.kinds import kind_of_file, open_ordinary
 from tclx.data.rendering import FORMATS, Coding, Unshowable, has_other_colours, orientation, rendered
 from tclx.data.structure import Excessive, Jpeg, walk_bmp, walk_gif, walk_jpeg, walk_png, walk_tiff
@@ -51,29 +53,52 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: Path, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Pixels:
-    """Read and decode one image.
+def read_image(path: Path, *, max_pixels: int, **options: Unpack[Decoding]) -> Pixels:
+    """Read and decode one image; options as of `decode_image`.
 
     Raises:
         BadImage: with the reason.
     """
-    return decode_image(
-        read_bytes(path, max_pixels=max_pixels), path, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored
-    )
+    return decode_image(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels, **options)
 
 
-def image_decoder(spec: ExperimentSpec) -> Callable[[bytes, Path | str], Pixels]:
-    """`decode_image` as an experiment decodes."""
+class Decoding(TypedDict, total=False):
+    """Options of `decode_image`, documented there."""
+
+    decoder: Required[Decoder]
+    as_stored: bool
+    shorter_side: int
+
+
+def image_decoder(spec: ExperimentSpec, *, reduces: bool = False) -> Callable[[bytes, Path | str], Pixels]:
+    """`decode_image` as an experiment decodes.
+
+    Args:
+        spec: the experiment.
+        reduces: give images to be cropped and resized, not places in them: `data.reduce_jpegs` counts.
+    """
+    return partial(decode_image, max_pixels=spec.data.bad_images.max_pixels, **decoding(spec, reduces=reduces))
+
+
+def image_reader(spec: ExperimentSpec, *, reduces: bool = False) -> Callable[[Path], Pixels]:
+    """`read_image` as an experiment reads; arguments as `image_decoder`."""
+    return partial(read_image, max_pixels=spec.data.bad_images.max_pixels, **decoding(spec, reduces=reduces))
+
+
+def decoding(spec: ExperimentSpec, *, reduces: bool = False) -> Decoding:
+    """How an experiment decodes; arguments as `image_decoder`."""
     as_stored = spec.compat == "official"  # the published code knows neither EXIF nor colour profiles
-    decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
-    return partial(decode_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+    shorter_side = needed_side(spec) if reduces and spec.data.reduce_jpegs else 0
+    return Decoding(decoder=spec.data.decoder, as_stored=as_stored, shorter_side=shorter_side)
 
 
-def image_reader(spec: ExperimentSpec) -> Callable[[Path], Pixels]:
-    """`read_image` as an experiment reads."""
-    as_stored = spec.compat == "official"
-    decoder, max_pixels = spec.data.decoder, spec.data.bad_images.max_pixels
-    return partial(read_image, decoder=decoder, max_pixels=max_pixels, as_stored=as_stored)
+def needed_side(spec: ExperimentSpec) -> int:
+    """Pixels of an image's shorter side that leave `image_size` of them to the smallest crop that training may draw.
+
+    A crop of the share a of an image of H x W and of ratio r is at least sqrt(a H W min(r, 1/r)) long on each side.
+    """
+    area, _ = spec.data.augmentation.crop_scale
+    return math.ceil(spec.model.image_encoder.image_size / math.sqrt(area * CROP_RATIO[0]))
 
 
 def read_size(path: Path, *, as_stored: bool = False) -> tuple[int, int]:
@@ -127,8 +152,10 @@ def check_num_bytes(path: Path | str, size: int, *, max_pixels: int) -> None:
         raise BadImage(path, reason, "size")
 
 
-def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False) -> Pixels:
-    """Decode one image in full, as a viewer shows it, after its header has been found small enough.
+def decode_image(
+    content: bytes, path: Path | str, *, decoder: Decoder, max_pixels: int, as_stored: bool = False, shorter_side: int = 0
+) -> Pixels:
+    """Decode one image, as a viewer shows it, after its header has been found small enough.
 
     `fast` takes turbo-JPEG for ordinary JPEGs; everything else, and every JPEG that turbo-JPEG finds fault with, goes through
     Pillow, so that both decoders refuse the same files.
@@ -138,6 +165,8 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
         path: named in the error.
         max_pixels: width x height above which nothing is decoded.
         as_stored: leave orientation and colour profiles alone, as the published code does.
+        shorter_side: where it is not 0, a JPEG comes at the smallest of 1, 1/2, 1/4 and 1/8 of its size at which neither side
+            is below this. A JPEG's cosine transform is undone at that size, which averages areas.
 
     Returns:
         [H, W, 3] uint8 RGB, writable or not.
@@ -152,12 +181,12 @@ def decode_image(content: bytes, path: Path | str, *, decoder: Decoder, max_pixe
         if content.startswith(_JPEG_START):
             jpeg = walk_jpeg(content)
             if decoder == "fast" and (as_stored or not _is_seen_otherwise(content, jpeg)):
-                image = _decode_jpeg(content, path, max_pixels)
+                image = _decode_jpeg(content, path, max_pixels, shorter_side)
                 if image is not None:
                     return image
         else:
             coding = _walk(content)
-        return _decode_with_pillow(content, path, max_pixels, coding, as_stored=as_stored)
+        return _decode_with_pillow(content, path, max_pixels, coding, as_stored=as_stored, shorter_side=shorter_side)
     except (Excessive, Unshowable) as error:
         raise BadImage(path, str(error)) from None
 
@@ -214,25 +243,31 @@ def _opened(content: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
-def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int) -> Pixels | None:
+def _decode_jpeg(content: bytes, path: Path | str, max_pixels: int, shorter_side: int) -> Pixels | None:
     """None where Pillow is to decide: CMYK, or anything that turbo-JPEG complains about."""
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(content)
         if color_space not in {"YCbCr", "RGB", "Gray"}:
             return None
         _check_size(path, width, height, max_pixels)
-        image: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        part = next((part for part in (8, 4, 2) if shorter_side and min(height, width) // part >= shorter_side), 1)
+        size = {"min_height": height // part, "min_width": width // part} if part > 1 else {}
+        image: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True, **size)
     except ValueError:
         return None
     return image
 
 
-def _decode_with_pillow(content: bytes, path: Path | str, max_pixels: int, coding: Coding | None, *, as_stored: bool) -> Pixels:
+def _decode_with_pillow(
+    content: bytes, path: Path | str, max_pixels: int, coding: Coding | None, *, as_stored: bool, shorter_side: int
+) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities (broken EXIF, sizes) that decoding itself settles
             with _opened(content) as image:
                 _check_size(path, image.width, image.height, max_pixels)
+                if shorter_side:
+                    image.draft(None, (shorter_side, shorter_side))  # of JPEGs alone
                 if isinstance(image, TiffImagePlugin.TiffImageFile):
                     tags = image.tag_v2
                     _check_size(path, tags.get(322, 1), tags.get(323, 1), max_pixels)  # a tile is decoded whole

@@ -290,5 +290,8 @@ class DataSpec(Section):
     """Handling of unusable images."""
     decoder: Literal["fast", "pil"] = "fast"
     """`fast`: turbo-JPEG and OpenCV. `pil`: Pillow throughout, as the official code."""
+    reduce_jpegs: bool = False
+    """Decode a JPEG at a half, a quarter or an eighth of its size where the smallest crop keeps `image_size` pixels: 2 to 5
+    times as fast on photographs of 12 megapixels, with slightly other pixels."""
     num_workers: Annotated[int, Field(ge=0, le=128)] = 4
     """Data-loading worker processes per training process; results do not depend on it."""

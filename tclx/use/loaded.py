@@ -26,7 +26,7 @@ from tclx.data.augment import resize_for_evaluation
 from tclx.data.batch import normalise
 from tclx.data.captions import clean_caption
 from tclx.data.dataset import stack_images
-from tclx.data.images import BadImage, Pixels, pixels_in_memory, read_image
+from tclx.data.images import BadImage, Pixels, decoding, pixels_in_memory, read_image
 from tclx.data.items import clean_text
 from tclx.errors import InputError, MachineError, Problem
 from tclx.found import saved_or_run
@@ -419,7 +419,7 @@ class VisionLanguageModel:
                 raise BadImage(name, f"is {list(image.shape)} {image.dtype}, where [height, width, 3] uint8 is expected")
             pixels = np.ascontiguousarray(image)
         elif isinstance(image, str | os.PathLike):
-            pixels = read_image(Path(image), decoder=data.decoder, max_pixels=limit, as_stored=as_stored)
+            pixels = read_image(Path(image), max_pixels=limit, **decoding(self.spec, reduces=True))
         else:
             what = type(image).__name__
             raise BadImage(name, f"is a {what}, where a path, a Pillow image or an array [height, width, 3] uint8 is expected")

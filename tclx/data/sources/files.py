@@ -113,7 +113,7 @@ class FileRows:
 
         self._source, self._annotations = source, annotations
         self.image_index = np.arange(annotations.num_rows) if by_row else annotations.image_index
-        self._read = image_reader(spec)
+        self._read = image_reader(spec, reduces=True)
 
     @property
     def num_rows(self) -> int:

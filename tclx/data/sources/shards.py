@@ -116,7 +116,7 @@ class ShardRows:
         from tclx.data.shards.member import OpenShards
 
         self._index, self._max_pixels = index, spec.data.bad_images.max_pixels
-        self._decode, self.shards = image_decoder(spec), OpenShards()
+        self._decode, self.shards = image_decoder(spec, reduces=True), OpenShards()
         self.image_index: NDArray[np.int64] = np.arange(self.num_rows) if by_row else index.image_index
 
     @property
