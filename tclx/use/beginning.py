@@ -111,6 +111,7 @@ name: {json.dumps(wanted.name)} # what its runs are called
   train: {_source(data.train, folder)} # {num_train:,} images
   val: {_source(data.val, folder)} # evaluated on
   augmentation: {{flip: 0.5}} # chance of mirroring; 0 where captions say left and right
+  reduce_jpegs: true # a camera's photographs are decoded at a part of their size
   num_workers: 2 # processes that read images; no result depends on it
 
 optim:
