@@ -11,6 +11,7 @@ import pickle
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (own / "captions.csv").write_text(f"image,caption\n{rows}")
         for number in range(300):
             (own / f"photos/{number}.txt").write_text(f"photo {number}")
+    (folder / "experiments" / "shards" / "web").mkdir(parents=True)
+    with tarfile.open(folder / "experiments" / "shards" / "web" / "0.tar", "w") as tar:
+        for name in ("0.jpg", "0.txt"):
+            tar.add(folder / "photos" / name, name)
     (folder / "experiments" / "eccv.json").write_text("{}")
     (folder / "my.yaml").write_text(f"extends: experiments/quickstart.yaml\nname: my\n{launch}\n")
     return folder
