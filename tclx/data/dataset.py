@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from tclx.data.augment import apply_view, draw_view, resize_for_evaluation
 from tclx.data.batch import Batch, RowBatch
@@ -26,8 +23,8 @@ from tclx.data.captions import clean_caption
 from tclx.data.images import BadImage, Pixels
 from tclx.data.loading import stream
 from tclx.data.masking import MaskedTokens, mask_tokens
+from tclx.data.order import Draw, KeyedOrder, MicroBatch, keyed_generator
 from tclx.data.shared_memory import check_shared_memory
-from tclx.data.sources.mixture import Block, MixedRows
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, Problem, RunFailed, TclxError
 from tclx.tasks.needs import Needs
@@ -52,88 +49,6 @@ def training_captions(data: DataSpec) -> Iterator[str]:
 
 
 # Training
-
-
-class Draw(IntEnum):
-    """What a random stream is for; one stream each, so that switching a term off does not change what the others draw."""
-
-    ORDER = 0
-    CAPTION = 1
-    FIRST_VIEW = 2
-    SECOND_VIEW = 3
-    MASK = 4
-    MIXTURE = 5
-
-
-def keyed_generator(draw: Draw, *, seed: int, epoch: int, row: int = 0) -> np.random.Generator:
-    """A stream that depends on its arguments alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, draw], counter=[0, 0, row, epoch]))
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Which rows one process learns from in one forward pass."""
-
-    rows: NDArray[np.int64]
-    """[B]"""
-    passes: NDArray[np.int64]
-    """[B] how many times each was drawn before; all the same where every row comes once an epoch."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Every row with its pass."""
-        return zip(self.rows.tolist(), self.passes.tolist(), strict=True)
-
-
-@dataclass(frozen=True)
-class KeyedOrder(Sampler[MicroBatch]):
-    """An endless order over epochs, each a permutation whose incomplete last optimizer step is dropped.
-
-    Global micro-batch m of an epoch is a run of W * B rows of its permutation, of which process r takes the r-th B.
-    """
-
-    blocks: Sequence[Block]
-    batch_size: int
-    accumulation_steps: int
-    seed: int
-    rank: int
-    world_size: int
-    start_micro_step: int
-
-    @property
-    def micro_steps_per_epoch(self) -> int:
-        num_rows = sum(block.rows_per_epoch for block in self.blocks)
-        return num_rows // (self.world_size * self.batch_size * self.accumulation_steps) * self.accumulation_steps
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        current = -1
-        for micro_step in count(self.start_micro_step):
-            epoch, number = divmod(micro_step, self.micro_steps_per_epoch)
-            if epoch != current:
-                current, (rows, passes) = epoch, self._drawn(epoch)
-            start = (number * self.world_size + self.rank) * self.batch_size
-            run = slice(start, start + self.batch_size)
-            yield MicroBatch(rows[run], passes[run])
-
-    def _drawn(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch and their passes."""
-        drawn = [_drawn_of(block, number, epoch=epoch, seed=self.seed) for number, block in enumerate(self.blocks)]
-        rows, passes = (np.concatenate(each) for each in zip(*drawn, strict=True))
-        if len(drawn) == 1:
-            return rows, passes
-        order = keyed_generator(Draw.MIXTURE, seed=self.seed, epoch=epoch).permutation(len(rows))
-        return rows[order], passes[order]
-
-
-def _drawn_of(block: Block, number: int, *, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What an epoch draws of a block: the next so many rows of an endless row of permutations."""
-    first, end = epoch * block.rows_per_epoch, (epoch + 1) * block.rows_per_epoch
-    rows, passes = [], []
-    for one_pass in range(first // block.num_rows, -(-end // block.num_rows)):
-        order = keyed_generator(Draw.ORDER, seed=seed, epoch=one_pass, row=number).permutation(block.num_rows)
-        before = one_pass * block.num_rows
-        rows.append(order[max(first - before, 0) : end - before] + block.start)
-        passes.append(np.full(len(rows[-1]), one_pass))
-    return np.concatenate(rows), np.concatenate(passes)
 
 
 class Pair(NamedTuple):
@@ -327,7 +242,7 @@ def batches_of(
     """
     source = open_source(spec.data.train, key="data.train").rows(spec)
     order = KeyedOrder(
-        blocks=source.blocks if isinstance(source, MixedRows) else (Block(0, source.num_rows, source.num_rows),),
+        blocks=source.blocks,
         batch_size=spec.training.batch_size_per_gpu,
         accumulation_steps=spec.training.accumulation_steps,
         seed=spec.seed,

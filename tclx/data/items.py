@@ -13,8 +13,9 @@ from torch import Tensor
 from tclx.data.augment import resize_for_evaluation
 from tclx.data.batch import RowBatch
 from tclx.data.captions import clean_caption, clean_question
-from tclx.data.dataset import Draw, MicroBatch, RowDataset, loaded, rows_of_split, stack_images, without_holes
+from tclx.data.dataset import RowDataset, loaded, rows_of_split, stack_images, without_holes
 from tclx.data.forms.form import Item
+from tclx.data.order import Draw, MicroBatch
 from tclx.tasks.outcomes import Queries, fingerprint
 
 if TYPE_CHECKING:

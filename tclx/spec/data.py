@@ -128,6 +128,9 @@ class ShardsSource(SourceSection):
     another format) with `KEY.txt`, or with `KEY.json` that holds `caption`."""
     form: Literal["captions", "pretrain", "retrieval"] = "captions"
     """The form of the rows that were packed; tars that others have made are `captions`."""
+    shards_at_once: Count | None = None
+    """Mix the rows of so many shards at a time, drawn anew in each pass, where not all shards can be kept near; null mixes all
+    rows, as with files."""
     approximate_rows: Count | None = None
     """Roughly how many rows there are, so that `tclx plan --without-data` can count steps where the shards are not."""
 
@@ -137,13 +140,13 @@ class ShardsSource(SourceSection):
 
 OwnData = FilesSource | FolderSource
 
-OneSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource, Field(discriminator="source")]
+SingleSource = ScenesSource | FilesSource | FolderSource | ShardsSource
 
 
 class MixedSource(Section):
     """One source of a mixture."""
 
-    data: OneSource
+    data: Annotated[SingleSource, Field(discriminator="source")]
     """Its images and captions."""
     share: Weight | None = None
     """How much of the mixture it is, in proportion to the shares of the others; with none, each row comes once an epoch."""
@@ -189,7 +192,7 @@ class MixtureSource(SourceSection):
                 yield NamedPath(f"sources.{name}.data.{key}", path, kind)
 
 
-DataSource = Annotated[ScenesSource | FilesSource | FolderSource | ShardsSource | MixtureSource, Field(discriminator="source")]
+DataSource = Annotated[SingleSource | MixtureSource, Field(discriminator="source")]
 
 
 class HubTokenizer(Section):

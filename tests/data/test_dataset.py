@@ -16,14 +16,11 @@ from PIL import Image
 from tclx.data import dataset as module
 from tclx.data.batch import Batch, normalise
 from tclx.data.dataset import (
-    Draw,
-    KeyedOrder,
-    keyed_generator,
     open_evaluation_set,
     train_batches,
     training_captions,
 )
-from tclx.data.sources.mixture import Block
+from tclx.data.order import Block, Draw, KeyedOrder, keyed_generator
 from tclx.data.tokenizer import CaptionTokenizer, train_wordpiece
 from tclx.errors import InputError, MachineError, RunFailed
 from tclx.spec.data import NormalizationSpec

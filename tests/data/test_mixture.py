@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tclx.cli.app import app
-from tclx.data.dataset import KeyedOrder, MicroBatch, train_batches, training_captions
+from tclx.data.dataset import train_batches, training_captions
 from tclx.data.facts import examine
+from tclx.data.order import Block, KeyedOrder, MicroBatch
 from tclx.data.shards.packing import PackSettings, pack
-from tclx.data.sources.mixture import Block, apportioned
+from tclx.data.sources.mixture import apportioned
 from tclx.data.sources.opening import open_source
 from tclx.data.tokenizer import train_wordpiece
 from tclx.errors import InputError

@@ -14,6 +14,7 @@ import numpy as np
 from tclx.data.annotations import Annotations, image_path, read_annotations
 from tclx.data.forms.form import Item
 from tclx.data.forms.table import FORMS
+from tclx.data.order import Block
 from tclx.data.overlap import examples, repeats
 from tclx.data.presence import missing_images
 from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize, StoredFile
@@ -118,6 +119,10 @@ class FileRows:
     @property
     def num_rows(self) -> int:
         return self._annotations.num_rows
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        return (Block.of(self.num_rows),)
 
     def captions(self, row: int) -> Sequence[str]:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize
 from tclx.errors import InputError, Problem
@@ -16,17 +17,10 @@ if TYPE_CHECKING:
 
     from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
-    from tclx.data.sources.source import ItemRows, Rows, SingleSource, Source, StoredImage
+    from tclx.data.order import Block
+    from tclx.data.sources.source import ItemRows, SingleSource, Source, StoredImage, TrainingRows
     from tclx.spec.data import MixtureSource
     from tclx.spec.experiment import ExperimentSpec
-
-
-class Block(NamedTuple):
-    """Successive rows that are drawn from evenly."""
-
-    start: int
-    num_rows: int
-    rows_per_epoch: int
 
 
 class Mixture:
@@ -46,7 +40,7 @@ class Mixture:
     @property
     def size(self) -> SourceSize:
         size = self._size([source.size for source in self.sources.values()])
-        return size._replace(num_rows=sum(block.rows_per_epoch for block in self.blocks))
+        return size._replace(num_rows=sum(self.drawn))
 
     def _size(self, sizes: Sequence[SourceSize]) -> SourceSize:
         """Rows are those of an epoch."""
@@ -54,8 +48,8 @@ class Mixture:
         return SourceSize(self._source.rows_per_epoch or rows, images, captions)
 
     @cached_property
-    def blocks(self) -> list[Block]:
-        """One a source."""
+    def drawn(self) -> list[int]:
+        """Rows of each source an epoch."""
         counts = [source.size.num_rows or 0 for source in self.sources.values()]
         shares = [one.share for one in self._source.sources.values()]
         total = self._source.rows_per_epoch or sum(counts)
@@ -64,17 +58,15 @@ class Mixture:
             if not count:
                 problem = f"of an epoch's {total:,} rows it would have none"
                 raise InputError(Problem(f"{self._key}.sources.{name}.share", problem, "more, or a larger `rows_per_epoch`"))
-        starts = [sum(counts[:number]) for number in range(len(counts))]
-        return [Block(*block) for block in zip(starts, counts, drawn, strict=True)]
+        return drawn
 
     @property
     def description(self) -> Description:
         described = [source.description for source in self.sources.values()]
-        total = sum(block.rows_per_epoch for block in self.blocks)
         parts = []
-        for name, one, block in zip(self._source.sources, described, self.blocks, strict=True):
-            passes = block.rows_per_epoch / block.num_rows
-            parts.append(f"{name} ({one.what}): {block.rows_per_epoch / total:.1%}, {passes:.3g} passes an epoch")
+        for name, one, drawn in zip(self._source.sources, described, self.drawn, strict=True):
+            passes = drawn / (one.size.num_rows or 1)
+            parts.append(f"{name} ({one.what}): {drawn / sum(self.drawn):.1%}, {passes:.3g} passes an epoch")
         first = [row for rows in zip_longest(*(one.first_rows for one in described)) for row in rows if row is not None]
         return Description("; ".join(parts), self.size, tuple(first[:ROWS_SHOWN]))
 
@@ -82,7 +74,7 @@ class Mixture:
         return chain.from_iterable(source.captions() for source in self.sources.values())
 
     def rows(self, spec: ExperimentSpec) -> MixedRows:
-        return MixedRows([source.rows(spec) for source in self.sources.values()], self.blocks)
+        return MixedRows([source.rows(spec) for source in self.sources.values()], self.drawn)
 
     @property
     def stored_images(self) -> Sequence[StoredImage]:
@@ -100,8 +92,17 @@ class Mixture:
 class MixedRows:
     """Every row under its number in the whole; those of different sources never show one image."""
 
-    def __init__(self, parts: Sequence[Rows], blocks: Sequence[Block]) -> None:
-        self._parts, self.blocks = parts, blocks
+    def __init__(self, parts: Sequence[TrainingRows], drawn: Sequence[int]) -> None:
+        self._parts, self._drawn = parts, drawn
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        start, blocks = 0, []
+        for part, drawn in zip(self._parts, self._drawn, strict=True):
+            (block,) = part.blocks
+            blocks.append(replace(block, start=start, rows_per_epoch=drawn))
+            start += part.num_rows
+        return blocks
 
     @property
     def num_rows(self) -> int:
@@ -133,7 +134,7 @@ class MixedRows:
         part, own = self._own(row)
         return cast("ItemRows", part).item(own)
 
-    def _own(self, row: int) -> tuple[Rows, int]:
+    def _own(self, row: int) -> tuple[TrainingRows, int]:
         """The source that has the row, and its number there."""
         for part in self._parts:
             if row < part.num_rows:

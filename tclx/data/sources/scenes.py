@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
-    from tclx.data.sources.source import Rows, StoredImage
+    from tclx.data.order import Block
+    from tclx.data.sources.source import StoredImage, TrainingRows
     from tclx.errors import Problem
     from tclx.spec.data import ScenesSource
     from tclx.spec.experiment import ExperimentSpec
@@ -45,7 +46,7 @@ class GeneratedScenes:
     def captions(self) -> Iterable[str]:
         return chain.from_iterable(Scenes(self._source).captions)
 
-    def rows(self, spec: ExperimentSpec) -> Rows:
+    def rows(self, spec: ExperimentSpec) -> TrainingRows:
         return SceneRows(Scenes(self._source))
 
     @property
@@ -80,6 +81,12 @@ class SceneRows:
         import numpy as np
 
         return np.arange(self.num_rows)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        from tclx.data.order import Block  # planning needs none of it
+
+        return (Block.of(self.num_rows),)
 
     def captions(self, row: int) -> Sequence[str]:
         return self._captions[row]
@@ -131,6 +138,12 @@ class SceneItemRows:
         import numpy as np
 
         return np.array([int(item.images[0]) for item in self._items])
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        from tclx.data.order import Block  # planning needs none of it
+
+        return (Block.of(self.num_rows),)
 
     def captions(self, row: int) -> Sequence[str]:
         return (self._items[row].text,)

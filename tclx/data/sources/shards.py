@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tclx.data.order import Block
 from tclx.data.overlap import examples, repeats
 from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize
 from tclx.errors import InputError, Problem
@@ -74,7 +76,7 @@ class Shards:
     def rows(self, spec: ExperimentSpec) -> ShardRows:
         # As with files: the published pre-training tells pairs apart by row.
         by_row = self._training and self._source.form == "pretrain" and spec.compat == "official"
-        return ShardRows(self.index, spec, by_row=by_row)
+        return ShardRows(self._source, self.index, spec, by_row=by_row)
 
     @property
     def stored_images(self) -> Sequence[Member]:
@@ -111,17 +113,25 @@ def _contents(index: ShardIndex) -> NDArray[np.uint64]:
 class ShardRows:
     """Images are read from their place and decoded when asked for."""
 
-    def __init__(self, index: ShardIndex, spec: ExperimentSpec, *, by_row: bool) -> None:
+    def __init__(self, source: ShardsSource, index: ShardIndex, spec: ExperimentSpec, *, by_row: bool) -> None:
         from tclx.data.images import image_decoder  # planning needs none of it
         from tclx.data.shards.member import OpenShards
 
-        self._index, self._max_pixels = index, spec.data.bad_images.max_pixels
+        self._source, self._index, self._max_pixels = source, index, spec.data.bad_images.max_pixels
         self._decode, self.shards = image_decoder(spec, reduces=True), OpenShards()
         self.image_index: NDArray[np.int64] = np.arange(self.num_rows) if by_row else index.image_index
 
     @property
     def num_rows(self) -> int:
         return len(self._index.image_of_row)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        index, block = self._index, Block.of(self.num_rows)
+        if self._source.shards_at_once is None:
+            return (block,)
+        shard_of_row = np.searchsorted(index.shard_start, index.image_of_row, side="right") - 1
+        return (replace(block, shard_of_row=shard_of_row, shards_at_once=self._source.shards_at_once),)
 
     def captions(self, row: int) -> Sequence[str]:
         return self._index.captions_of(row)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from tclx.data.forms.form import Item
     from tclx.data.images import Pixels
+    from tclx.data.order import Block
     from tclx.errors import Problem
     from tclx.spec.experiment import ExperimentSpec
 
@@ -89,6 +90,15 @@ class Rows(Protocol):
         ...
 
 
+class TrainingRows(Rows, Protocol):
+    """Rows that can be learned from."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """How they are drawn: of a single source one block."""
+        ...
+
+
 class ItemRows(Rows, Protocol):
     """Rows of a downstream task: each a text about an image or two, with what is to be said of it."""
 
@@ -126,7 +136,7 @@ class Source(Protocol):
         """Every caption as written; raises as `size`."""
         ...
 
-    def rows(self, spec: ExperimentSpec) -> Rows:
+    def rows(self, spec: ExperimentSpec) -> TrainingRows:
         """What is trained or evaluated on; the experiment says how images are decoded. Raises as `size`."""
         ...
 
