@@ -114,6 +114,10 @@ class PathMarker:
         return {**handler(core_schema), "format": "path"}
 
 
+class AddressMarker:
+    """Marks a path that may also be an address, `SCHEME://...`, which stays as it is written."""
+
+
 class HubNameMarker:
     """Marks a string as a name that may also be a folder, where it is written like a path."""
 

@@ -26,6 +26,11 @@ NETWORK_FILE_SYSTEMS = (
 """As the system names them; one that ends with a dot is a beginning."""
 
 
+def user_cache() -> Path:
+    """Where this user's programs keep what they can make again, and tclx in there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tclx"
+
+
 class Memory(NamedTuple):
     """Of the machine, in bytes."""
 

@@ -23,7 +23,7 @@ from tclx.data.captions import clean_caption
 from tclx.data.images import BadImage, Pixels
 from tclx.data.loading import stream
 from tclx.data.masking import MaskedTokens, mask_tokens
-from tclx.data.order import Draw, KeyedOrder, MicroBatch, keyed_generator
+from tclx.data.order import Draw, KeyedOrder, LookedAhead, MicroBatch, keyed_generator
 from tclx.data.shared_memory import check_shared_memory
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, Problem, RunFailed, TclxError
@@ -257,7 +257,8 @@ def batches_of(
         raise InputError(Problem("training.batch_size_per_gpu", problem, "make it smaller"))
     check_shared_memory(spec)
     pin_memory = spec.training.device in ("auto", "cuda") and torch.cuda.is_available()
-    return stream(dataset(source), order, num_workers=spec.data.num_workers, pin_memory=pin_memory)
+    followed = LookedAhead(order) if any(block.fetch for block in order.blocks) else order
+    return stream(dataset(source), followed, num_workers=spec.data.num_workers, pin_memory=pin_memory)
 
 
 # Evaluation

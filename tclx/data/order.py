@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
+from queue import SimpleQueue
+from threading import Thread
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tclx.errors import TclxError
 
 
 class Draw(IntEnum):
@@ -38,6 +45,8 @@ class Block:
     """[num_rows]"""
     shards_at_once: int | None = None
     """A pass takes so many shards, drawn, at a time, and mixes their rows; None mixes all rows."""
+    fetch: Callable[[int], None] | None = None
+    """Brings a shard near; None where all are."""
 
     @classmethod
     def of(cls, num_rows: int) -> Block:
@@ -126,3 +135,55 @@ class KeyedOrder:
         place = np.empty(len(rows), np.int64)
         place[np.argsort(turns, kind="stable")] = np.arange(len(rows))
         return rows[place], passes[place]
+
+
+@dataclass(frozen=True)
+class LookedAhead:
+    """An order whose next shards are fetched, by threads, while earlier ones are read.
+
+    What a thread cannot fetch is met again by the worker that needs it, which says so.
+    """
+
+    order: KeyedOrder
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        wanted: SimpleQueue[tuple[Callable[[int], None], int] | None] = SimpleQueue()
+        for _ in range(NUM_FETCHERS):
+            Thread(target=_fetch, args=(wanted,), name="shards", daemon=True).start()
+        coming: deque[MicroBatch] = deque()
+        asked: OrderedDict[tuple[int, int], None] = OrderedDict()
+        try:
+            for micro_batch in self.order:
+                for number, shard in self._shards(micro_batch.rows):
+                    if (number, shard) not in asked:
+                        wanted.put((cast("Callable[[int], None]", self.order.blocks[number].fetch), shard))
+                    asked[number, shard] = None
+                    asked.move_to_end((number, shard))
+                while len(asked) > _REMEMBERED:
+                    asked.popitem(last=False)
+                coming.append(micro_batch)
+                if len(coming) > LOOKED_AHEAD:
+                    yield coming.popleft()
+        finally:
+            for _ in range(NUM_FETCHERS):
+                wanted.put(None)
+
+    def _shards(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        for number, block in enumerate(self.order.blocks):
+            own = rows[(rows >= block.start) & (rows < block.start + block.num_rows)] - block.start
+            if block.fetch is not None and block.shard_of_row is not None:
+                yield from ((number, shard) for shard in np.unique(block.shard_of_row[own]).tolist())
+
+
+LOOKED_AHEAD = 32
+"""Micro-batches."""
+NUM_FETCHERS = 4
+_REMEMBERED = 1024
+"""Shards that are not asked for again; one that had to go since is fetched when it is needed."""
+
+
+def _fetch(wanted: SimpleQueue[tuple[Callable[[int], None], int] | None]) -> None:
+    while (one := wanted.get()) is not None:
+        fetch, shard = one
+        with suppress(TclxError):
+            fetch(shard)

@@ -7,7 +7,20 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tclx.section import Conflict, Count, Fraction, HubName, LocalPath, NamedPath, Section, Sensible, Weight, text_like
+from tclx.section import (
+    AddressMarker,
+    Conflict,
+    Count,
+    Fraction,
+    HubName,
+    LocalPath,
+    NamedPath,
+    Section,
+    Sensible,
+    Weight,
+    text_like,
+)
+from tclx.spec.stores import scheme_of
 
 
 class SourceSection(Section):
@@ -15,6 +28,10 @@ class SourceSection(Section):
 
     def paths(self) -> Iterator[NamedPath]:
         """Files and folders that must be there."""
+        return iter(())
+
+    def addresses(self) -> Iterator[tuple[str, str]]:
+        """What lies in stores, by its key within the section."""
         return iter(())
 
 
@@ -118,24 +135,41 @@ class FolderSource(OwnSource):
         yield NamedPath("folder", self.folder, "folder")
 
 
+class ShardCacheSpec(Section):
+    """Where shards are kept while they are read; all processes of a machine share it."""
+
+    folder: LocalPath | None = None
+    """A folder on the machine that trains; null takes `$SLURM_TMPDIR` there, else `$TMPDIR`, else the system's own."""
+    max_gib: Annotated[float, Field(gt=0), Sensible(at_most=1e6)] = 100.0
+    """GiB of shards that are kept; then those that were not read for longest go."""
+
+
 class ShardsSource(SourceSection):
     """Images in a few large tar files: what `tclx data pack` wrote, or WebDataset tars that others have made."""
 
     source: Literal["shards"]
     """Packed images and captions."""
-    folder: LocalPath
-    """The folder of the tars: of one split, as `tclx data pack` names it. Tars without its index are samples `KEY.jpg` (or
-    another format) with `KEY.txt`, or with `KEY.json` that holds `caption`."""
+    folder: Annotated[LocalPath, AddressMarker()]
+    """The folder of the tars: of one split, as `tclx data pack` names it; or its address in a web or object store (`https://`,
+    `s3://`). Tars without an index are samples `KEY.jpg` (or another format) with `KEY.txt`, or with `KEY.json` that holds
+    `caption`."""
     form: Literal["captions", "pretrain", "retrieval"] = "captions"
     """The form of the rows that were packed; tars that others have made are `captions`."""
     shards_at_once: Count | None = None
     """Mix the rows of so many shards at a time, drawn anew in each pass, where not all shards can be kept near; null mixes all
     rows, as with files."""
+    cache: ShardCacheSpec | None = None
+    """Keep shards on the machine that trains: fetched whole, ahead of their rows. Those of a store are in any case."""
     approximate_rows: Count | None = None
     """Roughly how many rows there are, so that `tclx plan --without-data` can count steps where the shards are not."""
 
     def paths(self) -> Iterator[NamedPath]:
-        yield NamedPath("folder", self.folder, "folder")
+        if scheme_of(self.folder) is None:
+            yield NamedPath("folder", self.folder, "folder")
+
+    def addresses(self) -> Iterator[tuple[str, str]]:
+        if scheme_of(self.folder) is not None:
+            yield "folder", self.folder
 
 
 OwnData = FilesSource | FolderSource
@@ -190,6 +224,11 @@ class MixtureSource(SourceSection):
         for name, one in self.sources.items():
             for key, path, kind in one.data.paths():
                 yield NamedPath(f"sources.{name}.data.{key}", path, kind)
+
+    def addresses(self) -> Iterator[tuple[str, str]]:
+        for name, one in self.sources.items():
+            for key, address in one.data.addresses():
+                yield f"sources.{name}.data.{key}", address
 
 
 DataSource = Annotated[SingleSource | MixtureSource, Field(discriminator="source")]

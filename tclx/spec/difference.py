@@ -15,7 +15,12 @@ _NAMES = ("name", "variant", "seed")
 """What the runs are called is not what they differ in."""
 
 
-CHANGES_NO_RESULT: dict[str, Any] = {"launch": True, "tracking": True, "data": {"num_workers"}}
+_OF_A_SOURCE = {"cache": True, "sources": {"__all__": {"data": {"cache": True}}}}
+CHANGES_NO_RESULT: dict[str, Any] = {
+    "launch": True,
+    "tracking": True,
+    "data": {"num_workers": True, "train": _OF_A_SOURCE, "val": _OF_A_SOURCE, "test": _OF_A_SOURCE},
+}
 """Of a spec, as pydantic's `exclude` takes it: two specs that differ in these alone train the same."""
 
 SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
@@ -57,10 +62,9 @@ def identity(spec: Mapping[str, Any]) -> str:
 
 def _without(spec: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     """The spec without keys, given as pydantic's `exclude` is."""
-    if isinstance(keys, set):
-        keys = dict.fromkeys(keys, True)
-    kept = {key: value for key, value in spec.items() if keys.get(key) is not True}
-    return {key: _without(value, keys[key]) if key in keys and value else value for key, value in kept.items()}
+    inside = {key: keys.get(key, keys.get("__all__")) for key in spec}
+    kept = {key: value for key, value in spec.items() if inside[key] is not True}
+    return {key: _without(value, inside[key]) if inside[key] and value else value for key, value in kept.items()}
 
 
 def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from tclx.section import HubNameMarker, PathMarker, Section
+from tclx.section import AddressMarker, HubNameMarker, PathMarker, Section
 from tclx.spec.experiment import ExperimentSpec
 
 
@@ -28,6 +28,7 @@ class Place:
     choices: tuple[str, ...] = ()
     """The words that fit here."""
     is_path: bool = False
+    may_be_address: bool = False
     is_hub_name: bool = False
     default_kind: str | None = None
     """The tag's value where the mapping does not say it."""
@@ -91,6 +92,7 @@ def _place(section: type[Section], key: str) -> Place:
         sections=tuple(part for part in parts if isclass(part) and issubclass(part, Section)),
         choices=tuple(_word(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)),
         is_path=any(isinstance(part, PathMarker) for part in parts),
+        may_be_address=any(isinstance(part, AddressMarker) for part in parts),
         is_hub_name=any(isinstance(part, HubNameMarker) for part in parts),
         is_nullable=NoneType in parts,
         is_list=Ellipsis in parts,

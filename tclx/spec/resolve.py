@@ -10,6 +10,7 @@ from pathlib import Path
 from tclx.errors import InputError, Location, Problem
 from tclx.spec.fields import ROOT, Place
 from tclx.spec.shipped import PREFIX, find_shipped
+from tclx.spec.stores import scheme_of
 from tclx.spec.yaml import Node
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
@@ -32,6 +33,8 @@ def with_absolute_paths(node: Node, problems: list[Problem], place: Place | None
     if place is None:
         return node
     if isinstance(node.value, dict):
+        kind = node.value.get(place.tag or "")
+        place = place.narrowed(str(kind.value)) if kind is not None and kind.value in place.kinds else place
         inside = {}
         for name, child in node.value.items():
             inside[name] = with_absolute_paths(child, problems, place.child(name), f"{key}.{name}" if key else name)
@@ -45,7 +48,7 @@ def with_absolute_paths(node: Node, problems: list[Problem], place: Place | None
 
 
 def _is_path(value: str, place: Place) -> bool:
-    if not value or value in place.choices or value.startswith(_PACKAGE):
+    if not value or value in place.choices or value.startswith(_PACKAGE) or (place.may_be_address and scheme_of(value)):
         return False
     return place.is_path or (place.is_hub_name and (value in (".", "..") or value.startswith(_PATH_STARTS)))
 

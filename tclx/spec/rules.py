@@ -18,6 +18,7 @@ from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
 from tclx.spec.objectives import TERMS
 from tclx.spec.optim import CosineSchedule
+from tclx.spec.stores import client_problem
 from tclx.tasks.needs import Needs
 
 BERT_POSITIONS = 512
@@ -302,6 +303,10 @@ def missing_files(spec: ExperimentSpec, *, without_data: bool = False) -> Iterat
 
 def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
     """What the spec asks for and only an optional package can do, where that is not installed."""
+    for split in ("train", "val", "test"):
+        if (source := getattr(spec.data, split)) is not None:
+            found = (client_problem(address, key=f"data.{split}.{key}") for key, address in source.addresses())
+            yield from (problem for problem in found if problem is not None)
     if spec.tracking.tensorboard and find_spec("tensorboard") is None:
         hint = "pip install 'tclx[tensorboard]', or leave the key out: `tclx tensorboard` gives a run its copy later, too"
         yield Problem("tracking.tensorboard", "the package tensorboard is not installed", hint)

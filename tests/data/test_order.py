@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tclx.data.order import Block, KeyedOrder
+from tclx.data.order import LOOKED_AHEAD, Block, KeyedOrder, LookedAhead
+from tclx.errors import MachineError
 
 SHARD_OF_ROW = np.repeat(np.arange(10), 6)
 BLOCK = Block(0, 60, 60, shard_of_row=SHARD_OF_ROW, shards_at_once=3)
@@ -93,3 +96,41 @@ def test_processes_and_resuming_as_with_any_order() -> None:
     whole = micro_batches(0, 1, 0)
     halves = [micro_batches(rank, 2, 4) for rank in range(2)]
     assert [left + right for left, right in zip(*halves, strict=True)][:8] == whole[4:]
+
+
+# ------------------------------------------------------------------------------------------------------------- fetched ahead
+
+
+def test_shards_are_fetched_before_their_rows_are_read_each_once_in_order() -> None:
+    fetched: list[int] = []
+    block = replace(BLOCK, fetch=fetched.append)
+    order = KeyedOrder(blocks=[block], batch_size=1, accumulation_steps=1, seed=0, rank=0, world_size=1, start_micro_step=0)
+    followed = iter(LookedAhead(order))
+    plain = list(islice(order, 60))
+    for number in range(60 - LOOKED_AHEAD):
+        assert next(followed).rows.tolist() == plain[number].rows.tolist()
+        wanted = {int(SHARD_OF_ROW[each.rows[0]]) for each in plain[: number + LOOKED_AHEAD]}
+        deadline = time.monotonic() + 30
+        while not wanted <= set(fetched):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    assert len(fetched) == len(set(fetched)) <= 10
+
+
+def test_what_cannot_be_fetched_ahead_stops_nothing() -> None:
+    """The worker that needs it says what is wrong."""
+
+    def fail(shard: int) -> None:
+        raise MachineError(f"shard {shard} is away")
+
+    blocks = [replace(BLOCK, fetch=fail)]
+    order = KeyedOrder(
+        blocks=[replace(BLOCK, fetch=fail)],
+        batch_size=6,
+        accumulation_steps=1,
+        seed=0,
+        rank=0,
+        world_size=1,
+        start_micro_step=0,
+    )
+    assert len(list(islice(LookedAhead(order), 20))) == 20

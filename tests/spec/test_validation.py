@@ -161,7 +161,11 @@ def test_the_walk_over_the_spec_finds_paths_kinds_and_leaves() -> None:
     assert set(places) == set(key_paths())
     places = {key: place for key, place in places.items() if not key.startswith("evaluation.")}  # each task tests its own
     assert {key for key, place in places.items() if place.is_path} == {
-        *(f"data.{split}.{key}" for split in ("train", "val", "test") for key in ("files", "image_root", "folder")),
+        *(
+            f"data.{split}.{key}"
+            for split in ("train", "val", "test")
+            for key in ("files", "image_root", "folder", "cache.folder")
+        ),
         "model.image_encoder.weights",
         "model.text_encoder.weights",
         "init.experiment",

@@ -25,6 +25,7 @@ from tclx.data.shards.index import ShardIndex, read_index
 from tclx.data.shards.tar import Damaged, Place, places
 from tclx.errors import InputError, MachineError, Problem
 from tclx.files import Unreadable, parse_json
+from tclx.system import user_cache
 
 INDEX_OF_TARS = ".tclx-tars.index"
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -83,8 +84,7 @@ def _tars(folder: Path, key: str) -> list[tuple[Path, os.stat_result]]:
 
 
 def _in_cache(folder: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "tclx" / "tars" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]}.index"
+    return user_cache() / "tars" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]}.index"
 
 
 def _make(folder: Path, shards: list[dict[str, Any]], *, key: str) -> ShardIndex:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +17,10 @@ from numpy.typing import NDArray
 from tclx.data.problems import Problems
 from tclx.data.shards.arrays import Texts, read_arrays, write_arrays
 from tclx.data.shards.member import Member
-from tclx.files import Unreadable
+from tclx.data.shards.remote import PART_BYTES, Unreachable, info_of, read_part, size_of
+from tclx.errors import InputError, Problem
+from tclx.files import Unreadable, machine_error, read_json, replacing, write_atomically
+from tclx.system import user_cache
 
 INDEX = "index.tclx"
 """Of packed shards; a folder without it is not packed to the end, or holds tars of others."""
@@ -29,7 +35,8 @@ REPORT = "report.json"
 class ShardIndex:
     """R rows with C captions of P images in S shards."""
 
-    folder: Path
+    folder: Path | str
+    """An address where they lie in a store."""
     about: Mapping[str, Any]
     """`shards`: name and size of each; and what its writer adds."""
     shard_start: NDArray[np.int64]
@@ -54,8 +61,8 @@ class ShardIndex:
     """[C]"""
 
     @cached_property
-    def shards(self) -> list[Path]:
-        return [self.folder / each["name"] for each in self.about["shards"]]
+    def shards(self) -> list[Path | str]:
+        return [within(self.folder, each["name"]) for each in self.about["shards"]]
 
     def member(self, image: int) -> Member:
         """Where an image lies."""
@@ -84,12 +91,17 @@ _NUMBERS = ("shard_start", "offset", "length", "image_of_row", "image_index", "r
 _TEXTS = ("images", "captions")
 
 
-def read_index(path: Path, *, folder: Path) -> ShardIndex:
+def within(folder: Path | str, name: str) -> Path | str:
+    """A file of a folder, or of an address."""
+    return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
+
+
+def read_index(path: Path, *, folder: Path | str) -> ShardIndex:
     """Map an index; whether the shards are as it says is asked by `check_shards`.
 
     Args:
         path: the file.
-        folder: of the shards.
+        folder: of the shards, or its address.
 
     Raises:
         Unreadable: it is missing, cut short or damaged.
@@ -105,6 +117,42 @@ def read_index(path: Path, *, folder: Path) -> ShardIndex:
     if not fits:
         raise Unreadable(path, "its parts contradict each other")
     return index
+
+
+def index_of_store(folder: str, *, key: str) -> ShardIndex:
+    """The index of shards that `tclx data pack` wrote, from a copy that is renewed when the store has another.
+
+    Args:
+        folder: the address.
+        key: the source's folder in the spec, for messages.
+
+    Raises:
+        InputError: there is none, it is damaged, or the store does not answer.
+        MachineError: the copy cannot be kept.
+    """
+    address = str(within(folder, INDEX))
+    copy = user_cache() / "stores" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.index"
+    try:
+        size, version = size_of(address), info_of(address)
+        if _version_of(copy) != version:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.with_suffix(".json").unlink(missing_ok=True)
+            with replacing(copy) as file:
+                for offset in range(0, size, PART_BYTES):
+                    file.write(read_part(address, offset, min(PART_BYTES, size - offset)))
+            write_atomically(copy.with_suffix(".json"), json.dumps(version))
+        return read_index(copy, folder=folder)
+    except Unreachable as error:
+        raise InputError(Problem(key, f"{address}: {error}", "the folder of shards that `tclx data pack` wrote")) from error
+    except OSError as error:
+        raise machine_error(error, f"could not keep {copy}") from error
+
+
+def _version_of(copy: Path) -> Any:
+    try:
+        return read_json(copy.with_suffix(".json")) if copy.exists() else None
+    except Unreadable:
+        return None
 
 
 def _fits(index: ShardIndex) -> bool:
@@ -144,13 +192,26 @@ def check_shards(index: ShardIndex, *, key: str) -> None:
         InputError: up to 20 that are not, and their number.
     """
     problems = Problems(key)
-    for path, shard in zip(index.shards, index.about["shards"], strict=True):
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            problems.add(f"{path}: {error.strerror}", "the index counts on it: copy it again, or pack again")
-            continue
-        if size != shard["size"]:
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:  # a store takes its time with each
+        sizes = list(pool.map(_size, index.shards)) if isinstance(index.folder, str) else list(map(_size, index.shards))
+    for path, shard, size in zip(index.shards, index.about["shards"], sizes, strict=True):
+        if isinstance(size, str):
+            problems.add(f"{path}: {size}", "the index counts on it: copy it again, or pack again")
+        elif size != shard["size"]:
             how = "it was cut short" if size < shard["size"] else "it is another file"
             problems.add(f"{path} has {size:,} bytes where the index says {shard['size']:,}: {how}", "copy it again")
     problems.raise_if_any()
+
+
+ASKED_AT_ONCE = 16
+"""Shards of a store."""
+
+
+def _size(shard: Path | str) -> int | str:
+    """In bytes, or why nobody knows."""
+    try:
+        return shard.stat().st_size if isinstance(shard, Path) else size_of(shard)
+    except OSError as error:
+        return error.strerror or str(error)
+    except Unreachable as error:
+        return str(error)
