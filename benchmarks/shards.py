@@ -1,8 +1,8 @@
 """What do shards save? Samples a second and files opened, one core, of files and of the shards packed of them.
 
-Reads (and decodes) the same images in the same random order, in alternating turns, so that a busy machine slows all alike;
-`webdataset` joins in where that package is installed. The pages are in the system's cache: on a disk or a network file system
-files are slower, shards hardly.
+Reads (decodes, makes two views of 256 pixels) the same images in the same random order, in alternating turns, so that a busy
+machine slows all alike; `webdataset` joins in where that package is installed. The pages are in the system's cache: on a disk or
+a network file system files are slower, shards hardly.
 
     python -m benchmarks.shards [--images 2000] [--turns 7]
 """
@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -22,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_pipeline import make_photographs
+from tclx.data.augment import apply_view, draw_view
 from tclx.data.images import decode_image, read_bytes
 from tclx.data.shards.index import INDEX, read_index
 from tclx.data.shards.member import OpenShards
 from tclx.data.shards.packing import PackSettings, pack
+from tclx.spec.data import AugmentationSpec
 from tclx.spec.experiment import ExperimentSpec
 
 MAX_PIXELS = 50_000_000
@@ -51,6 +54,22 @@ def experiment(folder: Path, paths: list[Path], number: int) -> ExperimentSpec:
     return ExperimentSpec.model_validate_json(json.dumps(tree))
 
 
+WORK = ("read", "decoded", "in two views")
+
+
+def prepare(content: bytes, what: str, number: int) -> None:
+    """What is done with an image's bytes; the same views of the same number."""
+    if what == "read":
+        return
+    image = decode_image(content, "image", decoder="fast", max_pixels=MAX_PIXELS)
+    if what == "in two views":
+        for part in range(2):
+            view = draw_view(
+                np.random.default_rng([number, part]), AugmentationSpec(), height=image.shape[0], width=image.shape[1]
+            )
+            apply_view(image, view, image_size=256, decoder="fast")
+
+
 def seconds(work: Callable[[], None]) -> float:
     started = time.process_time()
     work()
@@ -71,38 +90,32 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(arguments.images).tolist()
         paths = [folder / "images" / index.images[number] for number in range(arguments.images)]
 
-        def files(decode: bool) -> None:
+        def files(what: str) -> None:
             for number in order:
-                content = read_bytes(paths[number], max_pixels=MAX_PIXELS)
-                if decode:
-                    decode_image(content, paths[number], decoder="fast", max_pixels=MAX_PIXELS)
+                prepare(read_bytes(paths[number], max_pixels=MAX_PIXELS), what, number)
 
-        def shards(decode: bool, *, checked: bool = True) -> None:
+        def shards(what: str, *, checked: bool = True) -> None:
             opened = OpenShards()
             for number in order:
                 member = index.member(number)
                 if not checked:
                     object.__setattr__(member, "crc32", None)
-                content = opened.read(member, max_pixels=MAX_PIXELS)
-                if decode:
-                    decode_image(content, member.name, decoder="fast", max_pixels=MAX_PIXELS)
+                prepare(opened.read(member, max_pixels=MAX_PIXELS), what, number)
 
-        def webdataset(decode: bool) -> None:
+        def webdataset(what: str) -> None:
             import webdataset as wds
 
             urls = [str(path) for path in index.shards]
-            for sample in wds.WebDataset(urls, shardshuffle=False):
-                if decode:
-                    decode_image(sample["jpg"], sample["__key__"], decoder="fast", max_pixels=MAX_PIXELS)
+            for number, sample in enumerate(wds.WebDataset(urls, shardshuffle=False)):
+                prepare(sample["jpg"], what, number)
 
         ways: dict[str, Callable[[], None]] = {}
-        for decode in (False, True):
-            what = "decoded" if decode else "read"
-            ways[f"files, {what}"] = lambda decode=decode: files(decode)  # type: ignore[misc]
-            ways[f"shards, {what}"] = lambda decode=decode: shards(decode)  # type: ignore[misc]
+        for what in WORK:
+            ways[f"files, {what}"] = partial(files, what)
+            ways[f"shards, {what}"] = partial(shards, what)
             if find_spec("webdataset"):
-                ways[f"webdataset in the tars' order, {what}"] = lambda decode=decode: webdataset(decode)  # type: ignore[misc]
-        ways["shards without checksums, read"] = lambda: shards(decode=False, checked=False)
+                ways[f"webdataset in the tars' order, {what}"] = partial(webdataset, what)
+        ways["shards without checksums, read"] = lambda: shards("read", checked=False)
         took: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(arguments.turns):
             for way, work in ways.items():
@@ -118,8 +131,26 @@ def main() -> None:
                         what: round(
                             median(a / b for a, b in zip(took[f"files, {what}"], took[f"shards, {what}"], strict=True)), 3
                         )
-                        for what in ("read", "decoded")
+                        for what in WORK
                     },
+                    **(
+                        {
+                            "shards_over_webdataset": {
+                                what: round(
+                                    median(
+                                        a / b
+                                        for a, b in zip(
+                                            took[f"webdataset in the tars' order, {what}"], took[f"shards, {what}"], strict=True
+                                        )
+                                    ),
+                                    3,
+                                )
+                                for what in WORK
+                            }
+                        }
+                        if find_spec("webdataset")
+                        else {}
+                    ),
                     "microseconds_of_a_checksum": round(
                         1e6
                         * median(

@@ -123,7 +123,6 @@ def test_what_cannot_be_fetched_ahead_stops_nothing() -> None:
     def fail(shard: int) -> None:
         raise MachineError(f"shard {shard} is away")
 
-    blocks = [replace(BLOCK, fetch=fail)]
     order = KeyedOrder(
         blocks=[replace(BLOCK, fetch=fail)],
         batch_size=6,
