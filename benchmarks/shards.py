@@ -1,7 +1,7 @@
 """What do shards save? Samples a second and files opened, one core, of files and of the shards packed of them.
 
 Reads (decodes, makes two views of 256 pixels) the same images in the same random order, in alternating turns, so that a busy
-machine slows all alike; `webdataset` joins in where that package is installed. The pages are in the system's cache: on a disk or
+machine slows all alike; `webdataset` joins in where it is installed. The pages are in the system's cache: on a disk or
 a network file system files are slower, shards hardly.
 
     python -m benchmarks.shards [--images 2000] [--turns 7]
