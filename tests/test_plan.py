@@ -502,7 +502,7 @@ OTHER = [
     f"evaluation.classification={{val: {CLASSES}, test: {CLASSES}}}",
     f"evaluation.grounding={{val: {REGIONS}, test: {REGIONS}}}",
     f"evaluation.selection={{val: {PAIRS}, test: {PAIRS}}}",
-    "launch={backend: slurm, gpus_per_node: 0}",
+    "launch={backend: slurm, gpus_per_node: 0, container: {image: /x.sif}}",
     "task={name: vqa}",
     "evaluation.classification.templates_file=/t",
 ]

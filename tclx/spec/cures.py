@@ -106,7 +106,7 @@ def _as_number(value: Any, name: str, *, is_whole: bool) -> Iterator[str]:
         size, unit = {"es": (60, "minutes"), "ds": (1, "seconds"), "rs": (3600, "hours")}[name[-2:]]
         yield f"{text} is {seconds / size:g} {unit}: write {seconds / size:g}"
     elif typed := _TYPED_GPUS.match(text):
-        yield f"write {typed[2]}; which GPUs is said with launch.constraint or launch.partition"
+        yield f"write {typed[2]}, and gpu_type: {typed[1]} beside it"
     elif _is_number(text, is_whole=is_whole):
         yield f"without quotes: {text}"
     elif (quantity := _QUANTITY.match(text)) and name.endswith("_gb") and quantity[2].lower() in ("g", "gb", "gib"):

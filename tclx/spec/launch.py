@@ -33,7 +33,7 @@ TAKEN_OPTIONS: dict[str, str] = {
     "dependency": "init.experiment decides",
     "error": "logs go to the run folder",
     "gpus-per-node": "launch.gpus_per_node",
-    "gres": "launch.gpus_per_node",
+    "gres": "launch.gpu_option",
     "job-name": "tclx finds its jobs by it",
     "mem": "launch.memory_gb",
     "nodes": "launch.num_nodes",
@@ -74,6 +74,14 @@ OptionName = Annotated[
     AfterValidator(_not_taken),
 ]
 
+GpuType = Annotated[str, text_like(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "a kind of GPU by SLURM's name, such as `a100`")]
+Image = Annotated[
+    str, text_like(r"^[A-Za-z0-9/~][A-Za-z0-9._/:#@+~-]{0,1000}$", "a container's file or address, without blanks")
+]
+Mount = Annotated[
+    str, text_like(r"^/[^\s\"'\\:,%$`]*(:/[^\s\"'\\:,%$`]*)?(:ro)?$", "`/FOLDER`, `/FOLDER:/INSIDE` or `/FOLDER:/INSIDE:ro`")
+]
+
 NumProcesses = Annotated[int, Field(ge=1), Sensible(at_most=10_000)]
 Amount = Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)]
 
@@ -87,6 +95,20 @@ class LocalLaunch(Section):
     """Training processes, one per GPU (or several on the CPU); more than one trains through torchrun with DDP."""
     max_parallel_runs: Count | None = None
     """Runs that train at the same time, each with GPUs of its own. null: as many as the GPUs suffice for; one on a CPU."""
+
+
+class ContainerSpec(Section):
+    """A container in which the training processes of a job run."""
+
+    image: Image
+    """Its file or address on the compute nodes: `/images/torch.sif`, `docker://nvcr.io/nvidia/pytorch:25.09-py3`; as pyxis has
+    it `nvcr.io#nvidia/pytorch:25.09-py3`."""
+    runtime: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    """What runs it: the command of that name, or pyxis' options of srun."""
+    python: Interpreter = "python3"
+    """The interpreter in the container; tclx's packages are installed there, its own code comes from the submission."""
+    mounts: tuple[Mount, ...] = ()
+    """Further folders that are seen inside. The runs folder and the folders that the spec names are in any case."""
 
 
 class SlurmLaunch(Section):
@@ -106,6 +128,11 @@ class SlurmLaunch(Section):
     """Nodes of one run."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 1
     """GPUs of each node; one training process for each."""
+    gpu_type: GpuType | None = None
+    """Which GPUs, by SLURM's name for them: `a100`; null takes any."""
+    gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """How sbatch is asked for GPUs: `--gpus-per-node=8`, or `--gres=gpu:8`, which clusters that do not count GPUs by themselves
+    want."""
     tasks_per_node: NumProcesses | None = None
     """Training processes of each node where there are no GPUs (`gpus_per_node: 0`); null is one."""
     cpus_per_task: NumProcesses = 4
@@ -129,6 +156,8 @@ class SlurmLaunch(Section):
     """Shell lines before the run starts, such as `module load cuda`. Secrets belong in your environment, which jobs inherit."""
     sbatch_options: dict[OptionName, OptionValue | int | Literal[True]] = Field(default={})
     """Further options of sbatch by their long names: `{exclude: bad-node, reservation: vision, exclusive: true}`."""
+    container: ContainerSpec | None = None
+    """Run the training processes in a container."""
 
     @property
     def processes_per_node(self) -> int:

@@ -288,17 +288,30 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
 
 def missing_files(spec: ExperimentSpec, *, without_data: bool = False) -> Iterator[Problem]:
     """Files and folders that the spec names and this machine does not have; `without_data` leaves out those under `data.*`."""
-    if not without_data:
-        yield from _missing_data(spec)
-    model = spec.model
-    yield from _missing("model.image_encoder.weights", model.image_encoder.weights, "file")
-    yield from _missing("model.text_encoder.name", model.text_encoder.name, "folder")
-    yield from _missing("model.text_encoder.weights", model.text_encoder.weights, "folder")
-    if isinstance(spec.data.tokenizer, HubTokenizer):
-        yield from _missing("data.tokenizer.name", spec.data.tokenizer.name, "folder")
-    if spec.init is not None:
-        yield from _missing("init.experiment", spec.init.experiment, "file")
-        yield from _missing("init.checkpoint", spec.init.checkpoint, "file or folder")
+    for key, path, kind in [*(() if without_data else _data_paths(spec)), *_model_paths(spec)]:
+        found = {"file": Path(path).is_file, "folder": Path(path).is_dir}.get(kind, Path(path).exists)()
+        if not found:
+            yield Problem(key, f"no such {kind}: {path}")
+
+
+def folders_read(spec: ExperimentSpec) -> Iterator[Path]:
+    """Every folder that a run reads something from, other than of its own runs folder."""
+    for _, path, kind in [*_data_paths(spec), *_model_paths(spec)]:
+        yield Path(path) if kind == "folder" else Path(path).parent
+
+
+def _model_paths(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
+    """Key, path and kind of what is no data; names of a hub are none."""
+    model, init, tokenizer = spec.model, spec.init, spec.data.tokenizer
+    named = [
+        ("model.image_encoder.weights", model.image_encoder.weights, "file"),
+        ("model.text_encoder.name", model.text_encoder.name, "folder"),
+        ("model.text_encoder.weights", model.text_encoder.weights, "folder"),
+        ("data.tokenizer.name", tokenizer.name if isinstance(tokenizer, HubTokenizer) else None, "folder"),
+        ("init.experiment", init.experiment if init else None, "file"),
+        ("init.checkpoint", init.checkpoint if init else None, "file or folder"),
+    ]
+    yield from ((key, path, kind) for key, path, kind in named if path is not None and path.startswith("/"))
 
 
 def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
@@ -312,20 +325,10 @@ def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("tracking.tensorboard", "the package tensorboard is not installed", hint)
 
 
-def _missing_data(spec: ExperimentSpec) -> Iterator[Problem]:
+def _data_paths(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
+    """The same of data."""
     for split in ("train", "val", "test"):
         if (source := getattr(spec.data, split)) is not None:
-            for key, path, kind in source.paths():
-                yield from _missing(f"data.{split}.{key}", path, kind)
+            yield from ((f"data.{split}.{key}", path, kind) for key, path, kind in source.paths() if path.startswith("/"))
     for name, task in spec.evaluation.tasks.items():
-        for key, path, kind in task.paths():
-            yield from _missing(f"evaluation.{name}.{key}", path, kind)
-
-
-def _missing(key: str, value: str | None, kind: str) -> Iterator[Problem]:
-    if value is None or not value.startswith("/"):
-        return
-    path = Path(value)
-    found = {"file": path.is_file, "folder": path.is_dir}.get(kind, path.exists)()
-    if not found:
-        yield Problem(key, f"no such {kind}: {value}")
+        yield from ((f"evaluation.{name}.{key}", path, kind) for key, path, kind in task.paths() if path.startswith("/"))

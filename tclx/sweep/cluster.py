@@ -23,6 +23,7 @@ from tclx.launch.slurm.script import batch_script, job_name
 from tclx.launch.slurm.submit import refusal, submitting
 from tclx.launch.snapshot import snapshot_code
 from tclx.spec.launch import SlurmLaunch
+from tclx.spec.rules import folders_read
 from tclx.sweep import claims
 from tclx.sweep.load import Sweep
 from tclx.sweep.study import StudyFolder
@@ -63,7 +64,8 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, sa
             say(f"{going_on if at_work else 'every trial has ended, none is needed'}; nothing was submitted")
             return None
         try:
-            test = _script(launch, job_name(sweep.spec.name, "test"), folder.path, missing)
+            reads = list(folders_read(sweep.base))
+            test = _script(launch, job_name(sweep.spec.name, "test"), folder.path, missing, reads=reads)
             slurm.patiently(lambda: slurm.sbatch(test, test_only=True), say=say)
             job_id = _submit(sweep, folder, launch, missing, lock=lock, say=say)
         except slurm.SlurmRefused as error:
@@ -72,16 +74,21 @@ def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, sa
     return job_id
 
 
-def _script(launch: SlurmLaunch, name: str, folder: Path, num_workers: int, *, code: Path | None = None) -> str:
+def _script(
+    launch: SlurmLaunch, name: str, folder: Path, num_workers: int, *, reads: list[Path], code: Path | None = None
+) -> str:
+    module = "tclx.sweep.task"
     return batch_script(
-        launch, name=name, folder=folder, code=code, num_runs=num_workers, module="tclx.sweep.task", one_task=True
+        launch, name=name, folder=folder, code=code, num_runs=num_workers, module=module, one_task=True, reads=reads
     )
 
 
 def _submit(sweep: Sweep, folder: StudyFolder, launch: SlurmLaunch, num_workers: int, *, lock: int, say: Say) -> str:
     submission = new_submission(folder.runs_dir)
     name = job_name(sweep.spec.name, submission.name)
-    script = _script(launch, name, submission, num_workers, code=snapshot_code(folder.runs_dir))
+    script = _script(
+        launch, name, submission, num_workers, code=snapshot_code(folder.runs_dir), reads=list(folders_read(sweep.base))
+    )
     write_atomically(submission / STUDY, json.dumps({"study": str(folder.path), "max_restarts": launch.max_restarts}))
     (submission / "job.sbatch").write_text(script, encoding="utf-8")
     with folder.jobs.open("a", encoding="utf-8") as file:

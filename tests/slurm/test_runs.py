@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,34 @@ def test_secrets_reach_the_job_and_no_file(tmp_path: Path) -> None:
     until_standing([only_run(runs)], "finished")
     found = subprocess.run(["grep", "-rl", "very-secret-value", str(tmp_path)], capture_output=True, text=True, check=False)
     assert found.stdout == ""
+
+
+RUNTIME = """#!/bin/bash
+# Stands in for apptainer: the same command line, and what is not mounted is not there.
+set -eu
+test "$1" = exec; shift
+test "$1" = --bind; mounts=$2; shift 2
+image=$1; shift
+test -f "$image"
+for mount in ${mounts//,/ }; do test -e "${mount%%:*}"; done
+echo "$mounts" >> "$(dirname "$image")/mounts"
+export IN_CONTAINER=$image
+exec "$@"
+"""
+
+
+def test_a_run_in_a_container_trains_and_its_end_is_looked_after_outside(tmp_path: Path) -> None:
+    """The wrapper's command line on the cluster; the script's own shell, which asks SLURM, stays outside."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apptainer").write_text(RUNTIME)
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    (tmp_path / "torch.sif").write_text("an image")
+    (tmp_path / "bin" / "inside").write_text(f'#!/bin/bash\ntest -n "$IN_CONTAINER" && exec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "inside").chmod(0o755)
+    container = {"image": str(tmp_path / "torch.sif"), "python": str(tmp_path / "bin" / "inside"), "mounts": ["/tmp"]}
+    launch = {"container": container, "setup": [f"export PATH={tmp_path}/bin:$PATH"]}
+    spec = slurm_spec(tmp_path, steps=4, launch=launch)
+    tclx("run", spec, runs_dir=tmp_path / "runs")
+    folder = only_run(tmp_path / "runs")
+    until_standing([folder], "finished")
+    assert (tmp_path / "mounts").read_text() == f"{tmp_path}/runs:{tmp_path}/runs,/tmp:/tmp\n"

@@ -60,7 +60,7 @@ def test_where_nothing_is_likely_nothing_is_guessed(tmp_path: Path, override: st
         ("time_limit_minutes", "1-12", "1-12 is 2160 minutes: write 2160"),
         ("time_limit_minutes", "24h", "24h is 1440 minutes: write 1440"),
         ("signal_seconds", "2:00", "2:00 is 120 seconds: write 120"),
-        ("gpus_per_node", "a100:8", "write 8; which GPUs is said with launch.constraint or launch.partition"),
+        ("gpus_per_node", "a100:8", "write 8, and gpu_type: a100 beside it"),
         ("memory_gb", "64G", "write 64"),
     ],
 )

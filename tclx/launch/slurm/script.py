@@ -10,13 +10,14 @@ from __future__ import annotations
 import shlex
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
 from tclx.errors import InputError, Problem
-from tclx.spec.launch import SlurmLaunch
+from tclx.spec.launch import ContainerSpec, SlurmLaunch
 
 
 def job_name(name: str, token: str) -> str:
@@ -48,6 +49,7 @@ def batch_script(
     after: str | None = None,
     module: str = "tclx.launch.task",
     one_task: bool = False,
+    reads: Sequence[Path] = (),
 ) -> str:
     """The sbatch script of some runs: one job, or an array.
 
@@ -60,6 +62,7 @@ def batch_script(
         after: id of a job that must have finished.
         module: what each task runs, with `rank` before the shell goes on and with `after` when it does.
         one_task: one task has all of a node's processors and GPUs; otherwise each training process is a task.
+        reads: folders that a container has to see, besides that of the submission's runs.
 
     Raises:
         InputError: a path cannot stand in a script.
@@ -69,6 +72,17 @@ def batch_script(
     refuse_unwritable(sys.executable, "launch.python", special="")
     python = launch.python or shlex.quote(sys.executable)  # the spec's has no blanks, and its `~` is for the node's shell
     task = f"{python} -m {module}"
+    rank = f"{task} rank {shlex.quote(str(folder))}"
+    in_container: list[str] = []
+    if launch.container is not None:
+        rank = f"{launch.container.python} -m {module} rank {shlex.quote(str(folder))}"
+        seen = _seen_inside(launch.container, [*_runs_and_code(folder, code), *reads])
+        if launch.container.runtime == "pyxis":
+            image = f"--container-image={launch.container.image}"
+            in_container = [image, f"--container-mounts={shlex.quote(','.join(seen))}", "--container-mount-home"]
+        else:
+            gpus = " --nv" if launch.gpus_per_node else ""
+            rank = f"{launch.container.runtime} exec{gpus} --bind {shlex.quote(','.join(seen))} {launch.container.image} {rank}"
     tasks = 1 if one_task else launch.processes_per_node
     cpus_per_task = launch.cpus_per_task * launch.processes_per_node // tasks
     environment = [
@@ -79,7 +93,7 @@ def batch_script(
           if launch.network_interface else []),
     ]  # fmt: skip
     text: str = _make_sbatch_string(
-        command=f"{task} rank {shlex.quote(str(folder))} || code=$?",
+        command=f"{rank} || code=$?",
         folder=folder,
         job_name=name,
         partition=launch.partition,
@@ -90,7 +104,6 @@ def batch_script(
         nodes=launch.num_nodes,
         ntasks_per_node=tasks,
         cpus_per_task=cpus_per_task,
-        gpus_per_node=launch.gpus_per_node or None,
         mem=f"{launch.memory_gb}G" if launch.memory_gb else None,
         signal_delay_s=launch.signal_seconds,
         comment=f"tclx:{name.rpartition('.')[2]}",
@@ -100,7 +113,7 @@ def batch_script(
         wckey=None,  # submitit's own would be refused by clusters that keep a list
         stderr_to_stdout=True,
         # A rank that dies takes the others with it, who would wait for it in a collective.
-        srun_args=["--kill-on-bad-exit=1"],
+        srun_args=["--kill-on-bad-exit=1", *in_container],
         setup=["trap : TERM USR2  # the shell outlives what its tasks are told", "code=0", *environment, *launch.setup],
         teardown=[f"{task} after {shlex.quote(str(folder))} $code"],
         additional_parameters=_more_options(launch, after),
@@ -108,8 +121,29 @@ def batch_script(
     return text + "\n"
 
 
+def _runs_and_code(folder: Path, code: Path | None) -> list[Path]:
+    """The runs folder, which holds a submission's and a study's, and the code where that lies elsewhere."""
+    runs = folder.parent.parent
+    return [runs, *([code] if code is not None and not code.is_relative_to(runs) else [])]
+
+
+def _seen_inside(container: ContainerSpec, folders: Sequence[Path]) -> list[str]:
+    """Mounts, none inside another of the same path.
+
+    Raises:
+        InputError: a folder's name cannot stand in a mount.
+    """
+    for folder in folders:
+        refuse_unwritable(str(folder), "launch.container.mounts", special="%:,")
+    outer = [one for one in dict.fromkeys(folders) if not any(one != other and one.is_relative_to(other) for other in folders)]
+    own = [mount if ":" in mount else f"{mount}:{mount}" for mount in container.mounts]
+    return list(dict.fromkeys([*(f"{one}:{one}" for one in outer), *own]))
+
+
 def _more_options(launch: SlurmLaunch, after: str | None) -> dict[str, Any]:
+    gpus = f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else str(launch.gpus_per_node)
     return {
+        **({launch.gpu_option: f"gpu:{gpus}" if launch.gpu_option == "gres" else gpus} if launch.gpus_per_node else {}),
         "signal": f"USR2@{launch.signal_seconds}",  # submitit takes the signal from a variable of the environment
         "requeue": True,  # a run whose node died starts again by itself
         **({"kill-on-invalid-dep": "yes"} if after else {}),

@@ -34,6 +34,7 @@ from tclx.launch.snapshot import CODE_FOLDER, snapshot_code
 from tclx.launch.watch import GOING_ON, RunStatus, watch_runs
 from tclx.runs import Job, RunFolder, is_held, read_submitted, write_submitted
 from tclx.spec.launch import SlurmLaunch
+from tclx.spec.rules import folders_read
 
 _KEYS = (
     ("accounting/qos policy", "launch.account or launch.qos"),
@@ -210,9 +211,15 @@ def script_of(runs: Sequence[PlannedRun], *, runs_dir: Path) -> str:
             code=runs_dir.resolve() / CODE_FOLDER / "DIGEST",
             num_runs=len(group.runs),
             after=f"JOB-OF-{group.needs}" if group.needs else None,
+            reads=_reads(group),
         )
         for group in _equals(runs)
     )
+
+
+def _reads(group: _Group) -> list[Path]:
+    """Folders that the runs read from."""
+    return list(dict.fromkeys(folder for run in group.runs for folder in folders_read(run.spec)))
 
 
 def _test(group: _Group, runs_dir: Path, *, say: Say) -> None:
@@ -227,6 +234,7 @@ def _test(group: _Group, runs_dir: Path, *, say: Say) -> None:
         folder=runs_dir.resolve(),
         code=None,
         num_runs=len(group.runs),
+        reads=_reads(group),
     )
     try:
         slurm.patiently(lambda: slurm.sbatch(script, test_only=True), say=say)
@@ -249,7 +257,8 @@ def _submit(
     after = _job_to_wait_for(group, runs_dir, statuses)
     submission = new_submission(runs_dir)
     name = job_name(group.runs[0].spec.name, submission.name)
-    script = batch_script(group.launch, name=name, folder=submission, code=code, num_runs=len(group.runs), after=after)
+    num_runs, reads = len(group.runs), _reads(group)
+    script = batch_script(group.launch, name=name, folder=submission, code=code, num_runs=num_runs, after=after, reads=reads)
     write_submitted(submission, folders)
     (submission / "name").write_text(name, encoding="utf-8")
     (submission / "job.sbatch").write_text(script, encoding="utf-8")

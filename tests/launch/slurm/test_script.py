@@ -204,3 +204,75 @@ def test_the_signal_is_the_one_that_workers_know(monkeypatch: pytest.MonkeyPatch
     """submitit reads it from SUBMITIT_PREEMPT_SIGNAL when it is imported."""
     monkeypatch.setattr("submitit.slurm.slurm.SlurmJobEnvironment.USR_SIG", "USR1")
     assert options(script())["signal"] == "USR2@120"
+
+
+# ------------------------------------------------------------------------------------------------------- GPUs and containers
+
+
+@pytest.mark.parametrize(
+    ("launch", "option"),
+    [
+        ({"gpus_per_node": 8, "gpu_type": "a100"}, ("gpus-per-node", "a100:8")),
+        ({"gpus_per_node": 8, "gpu_option": "gres"}, ("gres", "gpu:8")),
+        ({"gpus_per_node": 2, "gpu_type": "a100_3g.20gb", "gpu_option": "gres"}, ("gres", "gpu:a100_3g.20gb:2")),
+    ],
+)
+def test_gpus_are_asked_for_as_the_cluster_wants(launch: dict[str, Any], option: tuple[str, str]) -> None:
+    found = options(script(**launch))
+    assert {name: value for name, value in found.items() if name in ("gpus-per-node", "gres")} == dict([option])
+
+
+IMAGE = "/images/torch.sif"
+
+
+def in_container(*, reads: list[str], folder: Path = FOLDER, code: Path | None = None, **container: Any) -> list[str]:
+    """The words of the line that starts the training processes, from what srun starts on."""
+    launch = {"backend": "slurm", "container": {"image": IMAGE, **container}}
+    text = batch_script(
+        SlurmLaunch.model_validate_json(json.dumps(launch)),
+        name=job_name("toy", "0a1b2c3d"), folder=folder, code=code, num_runs=1, reads=[Path(each) for each in reads],
+    )  # fmt: skip
+    before, after = body(text)[-2:]
+    assert shlex.split(after)[0] == sys.executable  # scontrol is not in the container
+    return shlex.split(before)
+
+
+def test_the_training_processes_run_in_the_container_and_see_what_they_need() -> None:
+    words = in_container(reads=["/data/coco", "/data/coco/train2017", "/home/me/weights"], mounts=["/scratch", "/a:/b:ro"])
+    assert words[words.index("apptainer") :] == [
+        "apptainer", "exec", "--nv", "--bind",
+        "/shared/runs:/shared/runs,/data/coco:/data/coco,/home/me/weights:/home/me/weights,/scratch:/scratch,/a:/b:ro",
+        IMAGE, "python3", "-m", "tclx.launch.task", "rank", str(FOLDER), "||", "code=$?",
+    ]  # fmt: skip
+
+
+def test_code_that_lies_outside_the_runs_is_seen_too() -> None:
+    words = in_container(reads=[], code=Path("/shared/runs/.code/0a1b"), runtime="singularity")
+    assert "/shared/runs:/shared/runs" in words
+    words = in_container(reads=[], code=Path("/home/me/code"))
+    assert "/shared/runs:/shared/runs,/home/me/code:/home/me/code" in words
+
+
+def test_pyxis_takes_it_from_sruns_options() -> None:
+    words = in_container(reads=["/data"], runtime="pyxis", image="nvcr.io#nvidia/pytorch:25.09-py3", python="/usr/bin/python3")
+    assert words[words.index("--kill-on-bad-exit=1") + 1 :] == [
+        "--container-image=nvcr.io#nvidia/pytorch:25.09-py3", "--container-mounts=/shared/runs:/shared/runs,/data:/data",
+        "--container-mount-home", "/usr/bin/python3", "-m", "tclx.launch.task", "rank", str(FOLDER), "||", "code=$?",
+    ]  # fmt: skip
+
+
+def test_no_gpu_no_driver() -> None:
+    text = script(gpus_per_node=0, container={"image": IMAGE})
+    assert "--nv" not in text
+
+
+@pytest.mark.parametrize("name", ["/data/a,b", "/data/a:b", "/data/a\nb"])
+def test_a_folder_that_no_mount_can_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"^launch\.container\.mounts: .* in it: a job's script cannot name it"):
+        in_container(reads=[name])
+
+
+@pytest.mark.parametrize("image", ["a b.sif", "$(touch x)", "x;y", "'x'", "a\nb", "-x"])
+def test_an_image_that_is_more_than_a_word_is_refused(image: str) -> None:
+    with pytest.raises(ValueError, match="image"):
+        SlurmLaunch.model_validate_json(json.dumps({"backend": "slurm", "container": {"image": image}}))
