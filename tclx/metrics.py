@@ -24,6 +24,7 @@ OF_EVERY_RUN = (
     Metric("health/uniformity_text", "Uniformity of texts"),
     Metric("health/modality_gap", "Modality gap"),
     Metric("health/queue_fill", "Queue filled"),
+    Metric("health/queue_age_gap", "Queue's age gap (temperatures)"),
     Metric("data/bad_images", "Bad images so far"),
     Metric("speed/images_per_second", "Images a second", better="higher"),
     Metric("speed/share_waiting_for_data", "Share of the time waiting for data"),

@@ -91,6 +91,10 @@ class RunState:
     pid: int | None = None
 
 
+WARNING = "warning"
+"""The event of training that goes on, and hardly for what was meant."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Whom a run was handed to: written before SLURM or the local queue hears of it, so that nothing is handed over twice."""
@@ -444,6 +448,10 @@ class RunFolder:
                 file.write(line)
         except OSError as error:
             raise machine_error(error, f"could not write {self.events}") from error
+
+    def read_warnings(self) -> list[str]:
+        """What training has warned of, up to the step that the run stands at."""
+        return [str(event.get("message", "")) for event in self.read_events() if event["event"] == WARNING]
 
     def read_events(self) -> list[dict[str, Any]]:
         """Every event so far; a line that a killed process left half written, or that is no event of ours, is skipped."""

@@ -46,8 +46,10 @@ def status(
         print_json([as_tree(status, trials.get(status.folder.path)) for status in statuses])
     elif len(statuses) == 1 and runs:
         show(aligned([(name, _text(value)) for name, value in _lines(statuses[0]) if value is not None]))
+        warn(statuses)
     elif statuses:
         print_statuses(statuses, trials)
+        warn(statuses)
     elif not found.notes:
         say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
     for note in found.notes:
@@ -62,6 +64,7 @@ def as_tree(status: RunStatus, trial: TrialOf | None = None) -> dict[str, Any]:
         "folder": str(tree.pop("folder").path),
         "state": tree.pop("standing"),
         **tree,
+        "warnings": status.folder.read_warnings(),
         "metrics": {
             name: value if math.isfinite(value) else None for name, value in status.metrics.items()
         },  # JSON knows no NaN
@@ -91,6 +94,14 @@ def print_statuses(statuses: Sequence[RunStatus], trials: Mapping[Path, TrialOf]
     for status in statuses:
         if status.reason and status.standing not in ("finished", "running"):
             say(f"{status.folder.run_id}: {status.reason}")
+
+
+def warn(statuses: Sequence[RunStatus]) -> None:
+    """What training has warned of, of runs that go on or are finished."""
+    for status in statuses:
+        if status.standing in ("running", "finished"):
+            for message in status.folder.read_warnings():
+                say(f"warning: {status.folder.run_id}: {message}")
 
 
 def _trial(trial: TrialOf | None) -> str:

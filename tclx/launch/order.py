@@ -13,6 +13,7 @@ from tclx.plan import Plan, check_spec, make_plan, remarks, starting_from
 from tclx.spec.data import DataSpec
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.load import Experiment, load_experiments
+from tclx.tasks.needs import Needs
 
 
 class PlannedRun(NamedTuple):
@@ -132,11 +133,22 @@ class _Planner:
 
 
 def queue_warnings(spec: ExperimentSpec, plan: Plan) -> tuple[str, ...]:
-    """A queue that holds every image more than once has a row's own epoch-old features among its negatives."""
-    if not plan.needs_momentum or spec.model.queue_size <= plan.num_train_rows:
+    """Queues that teach something else: one that holds every image more than once has a row's own epoch-old features among its
+    negatives; and where nothing but CMA spreads features that begin at random, its keys are told from the batch's by their age
+    (docs/objectives.md, "What a queue needs").
+    """
+    size, batch, objectives = spec.model.queue_size, plan.global_batch_size, spec.objectives
+    if not size or not objectives.need(Needs.QUEUE):
         return ()
-    held = f"the queue of {spec.model.queue_size:,} holds more than an epoch ({plan.num_train_rows:,} rows)"
-    return (f"model.queue_size: {held}: every row is in it several times, from weights of long ago",)
+    found = []
+    if size > plan.num_train_rows:
+        held = f"the queue of {size:,} holds more than an epoch ({plan.num_train_rows:,} rows)"
+        found.append(f"model.queue_size: {held}: every row is in it several times, from weights of long ago")
+    begins_at_random = spec.model.image_encoder.weights is None and spec.init is None
+    if begins_at_random and objectives.cma is not None and objectives.imc is None and size > batch:
+        held = f"CMA without IMC, from random weights, and keys up to {-(-size // batch):,} steps old"
+        found.append(f"model.queue_size: {held}: in every run that was measured they were told by their age; 0 avoids it")
+    return tuple(found)
 
 
 def _besides_rows(experiment: Experiment) -> list[Problem]:

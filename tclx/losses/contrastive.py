@@ -161,3 +161,29 @@ def modality_gap(image: Tensor, text: Tensor) -> Tensor:
     Source: Liang et al. 2022, arXiv:2203.02053.
     """
     return torch.dist(full_precision(image).mean(dim=0), full_precision(text).mean(dim=0))
+
+
+def queue_age_gap(query: Tensor, keys: Tensor, *, fresh: Tensor, oldest: Tensor, temperature: Tensor | float) -> Tensor:
+    """How far the oldest negatives lie behind the batch's own, in temperatures: what is gained by telling keys by their age.
+
+    Keys come from a model that moves on. Where the gap is larger than what separates a positive from the negatives of its
+    batch, the loss falls without any query having found its own key.
+
+    Args:
+        query: [B, D] L2-normalised.
+        keys: [K, D] L2-normalised.
+        fresh: [B, K] bool, True at negatives from the batch.
+        oldest: [B, K] bool, True at the negatives that have waited for longest.
+        temperature: of the softmax, > 0.
+
+    Returns:
+        Scalar: mean cosine to the fresh ones minus mean cosine to the oldest, over the temperature, mean over queries; 0 where
+        there are none of a kind.
+    """
+    cosine = full_precision(query) @ full_precision(keys).T
+
+    def mean(which: Tensor) -> Tensor:
+        return (cosine * which).sum(dim=1) / which.sum(dim=1).clamp(min=1)
+
+    both = fresh.any(dim=1) & oldest.any(dim=1)
+    return ((mean(fresh) - mean(oldest)) * both).mean() / temperature

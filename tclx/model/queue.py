@@ -46,6 +46,13 @@ class FeatureQueue(nn.Module):
         """[K] bool, True at entries that hold real features."""
         return torch.arange(self.size, device=self.filled.device) < self.filled
 
+    def oldest(self, share: float) -> Tensor:
+        """[K] bool, True at the real features that were written first: this share of them, at least one where there is any."""
+        slots = torch.arange(self.size, device=self.filled.device)
+        # Until the ring is full the pointer stands behind the newest, and slot 0 is the oldest.
+        age_rank = torch.where(self.filled < self.size, slots, (slots - self.pointer) % self.size)
+        return (age_rank < (self.filled * share).ceil()) & self.valid
+
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, image_index: Tensor) -> None:
         """Write a batch over the oldest entries, wrapping around; of a batch larger than the queue its last K stay.

@@ -202,6 +202,9 @@ def _doubts(material: Material) -> Iterator[str]:
     if len(data) > 1:
         yield f"Not all were evaluated on the same data: data.{results.split} differs, and so its metrics do not compare."
     yield from (f"{note[:1].upper()}{note[1:]}." for note in results.notes)
+    for row in results.rows:
+        for run in row.runs:
+            yield from (f"{run.run_id}: {message}." for message in RunFolder(run.folder).read_warnings())
     num_seeds = {len(row.runs) for row in results.rows}
     if len(results.rows) > 1 and max(num_seeds) < 2:
         yield "One seed each: intervals and bold are over queries alone, and another seed may turn them round."

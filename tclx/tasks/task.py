@@ -53,6 +53,14 @@ class StepOutput(NamedTuple):
     """What `after_update` gets of this pass; None for nothing."""
 
 
+class HealthWarning(NamedTuple):
+    """Training goes on, and hardly for what was meant."""
+
+    kind: str
+    message: str
+    """With what has helped, without a full stop."""
+
+
 class TrainingTask(Section):
     """A task of the training: its settings are the fields, the rest is the same whatever they are."""
 
@@ -107,6 +115,10 @@ class TrainingTask(Section):
         """Called after an optimizer step; `keys` are those of its forward passes that had any."""
         if spec.compat != "official":
             model.follow(spec.model.momentum)
+
+    def warnings(self, rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan) -> Iterator[HealthWarning]:
+        """What the rows that steps have written so far show to go wrong; each kind is said once a run."""
+        return iter(())
 
     def row(self, model: Any, inputs: dict[str, Any]) -> dict[str, float]:
         """What the row of a step has beside the step's own measures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import dropwhile
@@ -21,7 +22,7 @@ from tclx.model.compiled import compile_encoders
 from tclx.model.tcl import MomentumModel
 from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
-from tclx.runs import Best, RunFolder, RunState, Status
+from tclx.runs import WARNING, Best, RunFolder, RunState, Status
 from tclx.spec.data import TrainedTokenizer
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
@@ -167,6 +168,10 @@ def _began_anew(report: LoadReport) -> str:
     return f"; {', '.join(sorted(parts))} begin at random" if parts else ""
 
 
+_ROWS_KEPT = 4000
+"""What is judged by them lies within a warm-up, which has that many rows where every step of a long one writes one."""
+
+
 @dataclass
 class Session:
     """What was asked, what trains, where it is written down."""
@@ -185,6 +190,10 @@ class Session:
     tally: Tally
     evaluated: list[Best] = field(default_factory=list)
     """During training, the best first; rank 0's."""
+    stepped: deque[Row] = field(default_factory=lambda: deque(maxlen=_ROWS_KEPT))
+    """The newest rows that steps have written; rank 0's."""
+    warned: set[str] = field(default_factory=set)
+    """Kinds of warnings that the run has given; rank 0's."""
 
     # -- writing down --------------------------------------------------------------------------------------------------------
 
@@ -198,6 +207,17 @@ class Session:
 
         distributed.on_main(append)
         self.watcher.row(row)
+        if distributed.is_main() and "loss/total" in row:
+            self._warn(row)
+
+    def _warn(self, row: Row) -> None:
+        """Say what the rows show to go wrong, each kind once a run."""
+        self.stepped.append(row)
+        for kind, message in self.spec.task.warnings(list(self.stepped), self.spec, self.plan):
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.folder.add_event(WARNING, step=row["step"], kind=kind, message=message)
+                self.watcher.say(f"warning: {message}")
 
     def write_state(self, status: Status, step: int) -> None:
         state = RunState(status, step=step, total_steps=self.plan.total_steps)
@@ -210,6 +230,8 @@ class Session:
             rows: of metrics.jsonl, up to that step.
         """
         step, metric = self.trained.progress.step, self.spec.evaluation.best_row_metric
+        self.stepped.extend(row for row in rows if "loss/total" in row)
+        self.warned = {event.get("kind", "") for event in self.folder.read_events() if event["event"] == WARNING}
         self.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
         is_evaluated = any(found.step == step for found in self.evaluated)
         distributed.on_main(self._settle_best)

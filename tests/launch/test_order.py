@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +121,23 @@ def test_a_queue_larger_than_an_epoch_is_warned_of(tmp_path: Path) -> None:
     assert large.warnings[0].startswith(
         f"model.queue_size: the queue of {num_rows + batch} holds more than an epoch ({num_rows} rows)"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_warned_of"),
+    [
+        ({}, False),  # with IMC
+        ({"objectives": {"imc": None, "lmi": None}}, True),
+        ({"objectives": {"imc": None}}, True),
+        ({"objectives": {"imc": None, "lmi": None}, "model": {"queue_size": 0}}, False),
+        ({"objectives": {"imc": None, "lmi": None}, "model": {"queue_size": 64}}, False),  # no key is older than a step
+        ({"objectives": {"cma": None, "imc": None}}, False),
+    ],
+)
+def test_cma_alone_with_a_queue_from_random_weights_is_warned_of(
+    changes: dict[str, Any], is_warned_of: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({"name": "cma", "extends": "tclx:quickstart", **changes}))
+    (run,) = plan_runs([tmp_path / "spec.json"], runs_dir=tmp_path / "runs")
+    said = [one for one in run.warnings if "told by their age" in one]
+    assert bool(said) == is_warned_of

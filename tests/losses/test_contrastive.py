@@ -16,6 +16,7 @@ from tclx.losses.contrastive import (
     mask_out,
     modality_gap,
     mutual_information_bound,
+    queue_age_gap,
     similarity_logits,
     soft_cross_entropy,
     soft_targets,
@@ -245,3 +246,33 @@ def test_health_of_a_single_pair_is_finite() -> None:
     assert uniformity(x).item() == 0
     assert alignment(x, y).isfinite()
     assert modality_gap(x, y).item() == pytest.approx(math.sqrt(alignment(x, y).item()), rel=1e-6)
+
+
+def test_the_age_gap_equals_the_slow_loop() -> None:
+    query, keys = unit_rows(5, 4).double(), unit_rows(11, 4).double()
+    random = torch.Generator().manual_seed(3)
+    fresh, oldest = (torch.rand(5, 11, generator=random) < 0.4 for _ in range(2))
+    fresh[3] = False  # this query has no negative in the batch, and so no gap
+    total = 0.0
+    for row in range(5):
+        means = []
+        for which in (fresh, oldest):
+            cosines = [float(query[row] @ keys[k]) for k in range(11) if which[row, k]]
+            means.append(sum(cosines) / len(cosines) if cosines else None)
+        total += 0.0 if None in means else (means[0] - means[1]) / 0.07  # type: ignore[operator]
+    found = queue_age_gap(query, keys, fresh=fresh, oldest=oldest, temperature=0.07)
+    assert found.item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_keys_that_drift_away_are_a_gap_and_keys_that_do_not_are_none() -> None:
+    """Old keys turned by a known angle away from every query."""
+    query = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1)
+    now, before = torch.tensor([[0.8, 0.6, 0.0]]).repeat(3, 1), torch.tensor([[0.3, 0.0, math.sqrt(1 - 0.09)]]).repeat(3, 1)
+    fresh = torch.tensor([True] * 3 + [False] * 3).repeat(4, 1)
+    drifted = queue_age_gap(query, torch.cat([now, before]), fresh=fresh, oldest=~fresh, temperature=0.1)
+    assert drifted.item() == pytest.approx((0.8 - 0.3) / 0.1, rel=1e-5)
+    still = queue_age_gap(query, torch.cat([now, now]), fresh=fresh, oldest=~fresh, temperature=0.1)
+    assert still.item() == pytest.approx(0, abs=1e-6)
+    assert (
+        queue_age_gap(query, now, fresh=fresh[:, :3], oldest=torch.zeros(4, 3, dtype=torch.bool), temperature=0.1).item() == 0
+    )

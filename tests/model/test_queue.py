@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,3 +51,20 @@ def test_features_of_half_precision_and_with_a_graph_are_stored_as_plain_fp32() 
     queue.enqueue(image.bfloat16(), text.requires_grad_(), index)
     assert queue.image.dtype == torch.float32
     assert not queue.text.requires_grad
+
+
+@pytest.mark.parametrize("batches", [(1,), (5,), (4, 4, 4), (5, 5, 5), (12, 3), (13, 1), (7, 7, 7, 7), (40, 7, 25)])
+@pytest.mark.parametrize("share", [1 / 8, 0.25, 0.5, 1.0])
+def test_the_oldest_are_those_written_first(batches: tuple[int, ...], share: float) -> None:
+    queue, slots_by_age = FeatureQueue(SIZE, WIDTH), list[int]()
+    for seed, num in enumerate(batches):
+        queue.enqueue(*features(num, seed))
+        for row in range(num):
+            slots_by_age.append((sum(batches[:seed]) + row) % SIZE)
+    kept = slots_by_age[-SIZE:]
+    wanted = sorted(kept[: math.ceil(share * len(kept))])
+    assert queue.oldest(share).nonzero().flatten().tolist() == wanted
+
+
+def test_an_empty_queue_has_no_oldest() -> None:
+    assert not FeatureQueue(SIZE, WIDTH).oldest(1 / 8).any()

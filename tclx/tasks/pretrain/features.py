@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tclx import distributed
 from tclx.data.batch import Batch, normalise
-from tclx.losses.contrastive import similarity_logits, target_distribution
+from tclx.losses.contrastive import queue_age_gap, similarity_logits, target_distribution
 from tclx.losses.matching import draw_hard_negatives
+from tclx.model.queue import FeatureQueue
 from tclx.model.tcl import TCL, Encoded, Encoders
 from tclx.tasks.needs import Needs
 
@@ -70,6 +71,10 @@ class Neighbours(NamedTuple):
     """[B] int64, this process's rows among them"""
     same_image: Tensor
     """[B, G] bool, True where the image is the row's own"""
+
+
+_OLDEST = 1 / 8
+"""Of the queue."""
 
 
 class Features:
@@ -223,6 +228,23 @@ class Features:
                 valid = torch.cat([torch.ones_like(index, dtype=torch.bool), queue.valid])
             image, text, index = torch.cat([image, queue.image]), torch.cat([text, queue.text]), torch.cat([index, queued])
         return Keys(image, text, target_distribution(rows, index), valid)
+
+    @torch.no_grad()
+    def queue_age_gap(self, queue: FeatureQueue) -> Tensor:
+        """Scalar, see `losses.contrastive.queue_age_gap`: images among texts and texts among images, their mean."""
+        keys, others = self.keys, self.keys.targets == 0
+        num_fresh = len(keys.image) - queue.size
+        fresh, oldest = others.clone(), others.clone()
+        fresh[:, num_fresh:] = False
+        oldest[:, :num_fresh] = False
+        oldest[:, num_fresh:] &= queue.oldest(_OLDEST)
+        image, text = self.embeddings
+        temperature = self.model.temperature(next(iter(self._objectives.needing(Needs.QUEUE))))
+        parts = [
+            queue_age_gap(query, of_others, fresh=fresh, oldest=oldest, temperature=temperature)
+            for query, of_others in ((image, keys.text), (text, keys.image))
+        ]
+        return torch.stack(parts).mean()
 
     @property
     def queue_keys(self) -> QueueKeys:

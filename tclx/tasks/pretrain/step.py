@@ -84,6 +84,7 @@ class TrainingStep(Step):
         }
         if (queue := self.model.queue) is not None:
             measures["health/queue_fill"] = queue.filled / queue.size
+            measures["health/queue_age_gap"] = features.queue_age_gap(queue)
         return measures
 
 

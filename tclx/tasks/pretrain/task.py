@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tclx.tasks.task import CAPTION_FORMS, SoftLabelSpec, TrainingTask
+from tclx.tasks.task import CAPTION_FORMS, HealthWarning, SoftLabelSpec, TrainingTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tclx.data.batch import Batch
     from tclx.data.tokenizer import CaptionTokenizer
     from tclx.model.tcl import TCL
+    from tclx.plan import Plan
     from tclx.spec.experiment import ExperimentSpec
     from tclx.tasks.needs import Needs
 
@@ -53,6 +54,11 @@ class PretrainSpec(TrainingTask):
         if model.queue is not None:
             for each in keys:
                 model.queue.enqueue(*each)
+
+    def warnings(self, rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan) -> Iterator[HealthWarning]:
+        from tclx.tasks.pretrain.health import warnings
+
+        return warnings(rows, spec, plan)
 
     def row(self, model: TCL, inputs: dict[str, Any]) -> dict[str, float]:
         temperatures = {f"temperature/{name}": getattr(model.temperatures, name).item() for name in model.temperatures.bounds}

@@ -88,7 +88,11 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line("uniformity", ["health/uniformity_image", "health/uniformity_text"]),
             _line("modality gap", ["health/modality_gap"]),
             _line("temperature", _temperatures(specs, contrastive)),
-            *([_line("queue filled", ["health/queue_fill"])] if any(spec.model.queue_size for spec in specs) else []),
+            *(
+                [_line("queue filled", ["health/queue_fill"]), _line("queue's age gap", ["health/queue_age_gap"])]
+                if any(spec.model.queue_size for spec in specs)
+                else []
+            ),
             *(_media(f"similarity, {split}", [f"similarity/{split}/{kind}" for kind in _PAIRS]) for split in shown),
         ],
         "Retrieval": [panel for split in during for panel in _retrieval(split)],
