@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 
-@torch.no_grad()
-def update_momentum(online: nn.Module, averaged: nn.Module, *, momentum: float) -> None:
-    """averaged <- momentum * averaged + (1 - momentum) * online, in place, paired by name.
+class Pairs(NamedTuple):
+    """The tensors of a trained module and of its momentum copy, paired by name.
 
-    Buffers (batch-norm statistics) are copied: averaging an average would lag twice.
-
-    Args:
-        online: the trained module; what only it has is left out.
-        averaged: its momentum copy.
-        momentum: the share the copy keeps of itself, in [0, 1].
-
-    Source: He et al. 2020, arXiv:1911.05722, equation 2.
+    They stay the same as long as the modules stay where they are, and finding them takes the host longer than the update.
     """
-    parameters = _pairs(dict(online.named_parameters()), dict(averaged.named_parameters()))
-    torch._foreach_lerp_(parameters[1], parameters[0], 1 - momentum)
-    buffers = _pairs(dict(online.named_buffers()), dict(averaged.named_buffers()))
-    if buffers[1]:
-        torch._foreach_copy_(buffers[1], buffers[0])
+
+    online: list[Tensor]
+    averaged: list[Tensor]
+    online_buffers: list[Tensor]
+    averaged_buffers: list[Tensor]
+
+    @classmethod
+    def of(cls, online: nn.Module, averaged: nn.Module) -> Pairs:
+        """Of what the copy has; what only the trained module has is left out."""
+        parameters, buffers = dict(online.named_parameters()), dict(online.named_buffers())
+        names, averaged_parameters = zip(*averaged.named_parameters(), strict=True)
+        own_buffers = dict(averaged.named_buffers())
+        return cls(
+            [parameters[name] for name in names],
+            list(averaged_parameters),
+            [buffers[name] for name in own_buffers],
+            list(own_buffers.values()),
+        )
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """averaged <- momentum * averaged + (1 - momentum) * online, in place.
+
+        Buffers (batch-norm statistics) are copied: averaging an average would lag twice.
+
+        Args:
+            momentum: the share the copy keeps of itself, in [0, 1].
+
+        Source: He et al. 2020, arXiv:1911.05722, equation 2.
+        """
+        torch._foreach_lerp_(self.averaged, self.online, 1 - momentum)
+        if self.averaged_buffers:
+            torch._foreach_copy_(self.averaged_buffers, self.online_buffers)
 
 
-def _pairs(online: dict[str, Tensor], averaged: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    return [online[name] for name in averaged], list(averaged.values())
+def update_momentum(online: nn.Module, averaged: nn.Module, *, momentum: float) -> None:
+    """`Pairs.update` of two modules, once."""
+    Pairs.of(online, averaged).update(momentum)

@@ -6,7 +6,7 @@ Only what the objectives need is built; a part that no active term uses is None.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tclx.errors import InputError, Problem
 from tclx.model.fusion import FusionEncoder
-from tclx.model.momentum import update_momentum
+from tclx.model.momentum import Pairs
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
 from tclx.model.vision import ImageEncoder
@@ -175,11 +175,18 @@ class MomentumModel(nn.Module):
 
     online: Encoders
     momentum: Encoders | None
+    _pairs: Pairs | None = None
 
     def follow(self, momentum: float) -> None:
         """Move the momentum encoders towards the online ones; they keep `momentum` of themselves."""
         if self.momentum is not None:
-            update_momentum(self.online, self.momentum, momentum=momentum)
+            if self._pairs is None:
+                self._pairs = Pairs.of(self.online, self.momentum)
+            self._pairs.update(momentum)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._pairs = None  # moved elsewhere, a module has other buffers
+        return super()._apply(fn, recurse)
 
 
 class TCL(MomentumModel):

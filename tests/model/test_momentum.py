@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tclx.model.momentum import update_momentum
+from tclx.model.tcl import MomentumModel
 
 
 def network(seed: int) -> nn.Sequential:
@@ -53,3 +54,30 @@ def test_keeping_all_changes_nothing() -> None:
     before = [parameter.clone() for parameter in momentum.parameters()]
     update_momentum(online, momentum, momentum=1.0)
     assert all(map(torch.equal, momentum.parameters(), before))
+
+
+class Following(MomentumModel):
+    """Two small networks in the place of encoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.momentum = network(0), network(1)  # type: ignore[assignment]
+
+
+def test_pairs_that_were_found_once_stay_right_when_the_model_moves() -> None:
+    model = Following()
+    for step in range(4):
+        if step == 2:
+            model.double()  # as a move to another device: other buffers, other storage
+        with torch.no_grad():
+            for tensor in model.online.parameters():
+                tensor.add_(1)
+        model.online[1].running_mean.add_(1)  # type: ignore[index, union-attr]
+        expected = {
+            name: 0.9 * before + 0.1 * after
+            for (name, before), after in zip(model.momentum.named_parameters(), model.online.parameters(), strict=True)  # type: ignore[union-attr]
+        }
+        model.follow(0.9)
+        for name, parameter in model.momentum.named_parameters():  # type: ignore[union-attr]
+            torch.testing.assert_close(parameter, expected[name])
+        assert torch.equal(model.momentum[1].running_mean, model.online[1].running_mean)  # type: ignore[index, union-attr]

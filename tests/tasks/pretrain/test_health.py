@@ -74,7 +74,7 @@ def test_a_term_without_a_queue_is_not_told_to_shorten_it() -> None:
 
 
 def test_a_collapse_is_provoked_and_named_everywhere(tmp_path: Path) -> None:
-    """CMA alone with a queue of eight batches at a learning rate at which its keys drift; for real, through the command line."""
+    """CMA alone with a queue of eight batches at a learning rate at which its keys drift; through the command line."""
     scenes = {"source": "scenes", "num_images": 600, "picture_size": 32}
     spec = write_spec(
         tmp_path,
@@ -93,7 +93,9 @@ def test_a_collapse_is_provoked_and_named_everywhere(tmp_path: Path) -> None:
         objectives={"soft_labels": None, "cma": {}},
         data={
             "train": {**scenes, "split": "train"}, "val": {**scenes, "split": "val", "num_images": 16}, "num_workers": 0,
-            "augmentation": {"crop_scale": [0.9, 1.0], "color_jitter": 0, "grayscale": 0, "blur": 0, "flip": 0, "random_ops": 0},
+            "augmentation": {
+                "crop_scale": [0.9, 1.0], "color_jitter": 0, "grayscale": 0, "blur": 0, "flip": 0, "random_ops": 0
+            },
         },
         optim={"learning_rate": 3e-3, "schedule": {"name": "cosine", "warmup_steps": 5}},
         training={"steps": 170, "batch_size_per_gpu": 32, "device": "cpu", "checkpoints": {"every_steps": 170}},
