@@ -26,6 +26,7 @@ from tclx.cli import (
     report,
     results,
     resume,
+    room,
     run,
     schema,
     search,
@@ -42,7 +43,7 @@ ELSEWHERE = {
     "train": "run", "fit": "run", "launch": "run", "submit": "run", "start": "run", "validate": "plan", "show": "plan",
     "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "optimize": "sweep",
     "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
-    "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results",
+    "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results", "delete": "rm", "remove": "rm", "clean": "rm", "prune": "rm", "disk": "du",
 }  # fmt: skip
 """What other tools call a command -> what it is called here."""
 
@@ -115,6 +116,8 @@ app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 app.command(epilog=sync.EXAMPLE)(sync.sync)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard)
+app.command(epilog=room.DU_EXAMPLE)(room.du)
+app.command(epilog=room.RM_EXAMPLE)(room.rm)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.command(epilog=explain.EXAMPLE)(explain.explain)

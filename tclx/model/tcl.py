@@ -186,7 +186,8 @@ class MomentumModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._pairs = None  # moved elsewhere, a module has other buffers
-        return super()._apply(fn, recurse)
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
 
 class TCL(MomentumModel):
