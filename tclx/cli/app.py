@@ -43,7 +43,8 @@ ELSEWHERE = {
     "train": "run", "fit": "run", "launch": "run", "submit": "run", "start": "run", "validate": "plan", "show": "plan",
     "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "optimize": "sweep",
     "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
-    "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results", "delete": "rm", "remove": "rm", "clean": "rm", "prune": "rm", "disk": "du",
+    "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results",
+    "delete": "rm", "remove": "rm", "clean": "rm", "prune": "rm", "disk": "du",
 }  # fmt: skip
 """What other tools call a command -> what it is called here."""
 

@@ -10,7 +10,7 @@ import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show
 
-DU_EXAMPLE = "Example:  tclx du"
+DU_EXAMPLE = "Example:  tclx du quickstart"
 RM_EXAMPLE = "Example:  tclx rm quickstart --checkpoints --yes"
 
 
