@@ -7,6 +7,7 @@ The hub's own client asks six times with growing pauses before it says that ther
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -82,6 +83,40 @@ def require(needed: HubFiles) -> None:
         if not answer.startswith(_NO_SUCH):  # it will not answer for the other files either
             break
     raise _missing(needed, answer)
+
+
+def fetch(needed: HubFiles) -> int:
+    """Bring files into the cache, with the small ones beside them that a model or tokenizer may be described by.
+
+    Returns:
+        Bytes of all of them.
+
+    Raises:
+        MachineError: the hub cannot be reached, does not have them or does not give them.
+    """
+    require(needed)
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    try:
+        there = HfApi(endpoint=constants.ENDPOINT).list_repo_files(needed.repository, revision=needed.revision)
+        chosen = [next((name for name in names if name in there), names[0]) for names in needed.files]
+        for index in [name for name in chosen if name.endswith(".index.json")]:
+            suffix = index.removesuffix(".index.json").rpartition(".")[2]
+            chosen += [name for name in there if "/" not in name and name.endswith(f".{suffix}")]
+        chosen += [name for name in there if "/" not in name and name.endswith((".json", ".txt", ".model"))]
+        paths = [hf_hub_download(needed.repository, name, revision=needed.revision) for name in dict.fromkeys(chosen)]
+    except Exception as error:  # its client raises what its HTTP library does, and more
+        raise _missing(needed, f"it cannot be fetched ({type(error).__name__}: {first_line(error)})") from error
+    return sum(Path(path).stat().st_size for path in paths)
+
+
+def go_offline() -> None:
+    """Let the hub's client ask nobody from here on, in this process; a user's own HF_HUB_OFFLINE stands."""
+    from huggingface_hub import constants
+
+    if "HF_HUB_OFFLINE" not in os.environ:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that this one starts
+        constants.HF_HUB_OFFLINE = True
 
 
 def _lacking(needed: HubFiles) -> list[Sequence[str]]:

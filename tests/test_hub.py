@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,19 +13,22 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import huggingface_hub.constants
 import pytest
 
 from tclx import hub
+from tclx.cli.fetch import fetch
 from tclx.data.tokenizer import build_tokenizer
 from tclx.doctor.machine import check_hub_for
 from tclx.errors import MachineError
 from tclx.hub import HubFiles, in_cache, require, text_files
 from tclx.launch.downloads import check_downloads
-from tclx.launch.downloads import hub_files as hub_files_of
 from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import check_beginnings
+from tclx.model.downloads import ask_no_hub
+from tclx.model.downloads import hub_files as hub_files_of
 from tclx.model.text import text_config
 from tclx.model.vision import ImageEncoder, hub_files
 from tclx.runs import RunFolder, RunState
@@ -231,3 +236,93 @@ def test_an_image_encoder_in_the_cache_is_found(cache: Path) -> None:
     assert not in_cache(needed)
     cached(cache, needed.repository, model__safetensors="x")
     assert in_cache(needed)
+
+
+# ------------------------------------------------------------------------------------------------------------------- fetching
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Whole(BaseHTTPRequestHandler):
+    """Has `someone/bert` with all its files, as the hub answers for them; counts what it is asked."""
+
+    files: ClassVar[dict[str, bytes]] = {
+        "config.json": b"{}", "pytorch_model.bin": b"w" * 5000, "vocab.txt": b"[PAD]", "README.md": b"much", "onnx/model.onnx": b"x",
+    }  # fmt: skip
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.asked.append(self.path)
+        if self.path.startswith("/api/models/someone/bert"):
+            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in self.files.items()]
+            content: bytes | None = json.dumps(tree if "/tree/" in self.path else {"id": "someone/bert", "sha": SHA}).encode()
+        else:
+            content = self.files.get(self.path.partition("/resolve/main/")[2].partition("?")[0])
+        self.send_response(404 if content is None else 200)
+        if content is not None:
+            self.send_header("X-Repo-Commit", SHA)
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if self.command == "GET" and content is not None:
+            self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Whole]]:
+    Whole.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Whole) as server:
+        at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Whole
+        server.shutdown()
+
+
+def test_what_is_fetched_is_in_the_cache_with_what_describes_it_and_nothing_else(whole: type[Whole], cache: Path) -> None:
+    assert not in_cache(WEIGHTS)
+    assert hub.fetch(WEIGHTS) == 2 + 5000 + 5
+    assert in_cache(WEIGHTS)
+    there = {path.name for path in (cache / "models--someone--bert" / "snapshots" / SHA).iterdir()}
+    assert there == {"config.json", "pytorch_model.bin", "vocab.txt"}
+
+
+def test_what_the_hub_does_not_have_is_named(whole: type[Whole]) -> None:
+    with pytest.raises(MachineError, match=r"other/bert is not in this machine's cache"):
+        hub.fetch(WEIGHTS._replace(repository="other/bert"))
+
+
+def test_the_command_fetches_once(
+    whole: type[Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "spec.json"
+    tokenizer = {"source": "pretrained", "name": "someone/bert"}
+    spec.write_text(json.dumps({"name": "far", "extends": "tclx:quickstart", "data": {"tokenizer": tokenizer}}))
+    fetch([spec], None)
+    assert "someone/bert: 0.0 MiB fetched (data.tokenizer.name)" in capsys.readouterr().err
+    whole.asked.clear()
+    fetch([spec], None)
+    assert "someone/bert: is in the cache already" in capsys.readouterr().err
+    assert whole.asked == []
+
+
+def test_a_run_that_finds_everything_asks_nobody(whole: type[Whole], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    tokenizer = HubTokenizer(source="pretrained", name="someone/bert")
+    tiny = tiny_spec()
+    spec = tiny.model_copy(update={"data": tiny.data.model_copy(update={"tokenizer": tokenizer})})
+    ask_no_hub(spec)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE  # something is still to be fetched
+    hub.fetch(WEIGHTS)
+    ask_no_hub(spec)
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -20,6 +20,7 @@ from tclx.cli import (
     examples,
     explain,
     export,
+    fetch,
     init,
     logs,
     plan,
@@ -44,7 +45,7 @@ ELSEWHERE = {
     "dry-run": "plan", "evaluate": "eval", "test": "eval", "tune": "sweep", "optimize": "sweep",
     "list": "status", "ls": "status", "ps": "status", "queue": "status", "tail": "logs", "log": "logs", "stop": "cancel",
     "kill": "cancel", "continue": "resume", "restart": "resume", "diff": "compare", "table": "results",
-    "delete": "rm", "remove": "rm", "clean": "rm", "prune": "rm", "disk": "du",
+    "delete": "rm", "remove": "rm", "download": "fetch", "clean": "rm", "prune": "rm", "disk": "du",
 }  # fmt: skip
 """What other tools call a command -> what it is called here."""
 
@@ -102,6 +103,7 @@ app.command(epilog=examples.EXAMPLE)(examples.examples)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.add_typer(sweep.app, name="sweep")
 app.command(epilog=plan.EXAMPLE)(plan.plan)
+app.command(epilog=fetch.EXAMPLE)(fetch.fetch)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=logs.EXAMPLE)(logs.logs)
 app.command(epilog=cancel.EXAMPLE)(cancel.cancel)

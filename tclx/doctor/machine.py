@@ -30,7 +30,8 @@ from urllib.parse import urlsplit
 from tclx import __version__, hub, system
 from tclx.doctor.check import Check
 from tclx.doctor.slurm import check_slurm
-from tclx.launch.downloads import hub_files, why_not
+from tclx.launch.downloads import why_not
+from tclx.model.downloads import hub_files
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.rules import missing_packages
 from tclx.system import Mount

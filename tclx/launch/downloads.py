@@ -5,36 +5,13 @@ A job on a compute node finds out after hours in a queue; `tclx plan` and `tclx 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from tclx import hub
 from tclx.errors import MachineError
 from tclx.hub import HubFiles
-from tclx.spec.data import HubTokenizer
+from tclx.model.downloads import hub_files
 from tclx.spec.experiment import ExperimentSpec
-
-
-def hub_files(spec: ExperimentSpec, *, with_image: bool) -> Iterator[HubFiles]:
-    """What a run takes from the hub.
-
-    Args:
-        with_image: also of the image encoder, for which timm has to be imported.
-
-    Raises:
-        InputError: timm does not know the image encoder.
-    """
-    text, image, tokenizer = spec.model.text_encoder, spec.model.image_encoder, spec.data.tokenizer
-    if isinstance(tokenizer, HubTokenizer) and hub.is_hub_name(tokenizer.name):
-        yield hub.tokenizer_files(tokenizer.name, key="data.tokenizer.name")
-    if spec.init is not None:  # the weights are another run's
-        return
-    if text.weights == "hub" and text.name and hub.is_hub_name(text.name):
-        yield hub.text_files(text.name, key="model.text_encoder.weights", weights=True)
-    if with_image and image.weights == "hub":
-        from tclx.model.vision import hub_files as image_files
-
-        if (needed := image_files(image.name)) is not None:
-            yield needed
 
 
 def check_downloads(specs: Iterable[ExperimentSpec], *, with_image: bool) -> list[str]:
@@ -65,6 +42,27 @@ def check_downloads(specs: Iterable[ExperimentSpec], *, with_image: bool) -> lis
         for needed, by_job in lacking.items()
         if by_job
     ]
+
+
+def fetch_all(specs: Iterable[ExperimentSpec], *, say: Callable[[str], None]) -> bool:
+    """Fetch what runs take from the hub and the cache lacks; returns whether they take anything.
+
+    Args:
+        specs: of the runs.
+        say: is told of every repository.
+
+    Raises:
+        InputError: as `hub_files`.
+        MachineError: something cannot be fetched.
+    """
+    wanted = dict.fromkeys(needed for spec in specs for needed in hub_files(spec, with_image=True))
+    for needed in wanted:
+        if hub.in_cache(needed):
+            say(f"{needed.repository}: is in the cache already ({needed.key})")
+            continue
+        num_bytes = hub.fetch(needed)
+        say(f"{needed.repository}: {num_bytes / 2**20:,.1f} MiB fetched ({needed.key})")
+    return bool(wanted)
 
 
 def why_not(needed: HubFiles) -> str | None:

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tclx import distributed
 from tclx.data.batch import RowBatch
 from tclx.errors import InputError, Interrupted, Problem, RunFailed, TclxError
+from tclx.model.downloads import ask_no_hub
 from tclx.plan import Plan
 from tclx.printing import screen
 from tclx.runs import RunFolder, RunState
@@ -106,6 +107,7 @@ def _train(
     if problems := list(missing_packages(spec)):  # planned elsewhere, it may have been there
         raise InputError(*problems)
     prepare_numerics(spec.training, device)
+    ask_no_hub(spec)
     trained = begin(folder, spec, plan, device=device, consoles=consoles)
     progress, is_main, metrics = trained.progress, distributed.is_main(), MetricsFile(folder.metrics)
     rows = distributed.on_main(lambda: metrics.truncate_after(progress.step))

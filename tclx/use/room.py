@@ -18,6 +18,7 @@ from tclx.spec.load import load_spec_json
 _REMOVING = ".removing-"
 """The beginning of a folder's name while it is removed: what a killed command leaves is removed by the next."""
 
+
 class Room(NamedTuple):
     """What one run takes, in bytes."""
 

@@ -24,7 +24,7 @@ COMMANDS = [
     ["tensorboard"], ["sweep"],
     ["sweep", "run"], ["sweep", "plan"], ["sweep", "status"], ["sweep", "best"], ["sweep", "report"], ["sweep", "cancel"],
     ["data"], ["data", "write"], ["data", "check"], ["data", "import"],
-    ["embed"], ["search"], ["export"], ["du"], ["rm"],
+    ["embed"], ["search"], ["export"], ["du"], ["rm"], ["fetch"],
     ["weights"], ["weights", "import"], ["weights", "export"],
 ]  # fmt: skip
 
