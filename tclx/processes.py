@@ -1,16 +1,30 @@
-"""What can be known of another process of ours from outside? Whether it does anything, and what it waits for.
+"""What can be known of another process of ours from outside? Whether it does anything, what it waits for, whether it is gone.
 
 A process that was stopped, or that waits for a file system which does not answer, says nothing of it itself.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+
+def end_with(parent: int) -> None:
+    """End this process when the one that began it is gone: after a SIGKILL nobody else would."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Seen(NamedTuple):

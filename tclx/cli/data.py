@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tclx.cli.console import AsJson, Overrides, print_json, say, show
+from tclx.cli.data_check import check
 from tclx.errors import InputError, Problem
 from tclx.terminal import one_line
 
@@ -59,39 +60,7 @@ def write(
         say(f"wrote {scenes.num_images} {scenes.split} scenes: {write_scenes(folder, scenes)}")
 
 
-@app.command(epilog="Example:  tclx data check experiments/quickstart.yaml")
-def check(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An experiment file.")],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Open every image of a spec's data and list the bad ones; exit code 2 where there are any.
-
-    Images, rows and ids that are the same where they should differ are warned of, by path and by content.
-    """
-    from tclx.data.facts import check_images, examine
-    from tclx.spec.load import load_experiments
-
-    num_bad, trees = 0, list[dict[str, Any]]()
-    specs = [experiment.spec for experiment in load_experiments(spec, overrides or [])]
-    for data, evaluation in dict.fromkeys((spec.data, spec.evaluation) for spec in specs):
-        examined = examine(data, some_may_be_missing=True)
-        evaluation.check(data)
-        report = check_images(data, others=evaluation.images())
-        warnings = [*examined.warnings, *report.warnings]
-        num_bad += len(report.bad)
-        for warning in warnings:
-            say(f"warning: {warning}")
-        if as_json:
-            bad = [image._asdict() for image in report.bad]
-            trees.append({"num_images": report.num_images, "bad": bad, "warnings": warnings})
-            continue
-        for image in report.bad:
-            show(one_line(f"{image.path}: {image.reason}"))
-        say(report.summary() if report.num_images else "the data are generated: there are no images to check")
-    if as_json:
-        print_json(trees)
-    raise typer.Exit(InputError.exit_code if num_bad else 0)
+app.command(epilog="Example:  tclx data check experiments/quickstart.yaml --html data.html")(check)
 
 
 @app.command("import", epilog="Example:  tclx data import captions.csv -o converted --to coco")

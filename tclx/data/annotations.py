@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,12 @@ class Annotations:
     @property
     def num_rows(self) -> int:
         return len(self.image_of_row)
+
+    @cached_property
+    def tells_apart_by_path(self) -> bool:
+        """Whether rows have the same `image_index` exactly where they have the same image."""
+        pairs = np.unique(np.stack([self.image_of_row, self.image_index]), axis=1)
+        return bool(pairs.shape[1] == len(np.unique(self.image_of_row)) == len(np.unique(self.image_index)))
 
     def captions_of(self, row: int) -> range:
         """The row's captions, as indices into `captions`."""

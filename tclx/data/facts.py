@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tclx.data.overlap import content_overlaps, overlaps
+from tclx.data.overlap import overlaps
 from tclx.data.sources.opening import sources_of
 from tclx.data.sources.source import Description, SourceSize, StoredFile, StoredImage
-from tclx.errors import InputError, MachineError, Problem
+from tclx.errors import InputError, Problem
 from tclx.plan import DataFacts
-from tclx.system import START_METHOD, num_cpus
 
 if TYPE_CHECKING:
     from tclx.data.scenes import Split
-    from tclx.spec.data import BadImagesSpec, DataSource, DataSpec
+    from tclx.spec.data import DataSource, DataSpec
 
 MAX_BAD_SHOWN = 20
-IMAGES_PER_TASK = 64
-"""About half a second of decoding: long against handing a task over, short against the whole."""
 
 
 class Examination(NamedTuple):
@@ -102,8 +93,6 @@ class ImageCheck(NamedTuple):
     bad: list[BadImageFile]
     """In the order of the files."""
     seconds: float
-    warnings: tuple[str, ...] = ()
-    """Images with the same bytes where they should differ."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -133,26 +122,22 @@ def check_images(
         InputError: annotation files are wrong.
         MachineError: a checking process died.
     """
+    from tclx.data.checking.looking import Images, look_at  # planning opens none
+
     started = time.monotonic()
     stored: dict[str, Sequence[StoredImage]] = {
         key: source.stored_images for key, source in sources_of(data) if key.removeprefix("data.") in splits
     }
     stored |= {key: [StoredFile(path) for path in paths] for key, paths in (others or {}).items()}
-    tasks = [
-        _Task(key, list(images[start : start + IMAGES_PER_TASK]))
-        for key, images in stored.items()
-        for start in range(0, len(images), IMAGES_PER_TASK)
-    ]
-    total, done = sum(len(task.images) for task in tasks), 0
-    bad: list[BadImageFile] = []
-    digests: dict[str, dict[str, bytes]] = {}
-    for task, found in zip(tasks, _run(tasks, data, num_processes or num_cpus()), strict=True):
-        bad += found.bad
-        digests.setdefault(task.key, {}).update(found.digests)
-        done += len(task.images)
+    keys = [key for key, images in stored.items() for _ in images]
+    done, bad = 0, list[BadImageFile]()
+    parts = [Images(images) for images in stored.values()]
+    for found in look_at(parts, decoder=data.decoder, max_pixels=data.bad_images.max_pixels, num_processes=num_processes):
+        bad += [BadImageFile(keys[number], str(error.path), error.reason) for number, error in found.bad]
+        done += len(found.looks)
         if report is not None:
-            report(done, total)
-    return ImageCheck(total, bad, time.monotonic() - started, tuple(content_overlaps(digests)))
+            report(done, len(keys))
+    return ImageCheck(len(keys), bad, time.monotonic() - started)
 
 
 def refuse_bad_images(
@@ -189,48 +174,3 @@ def refuse_bad_images(
 def has_addresses(source: DataSource | None) -> bool:
     """Whether some of it lies in a store."""
     return source is not None and next(source.addresses(), None) is not None
-
-
-class _Task(NamedTuple):
-    key: str
-    images: list[StoredImage]
-
-
-class _Found(NamedTuple):
-    bad: list[BadImageFile]
-    digests: dict[str, bytes]
-    """Of the files' bytes, by path: 4 million take about a gigabyte."""
-
-
-def _run(tasks: list[_Task], data: DataSpec, num_processes: int) -> Iterator[_Found]:
-    """What each task found, in order."""
-    check = partial(_check_task, decoder=data.decoder, limits=data.bad_images)
-    if min(num_processes, len(tasks)) < 2:
-        yield from map(check, tasks)
-        return
-    context = get_context(START_METHOD)
-    try:
-        with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=_ignore_interrupts) as pool:
-            yield from pool.map(check, tasks)
-    except BrokenProcessPool as error:
-        raise MachineError("a process that checks images died; most often the machine ran out of memory") from error
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent alone decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _check_task(task: _Task, *, decoder: Literal["fast", "pil"], limits: BadImagesSpec) -> _Found:
-    from tclx.data.images import BadImage, decode_image
-
-    bad, digests = [], {}
-    for image in task.images:
-        name = str(image)
-        try:
-            content = image.read_bytes(max_pixels=limits.max_pixels)
-            digests[name] = hashlib.blake2b(content, digest_size=16).digest()
-            decode_image(content, name, decoder=decoder, max_pixels=limits.max_pixels)
-        except BadImage as error:
-            bad.append(BadImageFile(task.key, name, error.reason))
-    return _Found(bad, digests)

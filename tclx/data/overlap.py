@@ -1,6 +1,6 @@
 """Which data are the same where they should differ? Warnings: nothing here stops a run, and a metric may mean nothing.
 
-`tclx plan` looks at what paths and rows say, `tclx data check`, which opens every image anyway, also at the files' bytes.
+What paths and rows say; `tclx data check`, which opens every image, compares what is in them (tclx/data/checking).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def overlaps(sources: Mapping[str, Source]) -> Iterator[str]:
             yield f"{shared}. In a batch they count as different images"
     for first, second in PAIRS:
         for shared in _shared(product(single.get(first, {}).items(), single.get(second, {}).items())):
-            yield f"{shared}{_consequence(first)}"
+            yield f"{shared}{consequence(first)}"
 
 
 def _shared(pairs: Iterable[tuple[tuple[str, SingleSource], tuple[str, SingleSource]]]) -> Iterator[str]:
@@ -101,27 +101,8 @@ def examples(names: list[str]) -> str:
     return ", ".join(names[:MAX_EXAMPLES]) + (" and others" if len(names) > MAX_EXAMPLES else "")
 
 
-def _consequence(first: str) -> str:
+def consequence(first: str) -> str:
+    """What follows where images of another split are also in this one."""
     if first == "data.train":
         return ". They are trained on, so that metrics on them, and what is chosen by them, say nothing about unseen images"
     return ". The test metrics are then those by which the best checkpoint is chosen"
-
-
-def content_overlaps(digests: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
-    """What opening every image adds: the same bytes under other paths.
-
-    Args:
-        digests: by key path of the source, then by the image's path.
-    """
-    for first, second in PAIRS:
-        contents = {digest: path for path, digest in digests.get(first, {}).items()}
-        pairs = [(path, contents[digest]) for path, digest in digests.get(second, {}).items() if digest in contents]
-        renamed = [f"{path} = {same}" for path, same in pairs if path not in digests[first]]
-        if renamed:
-            counted = f"{len(renamed):,} images of {second} have the bytes of others in {first}"
-            yield f"{counted}: {examples(renamed)}{_consequence(first)}"
-    for key, paths in digests.items():
-        firsts: dict[bytes, str] = {}
-        again = [f"{path} = {firsts[digest]}" for path, digest in paths.items() if firsts.setdefault(digest, path) != path]
-        if len(again) > DUPLICATES_TOLERATED * len(paths):
-            yield f"{key}: {len(again):,} images have the bytes of another and count as different ones: {examples(again)}"

@@ -14,6 +14,7 @@ from tclx.data.images import BadImage, check_num_bytes
 from tclx.data.kinds import open_ordinary
 from tclx.data.shards.cache import ShardCache
 from tclx.data.shards.remote import Unreachable, read_part
+from tclx.data.sources.source import stamp_of
 from tclx.spec.stores import scheme_of
 
 
@@ -38,6 +39,10 @@ class Member:
             return shards.read(self, max_pixels=max_pixels)
         finally:
             shards.close()
+
+    def stamp(self) -> bytes | None:
+        shard = stamp_of(Path(self.shard)) if scheme_of(self.shard) is None else None
+        return None if shard is None else shard + f"\0{self.offset}\0{self.length}".encode()
 
 
 class OpenShards:

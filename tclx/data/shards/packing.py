@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 import zlib
 from collections import Counter
@@ -36,6 +35,7 @@ from tclx.data.shards.tar import write_end, write_member
 from tclx.data.sources.opening import open_source
 from tclx.errors import InputError, MachineError, Problem
 from tclx.files import Unreadable, holding, machine_error, read_object, replacing, write_atomically
+from tclx.processes import end_with
 from tclx.system import START_METHOD, num_cpus
 from tclx.tasks.task import CAPTION_FORMS
 
@@ -456,14 +456,7 @@ def _begin_worker(packing: _Packing, parent: int) -> None:
     global _packing
     _packing = packing
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shard that was begun is written again
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that began it was killed: nobody else would."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+    end_with(parent)
 
 
 def _write_shard(number: int, images: range) -> list[Lost]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ class StoredImage(Protocol):
         """
         ...
 
+    def stamp(self) -> bytes | None:
+        """Its place, size and time: as long as this is the same, so are its bytes. None where that is not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -64,6 +69,18 @@ class StoredFile:
         from tclx.data.images import read_bytes  # planning opens none
 
         return read_bytes(self.path, max_pixels=max_pixels)
+
+    def stamp(self) -> bytes | None:
+        return stamp_of(self.path)
+
+
+def stamp_of(path: Path) -> bytes | None:
+    """Place, size and time of a file; None where it is not there or may not be looked at."""
+    try:
+        found = path.stat()
+        return os.fsencode(path.absolute()) + f"\0{found.st_size}\0{found.st_mtime_ns}".encode()
+    except (OSError, ValueError):  # a NUL or half a character in the path: reading it says so
+        return None
 
 
 class Rows(Protocol):
