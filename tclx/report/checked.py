@@ -102,8 +102,8 @@ def _unusable(checked: Checked) -> Iterator[Html]:
     yield table(["split", *causes], rows)
     bad = checked.bad_images
     reasons = Counter(re.sub(r"\d[\d,]*", "n", one.reason) for one in bad)
-    yield table(["why", "images"], [[reason, f"{count:,}"] for reason, count in reasons.most_common(20)])
-    yield table(["image", "of", "why"], [[one.path, one.key, one.reason] for one in bad[:NUM_LISTED]], numbers=False)
+    yield table(["images", "why"], [[f"{count:,}", reason] for reason, count in reasons.most_common(20)], numbers=False)
+    yield table(["split", "image", "why"], [[one.key, one.path, one.reason] for one in bad[:NUM_LISTED]], numbers=False)
     if len(bad) > NUM_LISTED:
         yield text(f"The first {NUM_LISTED} of {len(bad):,}; `--json` lists all.", kind="small")
 
@@ -170,14 +170,14 @@ def _captions(checked: Checked) -> Iterator[Html]:
 
 
 def _odd(checked: Checked, pictures: _Pictures) -> Iterator[Html]:
-    if not checked.smallest():
-        return
-    yield heading("The smallest")
-    yield pictures.sheet(checked.smallest())
-    yield heading("The longest shapes")
-    yield pictures.sheet(checked.most_extreme())
-    yield code("tclx data check SPEC --clean FOLDER --min-side 64 --max-aspect 4")
-    yield text("writes lists without such images; both limits are examples.", kind="small")
+    found = {"The smallest": checked.smallest(), "The longest shapes": checked.most_extreme()}
+    for title, numbers in found.items():
+        if numbers:
+            yield heading(title)
+            yield pictures.sheet(numbers)
+    if any(found.values()):
+        yield code("tclx data check SPEC --clean FOLDER --min-side 64 --max-aspect 4")
+        yield text("writes lists without such images; both limits are examples.", kind="small")
 
 
 class _Pictures:
@@ -201,7 +201,7 @@ class _Pictures:
 
     def _about(self, number: int) -> str:
         one = self._checked.looks[number]
-        return f"{one['width']} x {one['height']} {self._checked.name(number)}"
+        return f"{self._checked.part(number).split}, {one['width']} x {one['height']}: {self._checked.name(number)}"
 
     def _picture(self, number: int) -> Html:
         image, max_pixels = self._checked.image(number), self._data.bad_images.max_pixels

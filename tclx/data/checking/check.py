@@ -161,11 +161,11 @@ class Checked:
         return exact, _without(within(self.duplicates.near, self.numbers(split)), exact)
 
     def smallest(self) -> list[int]:
-        """A few usable images, those with the shortest sides."""
+        """A few usable images, those with the shortest sides, shorter than the median."""
         return self._odd(np.minimum(self.looks["width"], self.looks["height"]))
 
     def most_extreme(self) -> list[int]:
-        """A few usable images, those of the longest shape."""
+        """A few usable images, those of the longest shapes, longer than the median."""
         return self._odd(-self.aspects)
 
     @property
@@ -177,7 +177,8 @@ class Checked:
 
     def _odd(self, values: NDArray[Any]) -> list[int]:
         usable = np.flatnonzero(self.looks["width"] > 0)
-        order: list[int] = usable[np.argsort(values[usable], kind="stable")][:NUM_ODD].tolist()
+        odd = usable[values[usable] < np.median(values[usable])] if len(usable) else usable
+        order: list[int] = odd[np.argsort(values[odd], kind="stable")][:NUM_ODD].tolist()
         return order
 
     def warnings(self) -> Iterator[str]:
