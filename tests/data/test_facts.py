@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tclx.data import facts
+from tclx.data.checking import looking
 from tclx.data.facts import check_images, collect_facts, refuse_bad_images
 from tclx.errors import InputError
 from tclx.plan import DataFacts
@@ -63,7 +63,7 @@ def spoil(folder: Path) -> None:
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_every_bad_image_is_found_in_order(photos: Path, num_processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "IMAGES_PER_TASK", 3)
+    monkeypatch.setattr(looking, "IMAGES_PER_TASK", 3)
     spoil(photos)
     seen: list[tuple[int, int]] = []
     check = check_images(

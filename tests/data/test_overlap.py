@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tclx.data.facts import check_images, examine, refuse_bad_images
+from tclx.data.checking.check import check_data
+from tclx.data.facts import examine, refuse_bad_images
 from tclx.errors import InputError
 from tests.data.small import data_section, encoded, files_source, photograph
 
@@ -89,13 +90,16 @@ def test_scenes_of_one_split_are_told() -> None:
     assert "data.val draws from the same scenes as data.train" in warnings(train=scenes, val={**scenes, "seed": 7})
 
 
-def test_images_with_the_same_bytes_under_other_names_are_found_by_opening_them(photos: Path) -> None:
+def test_images_with_the_same_bytes_under_other_names_are_found_by_opening_them(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(photos / "cache"))
     (photos / "img" / "19.jpg").write_bytes((photos / "img" / "3.jpg").read_bytes())
     (photos / "img" / "18.jpg").write_bytes((photos / "img" / "17.jpg").read_bytes())
     train, val = source(photos, rows(range(10)), "train.json"), source(photos, rows(range(15, 20)), "val.json")
     data = data_section(train=train, val=val)
     assert examine(data).warnings == ()
-    copied, twice = check_images(data, num_processes=1).warnings
+    copied, twice = check_data(data, num_processes=1).warnings()
     assert copied.startswith(
         f"1 images of data.val have the bytes of others in data.train: {photos}/img/19.jpg = {photos}/img/3.jpg"
     )

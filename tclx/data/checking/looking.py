@@ -112,7 +112,7 @@ _known: list[Known | None] = []
 def _begin_worker(known: list[Known | None], parent: int) -> None:
     global _known
     _known = known
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # 1 would wait for threads that a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent alone decides
     end_with(parent)
 
