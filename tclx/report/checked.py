@@ -50,8 +50,11 @@ def write_checked(checked: Checked, data: DataSpec, output: Path, *, title: str,
     pictures = _Pictures(checked, data)
     made = text(f"What `tclx data check` found, tclx {tclx.__version__}.", kind="small")
     page = Page(f"Data of {title}", lead=joined([made, _summary(checked)]))
-    page.section("Between splits", *_between(checked, pictures))
     page.section("Warnings", *(text(line, kind="note") for line in warnings))
+    if not len(checked.looks):
+        page.section("Images", text("The data are generated: there are no images to check.")).write(output)
+        return
+    page.section("Between splits", *_between(checked, pictures))
     page.section("Images that cannot be used", *_unusable(checked))
     page.section("Sizes", *_sizes(checked))
     page.section("Repeated within a split", *_repeated(checked, pictures))

@@ -51,6 +51,7 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx dashboard experiments/quickstart.yaml --set tracking.wandb.project=tcl": ("needs W&B", "dashboard --help"),
     "tclx dashboard my-": ("needs runs with W&B: tests/track/wandb/test_workspace.py", "dashboard --help"),
     "tclx data write experiments/quickstart.yaml": ("writes 5,768 images", "data write scenes scenes --num-images 2"),
+    "tclx data check mine.yaml --clean": ("needs images: tests/data/test_checking.py", "data check --help"),
     "tclx compare": ("needs two trained variants: tests/report/test_comparison.py", "compare --help"),
     "tclx report experiments/ablation/scenes.yaml": ("needs twelve trained runs", "report quickstart -o ablation.html"),
     "tclx doctor --deep": ("seconds of torch: tests/doctor/test_machine.py", "doctor"),
