@@ -398,6 +398,25 @@ def test_plan_and_data_check_warn_of_images_that_are_trained_on(tmp_path: Path) 
     assert warning in checked.err
 
 
+def test_data_check_writes_a_page_and_a_cleaned_list_that_is_all_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.new("RGB", (24, 20), (1, 2, 3)).save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": name, "caption": "x"} for name in ("a.png", "b.png")]))
+    data = {"train": {"source": "files", "files": ["rows.json"], "image_root": "."}}
+    spec = write_spec(tmp_path, data=data, evaluation={})
+    refused = Ended("data", "check", spec, "--min-side", "3")
+    assert refused.code == 2
+    assert "give --clean FOLDER" in refused.err
+    ended = Ended("data", "check", spec, "--html", tmp_path / "page.html", "--clean", tmp_path / "clean")
+    assert ended.code == 0, ended.err
+    assert "1 images, 1 captions; left out: 1 unreadable" in ended.err
+    assert "b.png" in (tmp_path / "page.html").read_text()
+    key, _, source = ended.out.splitlines()[-1].partition(": ")
+    assert key == "data.train"
+    cleaned = write_spec(tmp_path, "cleaned", data={"train": json.loads(source)}, evaluation={})
+    assert Ended("data", "check", cleaned).code == 0
+
+
 def test_data_write_of_files_has_nothing_to_generate(tmp_path: Path) -> None:
     data = {"train": {"source": "files", "form": "pretrain", "files": ["rows.json"], "image_root": "."}}
     assert Ended("data", "write", write_spec(tmp_path, data=data, evaluation={}), tmp_path).code == 2

@@ -23,6 +23,7 @@ from tclx.data.images import decode_image
 from tclx.errors import InputError
 from tclx.report.checked import write_checked
 from tclx.spec.data import DataSpec, FilesSource
+from tests.data.packing import on_shards, packed, photographs, reading
 from tests.data.small import data_section, encoded, photograph
 
 
@@ -152,6 +153,28 @@ def test_a_cache_that_cannot_be_written_is_none(planted: DataSpec, cache: Path) 
 def test_only_what_the_spec_selects_is_looked_at(planted: DataSpec) -> None:
     few = planted.model_copy(update={"train": planted.train.model_copy(update={"limit": 4}), "val": None})
     assert len(checked(few)[0].looks) == 4
+
+
+def test_shards_are_checked_as_the_files_that_they_were_packed_from(tmp_path: Path) -> None:
+    files = reading(tmp_path, photographs(tmp_path))
+    packed(files, tmp_path / "shards")
+    shards = on_shards(files, tmp_path / "shards")
+    of_files, _ = checked(files.data, num_processes=1)
+    of_shards, known = checked(shards.data, num_processes=2)
+    assert known == 0
+    assert (of_files.looks == of_shards.looks).all()
+    assert of_files.captions == of_shards.captions
+    assert checked(shards.data)[1] == len(of_shards.looks)
+    with pytest.raises(InputError, match="is packed: a list of files cannot name images in shards"):
+        clean(of_shards, tmp_path / "clean", filters=Filters())
+
+
+def test_hostile_words_stay_words_on_the_page(planted: DataSpec, tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    rows = [{"image": f"{hostile.replace('/', '')}.jpg", "caption": [hostile, hostile]}, {"image": "3.jpg", "caption": hostile}]
+    data = data_section(train=source(tmp_path, "hostile", rows))
+    write_checked(checked(data)[0], data, tmp_path / "page.html", title=hostile, warnings=(hostile,))
+    assert "<script>alert" not in (tmp_path / "page.html").read_text()
 
 
 def test_a_hash_outlives_coding_and_resizing_and_tells_photographs_apart() -> None:
