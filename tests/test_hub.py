@@ -247,7 +247,8 @@ class Whole(BaseHTTPRequestHandler):
     """Has `someone/bert` with all its files, as the hub answers for them; counts what it is asked."""
 
     files: ClassVar[dict[str, bytes]] = {
-        "config.json": b"{}", "pytorch_model.bin": b"w" * 5000, "vocab.txt": b"[PAD]", "README.md": b"much", "onnx/model.onnx": b"x",
+        "config.json": b"{}", "pytorch_model.bin": b"w" * 5000, "vocab.txt": b"[PAD]", "README.md": b"much",
+        "onnx/model.onnx": b"x",
     }  # fmt: skip
     asked: ClassVar[list[str]] = []
 
