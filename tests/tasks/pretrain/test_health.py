@@ -39,7 +39,11 @@ def test_a_healthy_run_is_not_warned_of() -> None:
     [
         ({"health__uniformity_image": -0.02}, "collapse_image", "all images lie almost at one point"),
         ({"health__uniformity_text": -0.05}, "collapse_text", "all texts lie almost at one point"),
-        ({"health__queue_age_gap": 4.0, "health__uniformity_image": -0.3}, "queue_age", "keys of the queue are told from the batch's by their age"),
+        (
+            {"health__queue_age_gap": 4.0, "health__uniformity_image": -0.3},
+            "queue_age",
+            "keys of the queue are told from the batch's by their age",
+        ),
     ],
 )
 def test_what_held_for_long_is_named_with_what_helps(changes: dict[str, float], kind: str, word: str) -> None:
