@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from tclx.model.momentum import update_momentum
+from tclx.model.momentum import Pairs
 from tclx.model.tcl import TCL
 from tclx.spec.load import load_experiments
 
@@ -47,7 +47,7 @@ def main() -> None:
         raise TypeError("the quickstart has momentum encoders")
     each, once = [], []
     for _ in range(turns):
-        each.append(milliseconds(lambda: update_momentum(model.online, momentum, momentum=0.99)))
+        each.append(milliseconds(lambda: Pairs.of(model.online, momentum).update(0.99)))
         once.append(milliseconds(lambda: model.follow(0.99)))
     print(
         json.dumps(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import cast
 
@@ -165,6 +165,9 @@ class LookedAhead:
                 if len(coming) > LOOKED_AHEAD:
                     yield coming.popleft()
         finally:
+            with suppress(Empty):  # what nobody waits for any more
+                while True:
+                    wanted.get_nowait()
             for _ in range(NUM_FETCHERS):
                 wanted.put(None)
 

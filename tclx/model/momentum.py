@@ -46,8 +46,3 @@ class Pairs(NamedTuple):
         torch._foreach_lerp_(self.averaged, self.online, 1 - momentum)
         if self.averaged_buffers:
             torch._foreach_copy_(self.averaged_buffers, self.online_buffers)
-
-
-def update_momentum(online: nn.Module, averaged: nn.Module, *, momentum: float) -> None:
-    """`Pairs.update` of two modules, once."""
-    Pairs.of(online, averaged).update(momentum)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -84,20 +84,22 @@ def remove(folders: Sequence[Path], *, runs_dir: Path, checkpoints: bool = False
     problems = [problem for status in statuses if (problem := _in_use(status.folder, status.standing))]
     if not checkpoints:
         problems += [_of_a_trial(status.folder) for status in statuses if status.folder.trial.exists()]
-        problems += list(_needed([status.folder for status in statuses], runs_dir))
+    going = {
+        status.folder: spare_checkpoints(status.folder, status.standing) if checkpoints else [status.folder.path]
+        for status in statuses
+    }
+    problems += list(_needed(going, runs_dir))
     if problems:
         raise InputError(*problems)
-    for status in statuses:
-        run = status.folder
+    for run, paths in going.items():
         with run.lock() as mine:
             if not mine:
                 raise InputError(Problem("", f"{run.run_id} has begun to train meanwhile", "tclx cancel it first"))
-            paths = spare_checkpoints(run, status.standing) if checkpoints else [run.path]
             freed = sum(map(bytes_in, paths))
             for path in paths:
                 _remove(path)
         yield run, freed
-    for folder in {folder.parent for folder in folders}:
+    for folder in {place for run in going for place in (run.path.parent, run.checkpoints)}:
         for left in folder.glob(f"{_REMOVING}*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -114,10 +116,10 @@ def _of_a_trial(run: RunFolder) -> Problem:
     return Problem("", message, "--checkpoints removes what no evaluation needs")
 
 
-def _needed(runs: Sequence[RunFolder], runs_dir: Path) -> Iterator[Problem]:
-    """Other runs that have not finished and start from one of these."""
-    going = {run.path.resolve() for run in runs}
-    others = [path.parent for path in runs_dir.glob("*/spec.json") if path.parent.resolve() not in going]
+def _needed(going: Mapping[RunFolder, Sequence[Path]], runs_dir: Path) -> Iterator[Problem]:
+    """Other runs that have not finished and start from what goes of one of these."""
+    resolved = {path.resolve(): run for run, paths in going.items() for path in paths}
+    others = [path.parent for path in runs_dir.glob("*/spec.json") if path.parent.resolve() not in resolved]
     for status in watch_runs(others):
         if status.standing == "finished":
             continue
@@ -126,9 +128,9 @@ def _needed(runs: Sequence[RunFolder], runs_dir: Path) -> Iterator[Problem]:
         except Unreadable:
             continue  # whatever it is, it starts from nothing
         source = Path(init.checkpoint).resolve() if init is not None and init.checkpoint is not None else None
-        for one in going:
-            if source is not None and source.is_relative_to(one):
-                message = f"{status.folder.run_id} ({status.standing}) starts from {one.name}: nothing was removed"
+        for path, run in resolved.items():
+            if source is not None and source.is_relative_to(path):
+                message = f"{status.folder.run_id} ({status.standing}) starts from {run.run_id}: nothing was removed"
                 yield Problem("", message, "let it finish, or name it, too")
 
 

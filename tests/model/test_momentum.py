@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tclx.model.momentum import update_momentum
+from tclx.model.momentum import Pairs
 from tclx.model.tcl import MomentumModel
 
 
@@ -20,7 +20,7 @@ def test_every_parameter_moves_as_in_a_loop() -> None:
         name: 0.9 * before + 0.1 * after
         for (name, before), after in zip(momentum.named_parameters(), online.parameters(), strict=True)
     }
-    update_momentum(online, momentum, momentum=0.9)
+    Pairs.of(online, momentum).update(0.9)
     for name, parameter in momentum.named_parameters():
         torch.testing.assert_close(parameter, expected[name])
 
@@ -28,14 +28,14 @@ def test_every_parameter_moves_as_in_a_loop() -> None:
 def test_nothing_is_allocated_anew() -> None:
     online, momentum = network(0), network(1)
     addresses = [tensor.data_ptr() for tensor in momentum.state_dict().values()]
-    update_momentum(online, momentum, momentum=0.9)
+    Pairs.of(online, momentum).update(0.9)
     assert [tensor.data_ptr() for tensor in momentum.state_dict().values()] == addresses
 
 
 def test_batch_norm_statistics_are_copied() -> None:
     online, momentum = network(0), network(1)
     online(torch.randn(8, 3))
-    update_momentum(online, momentum, momentum=0.9)
+    Pairs.of(online, momentum).update(0.9)
     assert torch.equal(momentum[1].running_mean, online[1].running_mean)
     assert torch.equal(momentum[1].num_batches_tracked, online[1].num_batches_tracked)
 
@@ -45,14 +45,14 @@ def test_what_only_the_trained_module_has_is_left_out() -> None:
         nn.ModuleDict({"kept": nn.Linear(2, 2), "extra": nn.Linear(2, 2)}),
         nn.ModuleDict({"kept": nn.Linear(2, 2)}),
     )
-    update_momentum(online, momentum, momentum=0.0)
+    Pairs.of(online, momentum).update(0.0)
     torch.testing.assert_close(momentum["kept"].state_dict(), online["kept"].state_dict(), rtol=0, atol=0)
 
 
 def test_keeping_all_changes_nothing() -> None:
     online, momentum = network(0), network(1)
     before = [parameter.clone() for parameter in momentum.parameters()]
-    update_momentum(online, momentum, momentum=1.0)
+    Pairs.of(online, momentum).update(1.0)
     assert all(map(torch.equal, momentum.parameters(), before))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tclx.losses.local_mi import pool_patches
-from tclx.model.momentum import update_momentum
+from tclx.model.momentum import Pairs
 from tclx.model.tcl import TCL, Encoded
 from tclx.model.weights import load_initial_weights, read_weights, resize_position_embedding
 from tests.model.tiny import ALL_TERMS, VOCAB_SIZE, tiny_spec
@@ -43,7 +43,7 @@ def replayed(shared: Path, device: torch.device, form: str, *, inputs: int = 0) 
     path = shared / "parity" / f"{form}_init.safetensors"
     load_initial_weights(model, read_weights(path), source=path)
     model.to(device)
-    update_momentum(model.online, model.momentum, momentum=0.995)  # as the official forward pass begins
+    Pairs.of(model.online, model.momentum).update(0.995)  # as the official forward pass begins
     tensors = recorded_tensors(shared, device)
     mask = tensors[f"pretrain/in{inputs}/attention_mask"].bool()
     with torch.no_grad():

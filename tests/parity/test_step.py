@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tclx.losses.contrastive import soft_cross_entropy
-from tclx.model.momentum import update_momentum
+from tclx.model.momentum import Pairs
 from tclx.model.tcl import TCL
 from tclx.model.weights import official_state_dict
 from tclx.tasks.pretrain.features import HardNegatives
@@ -55,7 +55,7 @@ def expected(shared: Path) -> dict[str, Any]:
 def follow_online(model: TCL) -> None:
     """The published forward pass starts with a momentum update, in evaluation mode too."""
     assert model.momentum is not None
-    update_momentum(model.online, model.momentum, momentum=0.995)
+    Pairs.of(model.online, model.momentum).update(0.995)
 
 
 def recorded_negatives(tensors: dict[str, Tensor], scenario: str) -> HardNegatives:

@@ -118,6 +118,24 @@ def test_a_run_that_another_one_starts_from_is_refused_until_that_is_finished(ru
     assert len(list(remove([run.path, second.path], runs_dir=runs))) == 2
 
 
+def test_a_checkpoint_that_another_run_starts_from_is_kept_for_it(runs: Path) -> None:
+    run, second = only(runs), RunFolder(runs / "toy-second")
+    other = with_another_checkpoint(run)
+    shutil.copytree(run.path, second.path)
+    spec = json.loads(second.spec.read_text())
+    spec["init"] = {"checkpoint": str(other), "experiment": None, "variant": None}
+    second.spec.write_text(json.dumps(spec))
+    second.write_state(RunState("interrupted", step=2, total_steps=6))
+    with pytest.raises(InputError, match=rf"toy-second \(interrupted\) starts from {run.run_id}: nothing was removed"):
+        list(remove([run.path], runs_dir=runs, checkpoints=True))
+    assert other.exists()
+    second.write_state(RunState("finished", step=6, total_steps=6))
+    (run.checkpoints / ".removing-step-00000001-1").mkdir()
+    assert len(list(remove([run.path], runs_dir=runs, checkpoints=True))) == 1
+    assert not other.exists()
+    assert not list(run.checkpoints.glob(".removing-*"))
+
+
 def test_a_trial_is_not_taken_from_its_study(runs: Path) -> None:
     run = only(runs)
     run.trial.write_text(json.dumps({"study": "s", "number": 3}))

@@ -133,10 +133,11 @@ def index_of_store(folder: str, *, key: str) -> ShardIndex:
     address = str(within(folder, INDEX))
     copy = user_cache() / "stores" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.index"
     try:
-        size, version = size_of(address), info_of(address)
+        version = info_of(address)
         if _version_of(copy) != version:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.with_suffix(".json").unlink(missing_ok=True)
+            size = int(version["size"])
             with replacing(copy) as file:
                 for offset in range(0, size, PART_BYTES):
                     file.write(read_part(address, offset, min(PART_BYTES, size - offset)))

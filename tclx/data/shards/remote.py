@@ -31,10 +31,7 @@ def size_of(address: str) -> int:
     Raises:
         Unreachable: it does not exist, or the store does not answer.
     """
-    size = _asked(lambda: _store(address).info(address)["size"])
-    if size is None:
-        raise Unreachable("the server does not say how large it is")
-    return int(size)
+    return int(info_of(address)["size"])
 
 
 def read_part(address: str, offset: int, length: int) -> bytes:
@@ -50,8 +47,10 @@ def read_part(address: str, offset: int, length: int) -> bytes:
 
 
 def info_of(address: str) -> dict[str, str]:
-    """What tells a file from a later one of its name; raises as `size_of`."""
+    """What tells a file from a later one of its name, its size among it; raises as `size_of`."""
     found = _asked(lambda: _store(address).info(address))
+    if found.get("size") is None:
+        raise Unreachable("the server does not say how large it is")
     return {name: str(found[name]) for name in ("size", "ETag", "LastModified", "mtime") if found.get(name) is not None}
 
 

@@ -148,9 +148,11 @@ class ShardRows:
         from tclx.data.shards.member import OpenShards
 
         kept = cache_of(source)
-        sizes = {path: shard["size"] for path, shard in zip(index.shards, index.about["shards"], strict=True)}
-        where = None if kept is None else Path(kept.folder) if kept.folder else own_disk()
-        self._cache = ShardCache(where, max_bytes=int(kept.max_gib * 2**30), sizes=sizes) if kept and where else None
+        self._cache: ShardCache | None = None
+        if kept is not None:
+            sizes = {path: shard["size"] for path, shard in zip(index.shards, index.about["shards"], strict=True)}
+            where = Path(kept.folder) if kept.folder else own_disk()
+            self._cache = ShardCache(where, max_bytes=int(kept.max_gib * 2**30), sizes=sizes)
         self._source, self._index, self._max_pixels = source, index, spec.data.bad_images.max_pixels
         self._decode, self.shards = image_decoder(spec, reduces=True), OpenShards(self._cache)
         self.image_index: NDArray[np.int64] = np.arange(self.num_rows) if by_row else index.image_index
