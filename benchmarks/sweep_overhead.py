@@ -34,6 +34,7 @@ from tclx.sweep import trial as trials
 from tclx.sweep import worker
 from tclx.sweep.begin import create_study
 from tclx.sweep.load import load_sweep
+from tclx.sweep.stage import Search
 from tclx.sweep.study import StudyFolder, open_study
 from tests.sweep.toy import write_sweep
 
@@ -102,20 +103,20 @@ def bookkeeping(folder: Path, num_trials: int, *, storage: str | None, name: str
     create_study(sweep, study_folder)
     study_folder.note_start()
     study = open_study(study_folder, sweep)
-    working = trials.Worker(study, sweep, study_folder, lambda line: None, lambda: False)
+    working = trials.Worker(Search(study, sweep, study_folder), lambda line: None, lambda: False)
     spent: dict[str, list[float]] = {"choose and claim": [], "draw and plan": [], "3 reports": [], "tell": []}
     for number in range(num_trials):
         marks = [time.monotonic()]
-        found = worker._next(working, f"me@{os.uname().nodename}")
-        if found is None:
+        found = worker._next([working.stage], study_folder, f"me@{os.uname().nodename}")
+        if not isinstance(found, worker.Chosen):
             raise RuntimeError(f"no trial {number}")
         marks.append(time.monotonic())
-        trials._planned(found[0], working)
+        trials._planned(found.trial, working)
         marks.append(time.monotonic())
         for count in range(1, 4):
-            trials._report(found[0], [1.0 + number] * count, working)
+            trials._report(found.trial, [1.0 + number] * count, working)
         marks.append(time.monotonic())
-        study.tell(found[0], 1.0, skip_if_finished=True)
+        study.tell(found.trial, 1.0, skip_if_finished=True)
         marks.append(time.monotonic())
         for part, (earlier, later) in zip(spent, pairwise(marks), strict=True):
             spent[part].append(1000 * (later - earlier))

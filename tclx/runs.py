@@ -139,6 +139,10 @@ class TrialOf:
     """The trial's, in its study."""
     also_run: bool = False
     """Whether it is an ordinary run as well: the experiment as its file has it, or somebody asked for it by itself."""
+    confirms: bool = False
+    """Whether the trial was confirmed by it, after the search."""
+    variant: str | None = None
+    """Whose search the trial belongs to, where the sweep has one for each of several variants."""
 
 
 _ATTEMPT_OF_A_TRIAL = re.compile(r"^trial-[0-9a-f]{8}$")

@@ -21,6 +21,7 @@ from tclx.report import results
 from tclx.runs import Attempt, RunFolder, RunState
 from tclx.sweep.begin import create_study
 from tclx.sweep.load import load_sweep
+from tclx.sweep.stage import Search
 from tclx.sweep.study import StudyFolder, open_study
 from tclx.sweep.trial import Worker, _planned
 from tests.sweep.toy import TRAINING, write_sweep
@@ -39,7 +40,7 @@ def study_of(tmp_path: Path, *, num_trials: int = 3, **changes: Any) -> StudyFol
     folder = StudyFolder.of(sweep.spec.name, tmp_path / "runs")
     create_study(sweep, folder)
     study = open_study(folder, sweep)
-    worker = Worker(study, sweep, folder, lambda line: None, lambda: False)
+    worker = Worker(Search(study, sweep, folder), lambda line: None, lambda: False)
     for number in range(num_trials):
         trial = study.ask()
         for run in _planned(trial, worker):

@@ -203,6 +203,17 @@ Pruner = Annotated[
 ]
 
 
+class ConfirmSpec(Section):
+    """After the search: the best trials and the experiment itself, trained with fresh seeds and compared seed by seed."""
+
+    top: Annotated[int, Field(ge=1), Sensible(at_most=100)] = 3
+    """Number of best trials that are trained again, each compared with the experiment itself."""
+    seeds: Annotated[int, Field(ge=3), Sensible(at_most=200)] = 5
+    """Seeds at most; they are added one at a time while they can still decide."""
+    keep_changes: bool = False
+    """Keep the sweep's `changes`, such as fewer steps; false trains at the experiment's own length."""
+
+
 class SweepSpec(Section):
     """A study: trials of one experiment with keys sampled from `space`. Trial 0 is the unchanged experiment."""
 
@@ -212,6 +223,9 @@ class SweepSpec(Section):
     """The experiment that is varied."""
     variant: SafeName | None = None
     """Which of its variants, where it has several."""
+    variants: Literal["all"] | Annotated[tuple[SafeName, ...], Field(min_length=2)] | None = None
+    """Instead of `variant`: these variants, each with a search and a confirmation of its own. Keys of a section that a variant
+    has not are left out of its space."""
     changes: dict[KeyPath, Scalar] = Field(default_factory=dict)
     """Keys of the experiment set for all trials, trial 0 included: fewer steps, for instance."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] | None = None
@@ -233,7 +247,9 @@ class SweepSpec(Section):
     pruner: Pruner | None = None
     """Pruner, which stops unpromising trials early; null lets all finish."""
     num_trials: Annotated[int, Field(ge=1), Sensible(at_most=1_000_000)]
-    """Number of trials of the study, trial 0 and finished ones included."""
+    """Number of trials of the study (of each variant), trial 0 and finished ones included."""
+    confirm: ConfirmSpec | None = None
+    """Is a trial better than the experiment itself? Asked with fresh seeds when the search has ended; null does not ask."""
     num_workers: Annotated[int, Field(ge=1), Sensible(at_most=10_000)] = 1
     """Number of parallel trials: processes on this machine, or tasks of a SLURM array, as the experiment's `launch` says."""
     trials_per_gpu: Annotated[int, Field(ge=1), Sensible(at_most=100)] = 1
@@ -252,6 +268,12 @@ class SweepSpec(Section):
             raise Conflict(message, "pruner", "objective")
         if isinstance(self.pruner, WilcoxonPruner) and len(self.seeds or ()) < 2:
             raise Conflict("the Wilcoxon pruner compares seeds: give at least two `seeds`", "pruner", "seeds")
+        if self.confirm is not None and len(self.objective) > 1:
+            raise Conflict("a confirmation compares one value: give a single objective", "confirm", "objective")
+        if self.variant is not None and self.variants is not None:
+            raise Conflict("`variant` is one of them, `variants` are several: give one of the two", "variant", "variants")
+        if self.variants is not None and len(self.objective) > 1:
+            raise Conflict("variants are compared by one value: give a single objective", "variants", "objective")
         return self
 
     @field_validator("storage", mode="after")

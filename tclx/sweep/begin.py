@@ -9,7 +9,8 @@ objectives.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tclx.sweep.cluster import is_going_on
 from tclx.sweep.load import Sweep, point_values
 from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
 from tclx.sweep.storage import open_storage, quieten
-from tclx.sweep.study import StudyFolder, build_sampler
+from tclx.sweep.study import StudyFolder, build_sampler, study_name
 
 IDENTITY = "tclx"
 """The study's attribute in Optuna's storage that says what its trials are made from."""
@@ -38,10 +39,17 @@ IDENTITY = "tclx"
 def create_study(
     sweep: Sweep, folder: StudyFolder, *, accept_changes: bool = False, say: Say = lambda line: None
 ) -> optuna.Study:
-    """The sweep's study: made, or continued where it is the same. Its first trials wait in it.
+    """As `create_studies`, of a single search."""
+    return create_studies([sweep], folder, accept_changes=accept_changes, say=say)[0]
+
+
+def create_studies(
+    sweeps: Sequence[Sweep], folder: StudyFolder, *, accept_changes: bool = False, say: Say = lambda line: None
+) -> list[optuna.Study]:
+    """The study of each search of a sweep: made, or continued where it is the same. Its first trials wait in it.
 
     Args:
-        sweep: checked.
+        sweeps: checked: one, or one a variant.
         folder: of the study; written here.
         accept_changes: begin anew, with the earlier trials that count, where the sweep has changed since.
         say: receives what became of earlier trials.
@@ -52,36 +60,67 @@ def create_study(
         MachineError: the storage cannot be reached.
     """
     quieten()
-    folder.make()
-    earlier: list[FrozenTrial] = []
+    parts = [replace(folder, variant=sweep.part) for sweep in sweeps]
+    for part in parts:
+        part.make()
+    earlier: list[list[FrozenTrial]] = [[] for _ in sweeps]
     with folder.lock():
-        study = _opened(sweep, folder)
-        problems = list(_differences(study, sweep, folder))
+        kinds = list(_other_kind(sweeps, folder))
+        studies = [_opened(sweep, part) for sweep, part in zip(sweeps, parts, strict=True)] if not kinds else []
+        changed = [list(_differences(study, sweep)) for sweep, study in zip(sweeps, studies, strict=False)]
+    problems = kinds or list(dict.fromkeys(problem for some in changed for problem in some))
     if problems and not accept_changes:
-        raise InputError(*problems)
+        advice = (
+            "give the sweep another name, or --again to begin anew, or --accept-changes to begin anew with those earlier "
+            "trials that the changed sweep could have tried; the old study is kept in either case"
+        )
+        raise InputError(Problem("name", f"the study in {folder.path} is made of something else", advice), *problems)
     if problems:
-        earlier = study.get_trials()
-        kept = set_aside(folder, sweep)
-        folder.make()
+        earlier = [study.get_trials() for study in studies] or earlier
+        kept = set_aside(folder, sweeps[0])
+        for part in parts:
+            part.make()
         say(f"the earlier study is kept as {kept}")
     with folder.lock():
-        study = _opened(sweep, folder) if problems else study
-        study.set_metric_names([objective.metric for objective in sweep.spec.objective])
-        if not study.get_trials(deepcopy=False):
-            num_taken = _begin(study, sweep, earlier, folder.runs_dir)
-            if problems:
-                begun = sum(trial.state != TrialState.WAITING for trial in earlier)
-                say(f"{num_taken} of its {begun} trials are trials of the changed sweep as well, and count")
-        study.set_user_attr(IDENTITY, _identity(sweep))
-        folder.write_sweep(sweep)
-    return study
+        if problems:
+            studies = [_opened(sweep, part) for sweep, part in zip(sweeps, parts, strict=True)]
+        for sweep, study, before in zip(sweeps, studies, earlier, strict=True):
+            study.set_metric_names([objective.metric for objective in sweep.spec.objective])
+            if not study.get_trials(deepcopy=False):
+                num_taken = _begin(study, sweep, before, folder.runs_dir)
+                if problems:
+                    begun = sum(trial.state != TrialState.WAITING for trial in before)
+                    say(f"{num_taken} of its {begun} trials are trials of the changed sweep as well, and count")
+            study.set_user_attr(IDENTITY, _identity(sweep))
+        folder.write_sweeps(sweeps)
+    return studies
+
+
+def _other_kind(sweeps: Sequence[Sweep], folder: StudyFolder) -> Iterator[Problem]:
+    """Why a study cannot go on as several, or as one."""
+    if folder.sweep.exists():
+        was = folder.parts()[0].variant is not None
+        if was != (sweeps[0].part is not None):
+            words = ("one search", "a search for each variant")
+            yield Problem("variants", f"was {words[was]}, is {words[not was]}")
 
 
 def _opened(sweep: Sweep, folder: StudyFolder) -> optuna.Study:
+    """The study of the search; that of its confirmation is made beside it."""
+    storage = open_storage(sweep.spec.storage, folder.journal)
+    directions = [objective.direction for objective in sweep.spec.objective]
+    if sweep.spec.confirm is not None:
+        confirming = optuna.create_study(
+            storage=storage,
+            study_name=study_name(folder.confirming(), sweep.spec.name),
+            directions=directions,
+            load_if_exists=True,
+        )
+        confirming.set_metric_names([objective.metric for objective in sweep.spec.objective])
     return optuna.create_study(
-        storage=open_storage(sweep.spec.storage, folder.journal),
-        study_name=sweep.spec.name,
-        directions=[objective.direction for objective in sweep.spec.objective],
+        storage=storage,
+        study_name=study_name(folder, sweep.spec.name),
+        directions=directions,
         load_if_exists=True,
         sampler=build_sampler(sweep, seed=0),
     )
@@ -103,19 +142,12 @@ def _renamed(identity: Any) -> Any:
     return json.loads(json.dumps(identity).replace(json.dumps(GPU_HOURS), json.dumps(PROCESS_HOURS)))
 
 
-def _differences(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Problem]:
+def _differences(study: optuna.Study, sweep: Sweep) -> Iterator[Problem]:
     """Why the study is not this sweep's; nothing where it is, or is new."""
     before, now = _renamed(study.user_attrs.get(IDENTITY)), _identity(sweep)
     changed = differences([before, now]) if before not in (None, now) else []
     found = [Problem(key, f"was {old}, is {new}") for key, (old, new) in changed]
-    found = found or [Problem(key, what) for key, what in _unlike(study, sweep)]
-    if found:
-        advice = (
-            "give the sweep another name, or --again to begin anew, or --accept-changes to begin anew with those earlier "
-            "trials that the changed sweep could have tried; the old study is kept in either case"
-        )
-        yield Problem("name", f"the study in {folder.path} is made of something else", advice)
-        yield from found
+    yield from found or [Problem(key, what) for key, what in _unlike(study, sweep)]
 
 
 def _unlike(study: optuna.Study, sweep: Sweep) -> Iterator[tuple[str, str]]:
@@ -231,10 +263,12 @@ def set_aside(folder: StudyFolder, sweep: Sweep) -> Path:
     names = optuna.get_all_study_names(storage) if storage is not None else []
     numbered = (folder.path.with_name(f"{name}.old-{number}") for number in count(1))
     kept = next(path for path in numbered if not path.exists() and path.name not in names)
-    if storage is not None and sweep.spec.name in names:
-        # Optuna has no renaming.
-        optuna.copy_study(from_study_name=sweep.spec.name, from_storage=storage, to_storage=storage, to_study_name=kept.name)
-        optuna.delete_study(study_name=sweep.spec.name, storage=storage)
+    for old in names:
+        if storage is not None and old.partition("/")[0] == sweep.spec.name:
+            # Optuna has no renaming.
+            new = kept.name + old.removeprefix(sweep.spec.name)
+            optuna.copy_study(from_study_name=old, from_storage=storage, to_storage=storage, to_study_name=new)
+            optuna.delete_study(study_name=old, storage=storage)
     try:
         return folder.path.rename(kept)
     except OSError as error:

@@ -10,10 +10,9 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-
-import optuna
 
 from tclx.errors import InputError, MachineError, Problem
 from tclx.files import write_atomically
@@ -26,8 +25,8 @@ from tclx.spec.launch import SlurmLaunch
 from tclx.spec.rules import folders_read
 from tclx.sweep import claims
 from tclx.sweep.load import Sweep
+from tclx.sweep.parts import Part, num_left
 from tclx.sweep.study import StudyFolder
-from tclx.sweep.summary import summarise
 
 STUDY = "study.json"
 """In a submission's folder: which study it works on."""
@@ -47,18 +46,18 @@ def check_launch(sweep: Sweep) -> SlurmLaunch:
     return launch
 
 
-def submit_workers(sweep: Sweep, folder: StudyFolder, study: optuna.Study, *, say: Say) -> str | None:
+def submit_workers(parts: Sequence[Part], folder: StudyFolder, *, say: Say) -> str | None:
     """Submit the workers that the study lacks; returns the job's id, or None where there is nothing to submit.
 
     Raises:
         InputError: SLURM refuses; its words and the key to change.
         MachineError: SLURM does not answer, or is not here.
     """
+    sweep = parts[0].sweep
     launch = check_launch(sweep)
     with submitting(folder.runs_dir) as lock:
         at_work = slurm.patiently(lambda: living_jobs(folder), say=say)
-        summary = summarise(study, sweep, folder)
-        missing = min(sweep.spec.num_workers, summary.num_trials - summary.ended) - len(at_work)
+        missing = min(sweep.spec.num_workers, num_left(parts)) - len(at_work)
         if missing <= 0:
             going_on = f"{len(at_work)} workers are on their way already ({', '.join(at_work)})"
             say(f"{going_on if at_work else 'every trial has ended, none is needed'}; nothing was submitted")

@@ -20,24 +20,24 @@ from tclx.errors import InputError, Problem
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import Experiment, load_experiments
 from tclx.sweep import space
+from tclx.sweep.confirm import Confirmation
 from tclx.sweep.load import Sweep, content
 from tclx.sweep.metrics import as_text
-from tclx.sweep.summary import best_trials, counted_complete
+from tclx.sweep.parts import Part
+from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.verdict import conclusion
 
 NAME_LENGTH = 64
 
 
-def experiment_of(
-    study: optuna.Study, sweep: Sweep, *, number: int | None = None, keep_changes: bool = False, beside: Path | None = None
-) -> str:
+def experiment_of(part: Part, *, number: int | None = None, keep_changes: bool = False, beside: Path | None = None) -> str:
     """The YAML of the experiment that a trial tried: it extends the sweep's experiment by what the trial changed.
 
     Where the file that it extends would not come to exactly that, for instance because it is gone, everything is written out.
 
     Args:
-        study: with at least one complete trial.
-        sweep: what it is made from.
-        number: the trial's; None is the best.
+        part: a search with at least one complete trial.
+        number: the trial's; None is the best, or after a confirmation what was confirmed, trial 0 where nothing was.
         keep_changes: keep the sweep's own `changes` too, for instance fewer steps; else the experiment's own values stand.
         beside: the folder in which the file will lie, from which it names the other; None names that absolutely.
 
@@ -45,15 +45,17 @@ def experiment_of(
         InputError: no such trial, none is complete yet, there are several best ones, or the experiment's own values are not
             known.
     """
-    trial = _choose(study, sweep, number)
+    study, sweep, confirmation = part.search, part.sweep, part.confirmation()
+    trial = _choose(study, sweep, number if number is not None else _confirmed(confirmation))
     values = space.values_of(trial.params, sweep.spec)
     wanted = _validated(space.with_values((sweep.base if keep_changes else _experiment(sweep)).model_dump(mode="json"), values))
-    name = f"{sweep.spec.name}-{'best' if number is None else f'trial{number}'}"[:NAME_LENGTH]
+    name = f"{sweep.title}-{'best' if number is None else f'trial{number}'}"[:NAME_LENGTH]
     head: dict[str, Any] = {"name": name, **({"seeds": list(sweep.spec.seeds)} if sweep.spec.seeds else {})}
     tree = _extending(sweep, wanted, head, beside=beside) or _written_out(wanted, head)
     lines = [
-        f"Trial {trial.number} of the sweep {sweep.spec.name}: {_reached(trial, sweep)}.",
+        f"Trial {trial.number} of the sweep {sweep.title}: {_reached(trial, sweep)}.",
         *_compared(study, sweep),
+        *([f"With fresh seeds, {conclusion(confirmation, sweep)}."] if confirmation is not None else []),
         f"Runs: {', '.join(trial.user_attrs.get('runs', []))}",
         "What it changes in the experiment:",
         *(f"  {key}: {as_text(value)}" for key, value in space.shown(values, sweep.spec).items()),
@@ -168,6 +170,13 @@ def _choose(study: optuna.Study, sweep: Sweep, number: int | None) -> FrozenTria
         numbers = ", ".join(str(trial.number) for trial in best)
         raise InputError(Problem("--trial", "there are several best trials for several objectives", f"name one of {numbers}"))
     return best[0]
+
+
+def _confirmed(confirmation: Confirmation | None) -> int | None:
+    """The trial that a confirmation ends with; None where there is none, or it goes on."""
+    if confirmation is None or not confirmation.is_over or not confirmation.candidates:
+        return None
+    return confirmation.winner.arm.number if confirmation.winner is not None else confirmation.baseline.number
 
 
 def _compared(study: optuna.Study, sweep: Sweep) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,13 @@ class Sweep:
     studies that were begun before this was written down."""
     warnings: tuple[str, ...] = ()
     """What makes the metrics of its trials doubtful; known when its file is read, not to workers."""
+    part: str | None = None
+    """The variant, where the file asks for a search of each of several."""
+
+    @property
+    def title(self) -> str:
+        """The study's name, with the variant where it has several."""
+        return self.spec.name if self.part is None else f"{self.spec.name}-{self.part}"
 
     def is_experiment(self, spec: ExperimentSpec) -> bool:
         """Whether a trial's run is one that the experiment's own file asks for, whatever its seed."""
@@ -83,6 +90,33 @@ class Sweep:
         """
         tree = space.with_values(self.base_tree, space.values_of(drawn, self.spec))
         return [self._planned(tree, seed) for seed in self.seeds()]
+
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """With which a confirmation trains: the first that no trial of the search was trained with."""
+        seen, wanted = set(self.seeds()), self.spec.confirm.seeds if self.spec.confirm is not None else 0
+        return tuple(seed for seed in range(wanted + len(seen)) if seed not in seen)[:wanted]
+
+    def confirmed(self, drawn: Mapping[str, Any], seed: int) -> PlannedRun:
+        """The run that confirms a trial with these parameters, with a fresh seed.
+
+        Raises:
+            InputError: together they make no experiment that can run.
+        """
+        tree = space.with_values(self._confirmed_tree, space.values_of(drawn, self.spec))
+        return self._planned(tree, seed)
+
+    @property
+    def _confirmed_tree(self) -> dict[str, Any]:
+        """Trial 0 as it is confirmed: of the experiment's own length; where it is trained, and from what, as in the search."""
+        if self.experiment is None or self.spec.confirm is None or self.spec.confirm.keep_changes:
+            return self.base_tree
+        base = self.base_tree
+        tree = self.experiment.model_dump(mode="json") | {key: base[key] for key in ("launch", "tracking", "init")}
+        return tree | {"data": tree["data"] | {"num_workers": base["data"]["num_workers"]}}
+
+    def for_confirming(self) -> Sweep:
+        """What the trainings of its confirmation are made from: nothing prunes them."""
+        return replace(self, spec=self.spec.model_copy(update={"pruner": None}))
 
     def wandb(self) -> WandbSpec | None:
         """Of the study and its trials: they are one group on W&B, the study's, unless the experiment names another."""
@@ -115,7 +149,12 @@ _facts = cache(collect_facts)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, backend: str | None = None) -> Sweep:
-    """Read and check a sweep file.
+    """As `load_sweeps`; of several searches the first."""
+    return load_sweeps(path, overrides, runs_dir=runs_dir, backend=backend)[0]
+
+
+def load_sweeps(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, backend: str | None = None) -> tuple[Sweep, ...]:
+    """Read and check a sweep file: the search that it asks for, or one for each of its `variants`.
 
     Args:
         path: a YAML file, or `tclx:NAME` for one that comes with tclx.
@@ -128,13 +167,50 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, runs_dir: Path, bac
     """
     tree = merge(_mapping(spec_file(path)), override_tree(overrides, SWEEP), SWEEP)
     spec, origins = _read(tree)
-    base = _base(spec, origins, runs_dir, backend)
-    sweep = Sweep(spec, base.spec, base.needs, collect_facts(base.spec.data), _unchanged(spec, base.spec), base.warnings)
-    if problems := list(dict.fromkeys(_problems(sweep))):
+    sweeps = [_sweep(one, base) for one, base in _bases(spec, origins, runs_dir, backend)]
+    problems = [_of_variant(problem, sweep) for sweep in sweeps for problem in _problems(sweep)]
+    if problems:
         raise InputError(
-            *(problem._replace(where=problem.where or nearest_place(problem.key, origins)) for problem in problems)
+            *(
+                problem._replace(where=problem.where or nearest_place(problem.key, origins))
+                for problem in dict.fromkeys(problems)
+            )
         )
-    return sweep
+    return tuple(sweeps)
+
+
+def _sweep(spec: SweepSpec, base: PlannedRun) -> Sweep:
+    part = base.spec.variant if spec.variants is not None else None
+    spec = spec if part is None else _without_absent(spec, base.spec.model_dump(mode="json"))
+    facts = collect_facts(base.spec.data)
+    return Sweep(spec, base.spec, base.needs, facts, _unchanged(spec, base.spec), base.warnings, part)
+
+
+def _of_variant(problem: Problem, sweep: Sweep) -> Problem:
+    return problem if sweep.part is None else problem._replace(message=f"variant {sweep.part}: {problem.message}")
+
+
+def _without_absent(spec: SweepSpec, base: dict[str, Any]) -> SweepSpec:
+    """The sweep for a variant: without the keys of sections that it has not, nor switches that would bring them."""
+    absent = {key for key, one in spec.space.items() if one.on_or_off and space.lookup_or_none(base, key) is None}
+    kept = {key for key in _varied(spec) if key not in absent and space.has(base, key)}
+    simplexes = []
+    for simplex in spec.simplex:
+        keys = tuple(key for key in simplex.keys if key in kept)
+        if len(keys) > 1:
+            total = simplex.total if keys == simplex.keys else sum(space.lookup(base, key) for key in keys)
+            simplexes.append(simplex.model_copy(update={"keys": keys, "total": total}))
+    return spec.model_copy(
+        update={
+            "space": {key: one for key, one in spec.space.items() if key in kept},
+            "simplex": tuple(simplexes),
+            "points": tuple({key: value for key, value in point.items() if key in kept} for point in spec.points),
+        }
+    )
+
+
+def _varied(spec: SweepSpec) -> list[str]:
+    return [*spec.space, *(key for simplex in spec.simplex for key in simplex.keys)]
 
 
 def _mapping(path: Path) -> Node:
@@ -174,28 +250,60 @@ def _with_absolute_database(tree: Node, problems: list[Problem]) -> Node:
 _SQLITE = "sqlite:///"
 
 
-def _base(spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None) -> PlannedRun:
-    """Trial 0's run; what it starts from has to be there already."""
-    path = Path(spec.experiment)
-    changes = [f"{key}={json.dumps(value)}" for key, value in spec.changes.items()]
+def _bases(
+    spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None
+) -> Iterator[tuple[SweepSpec, PlannedRun]]:
+    """Of each variant that is asked for the sweep and trial 0's run; what that starts from has to be there already."""
+    known = list(dict.fromkeys(run.spec.variant for run in _runs(spec, spec.changes, origins, runs_dir, backend)))
+    for variant in _wanted_variants(spec, known, origins):
+        own = spec
+        if spec.variants is not None:
+            own = spec.model_copy(update={"changes": _changes_of(spec, variant)})
+        runs = _runs(own, own.changes, origins, runs_dir, backend)
+        yield own, next(run for run in runs if run.spec.variant == variant)
+
+
+def _runs(
+    spec: SweepSpec, changes: Mapping[str, Any], origins: Mapping[str, Location], runs_dir: Path, backend: str | None
+) -> list[PlannedRun]:
+    """All runs that the experiment's file asks for with these changes."""
+    changed = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     launch = [f"launch={{backend: {backend}}}"] if backend else []
     try:
-        runs = [run for run in plan_runs([path], [*launch, *changes], runs_dir=runs_dir) if run.asked_for]
+        return [run for run in plan_runs([Path(spec.experiment)], [*launch, *changed], runs_dir=runs_dir) if run.asked_for]
     except InputError as error:
         raise InputError(*(_in_sweep(problem, origins) for problem in error.problems)) from error
-    matching = [run for run in runs if spec.variant in (None, run.spec.variant)]
-    variants = list(dict.fromkeys(run.spec.variant for run in runs))
-    if not matching:
-        named = ", ".join(str(variant) for variant in variants if variant) or "none"
-        raise InputError(
-            Problem("variant", f"{path.name} has no variant `{spec.variant}`", f"it has {named}", origins.get("variant"))
-        )
-    if len({run.spec.variant for run in matching}) > 1:
-        named = ", ".join(str(variant) for variant in variants)
-        raise InputError(
-            Problem("variant", f"{path.name} has several variants", f"name one of {named}", origins.get("experiment"))
-        )
-    return matching[0]
+
+
+def _changes_of(spec: SweepSpec, variant: str | None) -> dict[str, Any]:
+    """A variant's share of the changes: a key of a section that it has not would bring the section."""
+    with suppress(InputError):
+        own = next(one.spec for one in load_experiments(Path(spec.experiment)) if one.spec.variant == variant)
+        tree = own.model_dump(mode="json")
+        return {key: value for key, value in spec.changes.items() if space.has(tree, key)}
+    return spec.changes
+
+
+def _wanted_variants(spec: SweepSpec, known: Sequence[str | None], origins: Mapping[str, Location]) -> Sequence[str | None]:
+    name = Path(spec.experiment).name
+    named = ", ".join(str(variant) for variant in known if variant) or "none"
+    if spec.variants is None and spec.variant is None:
+        if len(known) > 1:
+            hint = f"name one of {named}, or give `variants: all`"
+            raise InputError(Problem("variant", f"{name} has several variants", hint, origins.get("experiment")))
+        return known
+    if spec.variants == "all" and len(known) < 2:
+        raise InputError(Problem("variants", f"{name} has no several variants", f"it has {named}", origins.get("variants")))
+    wanted = known if spec.variants == "all" else [spec.variant] if spec.variants is None else list(spec.variants)
+    key = "variant" if spec.variants is None else "variants"
+    problems = [
+        Problem(key, f"{name} has no variant `{variant}`", f"it has {named}", origins.get(key))
+        for variant in wanted
+        if variant not in known
+    ]
+    if problems:
+        raise InputError(*problems)
+    return list(dict.fromkeys(wanted))
 
 
 def _unchanged(spec: SweepSpec, base: ExperimentSpec) -> ExperimentSpec | None:
@@ -229,6 +337,9 @@ def _in_sweep(problem: Problem, origins: Mapping[str, Location]) -> Problem:
 def _problems(sweep: Sweep) -> Iterator[Problem]:
     unknown = list(_unknown_keys(sweep.spec))
     yield from unknown
+    if not _varied(sweep.spec):
+        yield Problem("space", "has none of its keys, so there is nothing to search", "leave it out, or vary what it has")
+        return
     yield from _metric_problems(sweep)
     yield from _twice(sweep.spec)
     if unknown:
@@ -237,6 +348,7 @@ def _problems(sweep: Sweep) -> Iterator[Problem]:
     yield from outside
     if not outside:
         yield from _impossible(sweep)
+        yield from _unconfirmable(sweep)
 
 
 def _unknown_keys(spec: SweepSpec) -> Iterator[Problem]:
@@ -318,6 +430,26 @@ def _impossible(sweep: Sweep) -> Iterator[Problem]:
             shown = "off" if value is None else "on" if value == {} else json.dumps(value)
             for problem in error.problems:
                 yield Problem(f"space.{key}", f"with {shown}, {problem.key}: {problem.message}", problem.hint)
+
+
+def _unconfirmable(sweep: Sweep) -> Iterator[Problem]:
+    """Whether trial 0 can be trained with a fresh seed, and has the metric then."""
+    if sweep.spec.confirm is None:
+        return
+    cure = "keep_changes: true confirms with the sweep's `changes`"
+    if sweep.experiment is None and not sweep.spec.confirm.keep_changes:
+        yield Problem("confirm", "without the sweep's `changes` the experiment cannot be trained", cure)
+        return
+    try:
+        first = sweep.confirmed(space.parameters_at(sweep.base_tree, sweep.spec), sweep.fresh_seeds()[0])
+    except InputError as error:
+        for problem in error.problems:
+            yield Problem("confirm", f"without the sweep's `changes`, {problem.key}: {problem.message}", problem.hint)
+        return
+    wanted = [sweep.spec.objective[0].metric, *(constraint.metric for constraint in sweep.spec.constraints)]
+    for metric in wanted:
+        if metric not in metric_names(first.spec):
+            yield Problem("confirm", f"without the sweep's `changes` no run has `{metric}`", cure)
 
 
 def _as_node(tree: Any) -> Node:

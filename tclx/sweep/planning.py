@@ -8,7 +8,9 @@ from tclx.spec.sweep import ParameterSpec
 from tclx.sweep import space
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
+from tclx.sweep.sequential import FEWEST
 from tclx.sweep.study import num_evaluations
+from tclx.sweep.verdict import power
 
 
 def plan_of(sweep: Sweep) -> dict[str, Any]:
@@ -33,12 +35,28 @@ def plan_of(sweep: Sweep) -> dict[str, Any]:
         "runs": runs,
         "steps at most": runs * first.plan.total_steps,
         "run id of trial 0": first.plan.run_id,
+        **_confirmation_of(sweep, at_base),
         "space": [_row(key, parameter, at_base) for key, parameter in spec.space.items()]
         + [
             {"key": key, "range": f"a share of {simplex.total:g}", "baseline": as_text(space.lookup(sweep.base_tree, key))}
             for simplex in spec.simplex
             for key in simplex.keys
         ],
+    }
+
+
+def _confirmation_of(sweep: Sweep, at_base: dict[str, Any]) -> dict[str, str]:
+    confirm = sweep.spec.confirm
+    if confirm is None:
+        return {"confirmation": "none"}
+    seeds = sweep.fresh_seeds()
+    arms = confirm.top + 1
+    steps = sweep.confirmed(at_base, seeds[0]).plan.total_steps
+    shown = ", ".join(map(str, seeds[:5])) + (", ..." if len(seeds) > 5 else "")
+    return {
+        "confirmation": f"the {confirm.top} best and trial 0 with seeds {shown}, {steps} steps each",
+        "its runs": f"{FEWEST * arms} to {len(seeds) * arms}",
+        "finds in 80 of 100": f"a difference of {power(sweep)}",
     }
 
 

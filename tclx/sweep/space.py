@@ -155,6 +155,15 @@ def lookup(tree: Tree, path: str) -> Any:
     return found
 
 
+def has(tree: Tree, path: str) -> bool:
+    """Whether the section around a key path is on."""
+    try:
+        lookup(tree, path)
+    except KeyError:
+        return False
+    return True
+
+
 def lookup_or_none(tree: Tree, path: str) -> Any:
     """What stands at a key path; None also where a section around it is off."""
     try:

@@ -4,11 +4,13 @@
     RUNS/sweeps/NAME/journal.log     Optuna's journal, unless the study is in a database
     RUNS/sweeps/NAME/lock            held while the next trial is chosen
     RUNS/sweeps/NAME/trials/         who works on which trial
+    RUNS/sweeps/NAME/confirmation/   who works on which training of the confirmation
     RUNS/sweeps/NAME/workers/        a file a worker: held and touched while it lives
     RUNS/sweeps/NAME/logs/           what local workers printed; pool.log, what a detached sweep did
     RUNS/sweeps/NAME/jobs.jsonl      what was submitted to SLURM
     RUNS/sweeps/NAME/started.json    when `tclx sweep` was last called
     RUNS/sweeps/NAME/wandb.json      its run on W&B
+    RUNS/sweeps/NAME/variants/V/     of a sweep over several variants: trials/, confirmation/ and wandb.json of each
 
 Trials are ordinary runs in RUNS.
 """
@@ -18,11 +20,11 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import optuna
 from optuna.pruners import BasePruner
@@ -55,12 +57,19 @@ from tclx.sweep import space
 from tclx.sweep.load import Sweep, changes_no_result
 from tclx.sweep.storage import open_storage, quieten
 
+OF, SEED = "of", "seed"
+"""Attributes of a confirming trial: the number of the search's trial, and the seed it is trained with."""
+
 
 @dataclass(frozen=True)
 class StudyFolder:
     """One study's folder: every path of it."""
 
     path: Path
+    variant: str | None = None
+    """Whose part of the study this is, where it is over several variants."""
+    confirms: bool = False
+    """Whether it is the confirmation's part."""
 
     @classmethod
     def of(cls, name: str, runs_dir: Path) -> Self:
@@ -96,9 +105,22 @@ class StudyFolder:
     def workers(self) -> Path:
         return self.path / "workers"
 
+    @property
+    def own(self) -> Path:
+        """Of this variant alone."""
+        return self.path if self.variant is None else self.path / "variants" / self.variant
+
+    @property
+    def claims(self) -> Path:
+        return self.own / ("confirmation" if self.confirms else "trials")
+
     def claim(self, number: int) -> Path:
         """Who works on a trial."""
-        return self.path / "trials" / f"{number:05d}.json"
+        return self.claims / f"{number:05d}.json"
+
+    def confirming(self) -> Self:
+        """The same for the confirmation of what the search finds."""
+        return replace(self, confirms=True)
 
     def make(self) -> None:
         """The folder and those inside it.
@@ -107,7 +129,7 @@ class StudyFolder:
             MachineError: it cannot be written.
         """
         try:
-            for folder in (self.path / "trials", self.workers):
+            for folder in (self.claims, self.confirming().claims, self.workers):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise machine_error(error, f"could not make {self.path}") from error
@@ -119,36 +141,56 @@ class StudyFolder:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def write_sweep(self, sweep: Sweep) -> None:
-        """What workers read."""
-        content = {
-            "spec": sweep.spec.model_dump(mode="json"),
-            "base": sweep.base.model_dump(mode="json"),
-            "needs": sweep.needs,
-            "facts": sweep.facts._asdict(),
-            "experiment": sweep.experiment and sweep.experiment.model_dump(mode="json"),
-        }
-        write_atomically(self.sweep, json.dumps(content, indent=1))
+    def write_sweeps(self, sweeps: Sequence[Sweep]) -> None:
+        """What workers read: of one search, or of each variant's."""
+        first = _to_json(sweeps[0])
+        if sweeps[0].part is not None:
+            first |= {"variants": {sweep.part: _to_json(sweep) for sweep in sweeps}}
+        write_atomically(self.sweep, json.dumps(first, indent=1))
+
+    def parts(self) -> list[Self]:
+        """Of each search in it: this folder, or one a variant.
+
+        Raises:
+            InputError: there is no study here, or another version of tclx wrote it.
+        """
+        if self.variant is not None:
+            return [self]
+        content = self._read()
+        return [replace(self, variant=variant) for variant in content["variants"]] if "variants" in content else [self]
 
     def read_sweep(self) -> Sweep:
-        """The sweep as it was checked.
+        """The sweep as it was checked; of several variants' this folder's, or the first.
 
         Raises:
             InputError: there is none here, or another version of tclx wrote it.
         """
+        content = self._read()
         try:
-            content = json.loads(self.sweep.read_text(encoding="utf-8"))
+            variants = content.get("variants")
+            part = None if variants is None else self.variant if self.variant is not None else next(iter(variants))
+            content = content if variants is None else variants[part]
             spec = SweepSpec.model_validate_json(json.dumps(content["spec"]))
             base = ExperimentSpec.model_validate_json(json.dumps(content["base"]))
             if "experiment" not in content:  # studies of commit 53ca314 and before
                 experiment = base if changes_no_result(spec) else None
             else:
                 experiment = content["experiment"] and ExperimentSpec.model_validate_json(json.dumps(content["experiment"]))
-            return Sweep(spec, base, content["needs"], DataFacts(**content["facts"]), experiment)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                Problem("", f"{self.path} holds no sweep that this version of tclx understands: {error}")
-            ) from error
+            return Sweep(spec, base, content["needs"], DataFacts(**content["facts"]), experiment, part=part)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_understood(error) from error
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.sweep.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._not_understood(error) from error
+        if not isinstance(content, dict):
+            raise self._not_understood("it holds no object")
+        return content
+
+    def _not_understood(self, why: object) -> InputError:
+        return InputError(Problem("", f"{self.path} holds no sweep that this version of tclx understands: {why}"))
 
     def note_start(self) -> None:
         """`max_hours` counts from here."""
@@ -160,23 +202,53 @@ class StudyFolder:
         return float(time.time() - started) / 3600
 
 
+def _to_json(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "spec": sweep.spec.model_dump(mode="json"),
+        "base": sweep.base.model_dump(mode="json"),
+        "needs": sweep.needs,
+        "facts": sweep.facts._asdict(),
+        "experiment": sweep.experiment and sweep.experiment.model_dump(mode="json"),
+    }
+
+
 def open_study(folder: StudyFolder, sweep: Sweep, *, seed: int = 0) -> optuna.Study:
-    """The study as a worker, or somebody who reads, sees it.
+    """The study of the search as a worker, or somebody who reads, sees it.
 
     Raises:
         InputError: the storage has no such study.
         MachineError: the storage cannot be reached.
     """
     quieten()
+    return _opened(folder, sweep, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep))
+
+
+def open_confirmation(folder: StudyFolder, sweep: Sweep) -> optuna.Study | None:
+    """The study of the confirmation; None where none is asked for.
+
+    Raises:
+        InputError, MachineError: as `open_study`.
+    """
+    if sweep.spec.confirm is None:
+        return None
+    quieten()
+    sampler, pruner = optuna.samplers.RandomSampler(seed=0), optuna.pruners.NopPruner()  # nothing is drawn, nothing pruned
+    return _opened(folder.confirming(), sweep, sampler=sampler, pruner=pruner)
+
+
+def _opened(folder: StudyFolder, sweep: Sweep, *, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
     storage = open_storage(sweep.spec.storage, folder.journal)
     # A database has a study that was set aside under its folder's name, a journal under its own: the journal moved with it.
-    name = sweep.spec.name if sweep.spec.storage is None else folder.path.name
+    name = study_name(folder, sweep.spec.name if sweep.spec.storage is None else folder.path.name)
     try:
-        return optuna.load_study(
-            study_name=name, storage=storage, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep)
-        )
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
     except KeyError as error:
         raise InputError(Problem("storage", f"there is no study `{name}` in {sweep.spec.storage or folder.journal}")) from error
+
+
+def study_name(folder: StudyFolder, base: str) -> str:
+    """What Optuna calls a part of a study; `/` is in no name of a sweep."""
+    return "/".join([base, *([folder.variant] if folder.variant else []), *(["confirmation"] if folder.confirms else [])])
 
 
 def build_sampler(sweep: Sweep, *, seed: int) -> BaseSampler:
@@ -234,6 +306,18 @@ def counted(study: optuna.Study) -> dict[TrialState, list[FrozenTrial]]:
     return found
 
 
+def is_exhausted(study: optuna.Study) -> bool:
+    """Whether a grid has been tried whole."""
+    return isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study)
+
+
+def is_search_over(study: optuna.Study, sweep: Sweep) -> bool:
+    """Whether every trial that was asked for has ended."""
+    trials = counted(study)
+    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+    return not trials[TrialState.RUNNING] and (begun >= sweep.spec.num_trials or is_exhausted(study))
+
+
 # ---------------------------------------------------------------------------------------------------------------------- found
 
 
@@ -267,12 +351,22 @@ def trials_of(folder: StudyFolder) -> dict[Path, TrialOf]:
         InputError, MachineError: the study cannot be read.
     """
     found: dict[Path, TrialOf] = {}
-    for trial in open_study(folder, folder.read_sweep()).get_trials(deepcopy=False):
-        for run_id in trial.user_attrs.get("runs", []):
-            path = folder.runs_dir / run_id
-            if RunFolder(path).spec.is_file():
-                found.setdefault(path, TrialOf(folder.path.name, trial.number))
+    for part in folder.parts():
+        sweep = part.read_sweep()
+        confirming = open_confirmation(part, sweep)
+        for trial in open_study(part, sweep).get_trials(deepcopy=False):
+            _note(trial, TrialOf(folder.path.name, trial.number, variant=part.variant), folder, found)
+        for trial in confirming.get_trials(deepcopy=False) if confirming is not None else ():
+            of = TrialOf(folder.path.name, trial.user_attrs.get(OF), confirms=True, variant=part.variant)
+            _note(trial, of, folder, found)
     return found
+
+
+def _note(trial: FrozenTrial, of: TrialOf, folder: StudyFolder, found: dict[Path, TrialOf]) -> None:
+    for run_id in trial.user_attrs.get("runs", []):
+        path = folder.runs_dir / run_id
+        if RunFolder(path).spec.is_file():
+            found.setdefault(path, of)
 
 
 def all_studies(runs_dir: Path) -> list[StudyFolder]:

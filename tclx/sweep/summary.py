@@ -16,6 +16,7 @@ from tclx.runs import RunFolder
 from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
 from tclx.sweep.load import Sweep
+from tclx.sweep.ranking import best_trials, counted_complete
 from tclx.sweep.study import StudyFolder, counted
 
 FEWEST_FOR_IMPORTANCE = 4
@@ -71,22 +72,6 @@ def summarise(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Summary
         next((trial for some in trials.values() for trial in some if trial.number == 0), None),
         _eta(trials, sweep, folder),
     )
-
-
-def best_trials(study: optuna.Study, complete: list[FrozenTrial]) -> tuple[FrozenTrial, ...]:
-    """The best of those that keep every constraint: one, or a Pareto front."""
-    feasible = [trial for trial in complete if is_feasible(trial)]
-    if not feasible:
-        return ()
-    if len(study.directions) > 1:
-        return tuple(study.best_trials)
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    return (max(feasible, key=lambda trial: (sign * trial.values[0], -trial.number)),)
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether it keeps the sweep's constraints."""
-    return all(margin <= 0 for margin in trial.constraints.values())
 
 
 def state_word(trial: FrozenTrial, folder: StudyFolder) -> Standing:
@@ -158,22 +143,6 @@ def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: Stud
 def _share_done(trial: FrozenTrial, folder: StudyFolder) -> float:
     done, total = progress_of(trial, folder)
     return min(1.0, done / total) if total else 0.0
-
-
-def counted_complete(study: optuna.Study) -> list[FrozenTrial]:
-    """The complete trials, by number."""
-    return counted(study)[TrialState.COMPLETE]
-
-
-def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
-    """Complete trials, the best first; those that break a constraint last. Of several objectives the front comes first."""
-    complete = counted_complete(study)
-    front = {trial.number for trial in best_trials(study, complete)}
-    sign = -1 if sweep.spec.objective[0].direction == "maximize" else 1
-    return sorted(
-        complete,
-        key=lambda trial: (not is_feasible(trial), trial.number not in front, sign * trial.values[0], trial.number),
-    )
 
 
 def importances_of(study: optuna.Study, objective: int) -> dict[str, float] | None:

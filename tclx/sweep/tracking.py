@@ -18,12 +18,12 @@ from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.sweep import metrics, space
 from tclx.sweep.load import Sweep
+from tclx.sweep.ranking import counted_complete
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted, open_study
 from tclx.sweep.summary import (
     FEWEST_FOR_IMPORTANCE,
     Summary,
-    counted_complete,
     importances_of,
     state_word,
     summarise,
@@ -39,7 +39,7 @@ def due_of(study: optuna.Study, sweep: Sweep, folder: StudyFolder, spec: WandbSp
     """What W&B should have of the study by now; the same as long as no trial ends and no run gets its address there."""
     columns, rows = _table(study, sweep, folder)
     return StudyDue(
-        name=sweep.spec.name,
+        name=sweep.title,
         wandb=spec,
         config={"sweep": sweep.spec.model_dump(mode="json"), "experiment": sweep.base.model_dump(mode="json")},
         summary=_figures(study, sweep, folder),
@@ -165,20 +165,20 @@ def publish(study: optuna.Study, sweep: Sweep, folder: StudyFolder, *, say: Say,
             return
         due = patiently(lambda: due_of(study, sweep, folder, spec))
         seconds = spec.init_timeout_seconds + spec.finish_timeout_seconds
-        problem = send_study(folder.path, due, seconds=seconds, stopping=stopping).problem
+        problem = send_study(folder.own, due, seconds=seconds, stopping=stopping).problem
     except TclxError as error:
         problem = str(error)
-        note_problem(folder.path, problem)
+        note_problem(folder.own, problem)
     except Exception as error:  # a bug: the sweep's work is done, and whoever mends it wants to know
         traceback.print_exc()
         problem = repr(error)
-        note_problem(folder.path, problem)
+        note_problem(folder.own, problem)
     say(_degraded(folder, problem) if problem else standing(sweep, folder) or "")
 
 
 def standing(sweep: Sweep, folder: StudyFolder) -> str | None:
     """What is known of the study on W&B, in a line; None without W&B, and before there is anything to know."""
-    mode, sent = wandb_mode(sweep.wandb(), os.environ), read_study_sent(folder.path)
+    mode, sent = wandb_mode(sweep.wandb(), os.environ), read_study_sent(folder.own)
     if mode == "disabled":
         return None
     if sent is not None and sent.problem is not None:
@@ -215,13 +215,13 @@ def sync_study(folder: StudyFolder, *, seconds: float, say: Say) -> Synced:
         due = due_of(open_study(folder, sweep), sweep, folder, spec)
         if not any(due.summary[f"num_trials/{state}"] for state in ("complete", "pruned", "failed")):
             return Synced(0, 0, "has nothing to upload yet")
-        if is_up_to_date(folder.path, due):
+        if is_up_to_date(folder.own, due):
             return Synced(0, len(due.rows), "was complete")
-        with holding(folder.path / "wandb.lock") as free:
+        with holding(folder.own / "wandb.lock") as free:
             if not free:
                 return Synced(0, len(due.rows), "is being uploaded by its own worker")
-        say(f"{sweep.spec.name}: uploading the study's metrics and {len(due.rows)} trials")
-        ended = send_study(folder.path, due, seconds=seconds)
+        say(f"{sweep.title}: uploading the study's metrics and {len(due.rows)} trials")
+        ended = send_study(folder.own, due, seconds=seconds)
     except TclxError as error:
         say(f"{folder.path.name}: {error}")
         return Synced(error.exit_code, 0, "could not be read")

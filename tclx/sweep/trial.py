@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -21,9 +21,10 @@ from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Outcome, check_beginnings, prepare
 from tclx.launch.watch import PRUNED
 from tclx.runs import RunFolder, TrialOf, is_held
-from tclx.sweep import metrics, process, space
+from tclx.sweep import metrics, process
 from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
+from tclx.sweep.stage import Stage
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder
 
@@ -50,11 +51,21 @@ class _Failed(Exception):
 class Worker(NamedTuple):
     """What a trial needs of the worker that runs it."""
 
-    study: optuna.Study
-    sweep: Sweep
-    folder: StudyFolder
+    stage: Stage
     say: Callable[[str], None]
     stopping: Callable[[], bool]
+
+    @property
+    def study(self) -> optuna.Study:
+        return self.stage.study
+
+    @property
+    def sweep(self) -> Sweep:
+        return self.stage.sweep
+
+    @property
+    def folder(self) -> StudyFolder:
+        return self.stage.folder
 
 
 def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
@@ -81,17 +92,15 @@ def run_trial(trial: Trial, claim: Claim, worker: Worker) -> TrialState:
 
 
 def _planned(trial: Trial, worker: Worker) -> list[PlannedRun]:
-    drawn = _draw(trial, worker)
     try:
-        runs = worker.sweep.planned(drawn)
+        tried = worker.stage.tries(trial)
     except InputError as error:
         raise _Failed(str(error)) from error
-    values = space.shown(space.values_of(drawn, worker.sweep.spec), worker.sweep.spec)
-    patiently(lambda: trial.set_user_attr("values", values))
-    patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in runs]))
-    for run in runs:
-        _note_trial(run, trial.number, worker)
-    return runs
+    patiently(lambda: trial.set_user_attr("values", tried.values))
+    patiently(lambda: trial.set_user_attr("runs", [run.plan.run_id for run in tried.runs]))
+    for run in tried.runs:
+        _note_trial(run, tried.number, worker)
+    return tried.runs
 
 
 def _note_trial(run: PlannedRun, number: int, worker: Worker) -> None:
@@ -103,20 +112,8 @@ def _note_trial(run: PlannedRun, number: int, worker: Worker) -> None:
     known = folder.read_trial()
     if known is None or known.study is None:
         also_run = sweep.is_experiment(run.spec) or (known is None and folder.spec.is_file()) or bool(known and known.also_run)
-        folder.write_json(folder.trial, asdict(TrialOf(sweep.spec.name, number, also_run)))
-
-
-def _draw(trial: Trial, worker: Worker) -> dict[str, Any]:
-    """The trial's parameters. After a failure from what the storage has: it may have kept a draw, against a second one."""
-    tried = False
-
-    def draw() -> dict[str, Any]:
-        nonlocal tried
-        source = Trial(worker.study, trial._trial_id) if tried else trial
-        tried = True
-        return space.draw(source, worker.sweep.spec)
-
-    return patiently(draw)
+        of = worker.folder
+        folder.write_json(folder.trial, asdict(TrialOf(sweep.spec.name, number, also_run, of.confirms, of.variant)))
 
 
 def _train_all(trial: Trial, runs: list[PlannedRun], claim: Claim, worker: Worker) -> list[RunFolder]:
@@ -262,7 +259,7 @@ def _tell(trial: Trial, finished: list[RunFolder], worker: Worker) -> TrialState
         patiently(lambda metric=metric, margin=margin: trial.set_constraint(metric, margin))  # type: ignore[misc]
     patiently(lambda: worker.study.tell(trial, values, skip_if_finished=True))
     shown = ", ".join(f"{objective.metric} {value:.4g}" for objective, value in zip(sweep.objective, values, strict=True))
-    worker.say(f"trial {trial.number}: {shown}")
+    worker.say(f"{worker.stage.called(trial)}: {shown}")
     return TrialState.COMPLETE
 
 
@@ -274,5 +271,5 @@ def give_up(trial: Trial, error: Exception, worker: Worker) -> None:
 def _end(trial: Trial, state: TrialState, reason: str, worker: Worker) -> TrialState:
     patiently(lambda: trial.set_user_attr("reason", reason))
     patiently(lambda: worker.study.tell(trial, state=state, skip_if_finished=True))
-    worker.say(f"trial {trial.number}: {'pruned' if state == TrialState.PRUNED else 'failed'}: {reason}")
+    worker.say(f"{worker.stage.called(trial)}: {'pruned' if state == TrialState.PRUNED else 'failed'}: {reason}")
     return state

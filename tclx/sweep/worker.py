@@ -1,7 +1,8 @@
 """What does a sweep's worker do? `python -m tclx.sweep.worker STUDY_FOLDER`: a trial after the other, until none is left.
 
 Workers are equals, without a coordinator. Each first looks for a trial whose worker is gone, and goes on with it; else it asks
-Optuna for the next one, as long as there are some to try. The last one brings the study's run on W&B up to date.
+Optuna for the next one, as long as there are some to try; then it helps to confirm what the search found, and waits where the
+trainings of others decide what comes next. The last one brings the study's run on W&B up to date.
 
 | exit code | why |
 |---|---|
@@ -13,12 +14,14 @@ Optuna for the next one, as long as there are some to try. The last one brings t
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tclx.errors import MachineError, TclxError
@@ -28,15 +31,16 @@ from tclx.runs import RunFolder
 from tclx.sweep import claims, process, tracking
 from tclx.sweep.claims import Claim
 from tclx.sweep.load import Sweep
+from tclx.sweep.stage import Search, Stage, most_at_once, stages_of
 from tclx.sweep.storage import patiently
-from tclx.sweep.study import StudyFolder, counted, open_study
+from tclx.sweep.study import StudyFolder, counted
 from tclx.sweep.trial import Stopped, Worker, give_up, run_trial
 from tclx.worker import INTERRUPTED_AND_SAVED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
-MOST_FAILURES = 5
-"""So many failed trials and not a single good one: it is not the parameters."""
+WAIT_SECONDS = 2.0
+POLL_SECONDS = 0.1
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +61,7 @@ def work(folder: StudyFolder) -> int:
     Raises:
         InputError, MachineError: the study cannot be read, its storage is away, a disk is full.
     """
-    sweep = folder.read_sweep()
+    sweep, *_ = (part.read_sweep() for part in folder.parts())
     _share_cores(sweep)
     process.start_server()
     name = claims.new_worker()
@@ -65,32 +69,59 @@ def work(folder: StudyFolder) -> int:
     with passing_signals(asked.append, STOPPING), claims.living(folder, name):
         # Its own seed: workers, and a worker that was started again, must not draw the same trials.
         seed = int.from_bytes(os.urandom(4)) if sweep.spec.num_workers > 1 else _num_trials(folder)
-        study = patiently(lambda: open_study(folder, sweep, seed=seed), say=say_when)
-        worker = Worker(study, sweep, folder, say_when, lambda: bool(asked))
+        stages = patiently(lambda: stages_of(folder, seed=seed), say=say_when)
         while not asked:
-            found = _next(worker, name)
+            found = _next(stages, folder, name)
             if found is None:
-                tracking.publish(study, sweep, folder, say=say_when, stopping=worker.stopping)
+                for stage in stages:
+                    if isinstance(stage, Search):
+                        tracking.publish(stage.study, stage.sweep, stage.folder, say=say_when, stopping=lambda: bool(asked))
                 return 0
-            trial, claim = found
-            say_when(f"trial {trial.number}: {'taken over' if claim.starts > 1 else 'begins'}")
-            try:
-                run_trial(trial, claim, worker)
-            except Stopped:
-                claims.release(folder, trial.number)
-                return INTERRUPTED_AND_SAVED
-            except MachineError:
-                claims.release(folder, trial.number)
-                raise
-            except Exception as error:
-                give_up(trial, error, worker)
-                raise
+            if found == "wait":
+                _wait(asked)
+                continue
+            exit_code = _run(found, asked)
+            if exit_code is not None:
+                return exit_code
         return INTERRUPTED_AND_SAVED
+
+
+class Chosen(NamedTuple):
+    """A trial that is this worker's."""
+
+    stage: Stage
+    trial: Trial
+    claim: Claim
+
+
+def _run(chosen: Chosen, asked: list[int]) -> int | None:
+    """Train a trial; returns the exit code where the worker is to end."""
+    stage, trial, claim = chosen
+    say_when(f"{stage.called(trial)}: {'taken over' if claim.starts > 1 else 'begins'}")
+    worker = Worker(stage, say_when, lambda: bool(asked))
+    try:
+        run_trial(trial, claim, worker)
+    except Stopped:
+        claims.release(stage.folder, trial.number)
+        return INTERRUPTED_AND_SAVED
+    except MachineError:
+        claims.release(stage.folder, trial.number)
+        raise
+    except Exception as error:
+        give_up(trial, error, worker)
+        raise
+    return None
+
+
+def _wait(asked: list[int]) -> None:
+    until = time.monotonic() + WAIT_SECONDS * random.uniform(0.5, 1.5)  # many workers do not ask at once
+    while not asked and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
 
 
 def _num_trials(folder: StudyFolder) -> int:
     """How far the study is: a single worker that is started again goes on with other draws, the same ones every time."""
-    return len(list(folder.claim(0).parent.glob("*.json")))
+    return sum(len(list(part.claims.glob("*.json"))) for part in folder.parts())
 
 
 def _share_cores(sweep: Sweep) -> None:
@@ -99,29 +130,31 @@ def _share_cores(sweep: Sweep) -> None:
     os.environ.update(worker_environment(sweep.base.launch.num_processes, workers))
 
 
-def _next(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
-    """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do."""
-    with worker.folder.lock():
+def _next(stages: Sequence[Stage], folder: StudyFolder, name: str) -> Chosen | Literal["wait"] | None:
+    """A trial whose worker is gone, else a new one, made this worker's; None where there is nothing to do.
+
+    `wait` where what others work on decides whether there is.
+    """
+    with folder.lock():
         # All of it anew when the storage fails: a trial may have begun there without an answer, and is an orphan then.
-        return patiently(lambda: _choose(worker, name), say=say_when)
+        return patiently(lambda: _choose(stages, folder, name), say=say_when)
 
 
-def _choose(worker: Worker, name: str) -> tuple[Trial, Claim] | None:
-    trials = counted(worker.study)
-    orphan = next(_orphans(trials[TrialState.RUNNING], worker.folder), None)
-    if orphan is not None:
-        trial = Trial(worker.study, orphan._trial_id)
-        return trial, claims.take(worker.folder, orphan.number, name, step=_saved_step(orphan, worker.folder))
-    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-    if begun >= worker.sweep.spec.num_trials or _is_exhausted(worker.study):
+def _choose(stages: Sequence[Stage], folder: StudyFolder, name: str) -> Chosen | Literal["wait"] | None:
+    for stage in stages:
+        orphan = next(_orphans(counted(stage.study)[TrialState.RUNNING], stage.folder), None)
+        if orphan is not None:
+            trial = Trial(stage.study, orphan._trial_id)
+            step = _saved_step(orphan, stage.folder)
+            return Chosen(stage, trial, claims.take(stage.folder, orphan.number, name, step=step))
+    for stage in stages:
+        begun = stage.begin(say=say_when)
+        if begun is not None:
+            return Chosen(stage, begun, claims.take(stage.folder, begun.number, name, step=0))
+    if not any(stage.is_waiting() for stage in stages):
         return None
-    if _time_is_up(worker):
-        say_when("max_hours have passed: no further trial begins")
-        return None
-    if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
-        raise MachineError(_all_failed(trials[TrialState.FAIL]))
-    trial = worker.study.ask()
-    return trial, claims.take(worker.folder, trial.number, name, step=0)
+    # Of many workers only so many can come to be needed again; the others leave their GPUs to somebody else.
+    return "wait" if name in sorted(claims.living_workers(folder))[: most_at_once(stages)] else None
 
 
 def _orphans(running: list[FrozenTrial], folder: StudyFolder) -> Iterator[FrozenTrial]:
@@ -136,20 +169,6 @@ def _saved_step(trial: FrozenTrial, folder: StudyFolder) -> int:
     """Steps that the trial's runs have saved, all seeds together."""
     states = [RunFolder(folder.runs_dir / run_id).read_state() for run_id in trial.user_attrs.get("runs", [])]
     return sum(state.step for state in states if state is not None)
-
-
-def _is_exhausted(study: optuna.Study) -> bool:
-    return isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study)
-
-
-def _time_is_up(worker: Worker) -> bool:
-    limit = worker.sweep.spec.max_hours
-    return limit is not None and worker.folder.hours_since_start() >= limit
-
-
-def _all_failed(failed: list[FrozenTrial]) -> str:
-    last = failed[-1].user_attrs.get("reason", "no reason is known")
-    return f"the first {len(failed)} trials have failed, so the sweep stops; the last one: {last}"
 
 
 if __name__ == "__main__":

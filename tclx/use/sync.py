@@ -40,6 +40,7 @@ def sync_all(names: Sequence[str], *, runs_dir: Path, again: bool, timeout: int,
     """
     found = find(names, runs_dir=runs_dir, trials=True)
     studies = [StudyFolder(path) for path in found.studies] if names else all_studies(runs_dir)
+    studies = [part for study in studies for part in _parts(study)]
     folders = [RunFolder(path) for path in found.folders]
     wanted = [(folder, spec) for folder in folders if (spec := _spec(folder)) is not None]
     wanted_studies = [study for study in studies if _is_tracked(study)]
@@ -48,6 +49,14 @@ def sync_all(names: Sequence[str], *, runs_dir: Path, again: bool, timeout: int,
         raise InputError(Problem("tracking.wandb", message, "set tracking.wandb in the spec, not to null or mode: disabled"))
     outcomes = [_sync_run(folder, spec, again=again, timeout=timeout, say=say) for folder, spec in wanted]
     return outcomes + [_sync_study(study, again=again, timeout=timeout, say=say) for study in wanted_studies]
+
+
+def _parts(study: StudyFolder) -> list[StudyFolder]:
+    """Of each variant that it searches; of one that cannot be read the upload says so."""
+    try:
+        return study.parts()
+    except InputError:
+        return [study]
 
 
 def _spec(folder: RunFolder) -> WandbSpec | None:
@@ -88,11 +97,12 @@ def _sync_run(folder: RunFolder, spec: WandbSpec, *, again: bool, timeout: int, 
 
 def _sync_study(study: StudyFolder, *, again: bool, timeout: int, say: Say) -> dict[str, Any]:
     if again:
-        forget_study_sent(study.path)
+        forget_study_sent(study.own)
     code, num_trials, outcome = sync_study(study, seconds=timeout, say=say)
-    sent = read_study_sent(study.path)
+    sent = read_study_sent(study.own)
     facts = {"num_trials": num_trials, "url": sent.url if sent else None}
-    return {"study": study.path.name, "folder": str(study.path), **facts, "outcome": outcome, "exit_code": code}
+    named = {"study": study.path.name, **({"variant": study.variant} if study.variant is not None else {})}
+    return {**named, "folder": str(study.path), **facts, "outcome": outcome, "exit_code": code}
 
 
 def _uploads_itself(folder: RunFolder, spec: WandbSpec) -> bool:

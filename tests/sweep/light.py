@@ -19,6 +19,11 @@ from tclx.track.jsonl import read
 STEP_SECONDS = 0.2
 
 
+def value(learning_rate: float, seed: int) -> float:
+    """What a step is worth: a seed is good or bad for all, and a little more for one than for another."""
+    return learning_rate * (1 + 0.1 * (seed % 3)) if seed else learning_rate
+
+
 def train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: Claim, working: trial.Worker) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     done = len(list(read(folder.metrics))) if folder.metrics.exists() else 0
@@ -27,7 +32,8 @@ def train(run: PlannedRun, folder: RunFolder, look: Callable[[], None], claim: C
         if working.stopping():
             raise trial.Stopped
         time.sleep(STEP_SECONDS)
-        row = {"step": step, "loss/total": 1 / step, "retrieval/val/r_mean": step * run.spec.optim.learning_rate}
+        reached = value(run.spec.optim.learning_rate, run.spec.seed)
+        row = {"step": step, "loss/total": 1 / step, "retrieval/val/r_mean": step * reached}
         with folder.metrics.open("ab", buffering=0) as file:
             file.write(json.dumps(row).encode() + b"\n")
         folder.write_state(RunState("running", step=step, total_steps=total))

@@ -14,11 +14,11 @@ from tclx.runs import RunFolder
 from tclx.sweep import claims, trial
 from tclx.sweep.begin import IDENTITY, _identity, create_study, set_aside
 from tclx.sweep.load import Sweep
+from tclx.sweep.stage import Search
 from tclx.sweep.study import StudyFolder, open_study
-from tclx.sweep.trial import Worker, run_trial
-from tclx.sweep.worker import _next
+from tclx.sweep.trial import Worker
 from tests.sweep import light
-from tests.sweep.toy import TRAINING, load
+from tests.sweep.toy import TRAINING, load, work_through
 
 RATE = "optim.learning_rate"
 QUEUE = "model.queue_size"
@@ -37,15 +37,9 @@ def folder_of(tmp_path: Path) -> StudyFolder:
 
 
 def work(folder: StudyFolder) -> optuna.Study:
-    """The real worker's choices, here: trial after trial until none is left."""
-    sweep = folder.read_sweep()
-    study = open_study(folder, sweep)
-    working = Worker(study, sweep, folder, lambda line: None, lambda: False)
-    name = claims.new_worker()
-    with claims.living(folder, name):
-        while (found := _next(working, name)) is not None:
-            run_trial(*found, working)
-    return study
+    """All that the study has to do, and its search."""
+    work_through(folder)
+    return open_study(folder, folder.read_sweep())
 
 
 def choices(*values: Any) -> dict[str, Any]:
@@ -173,7 +167,7 @@ def test_a_study_that_53ca314_left_without_a_way_on_has_one(tmp_path: Path) -> N
     changed = load(tmp_path, space={RATE: choices(1e-3, 3e-3, 1e-2)}, num_trials=4)
     study = open_study(folder_of(tmp_path), changed)
     study.set_user_attr(IDENTITY, _identity(changed))
-    folder_of(tmp_path).write_sweep(changed)
+    folder_of(tmp_path).write_sweeps([changed])
     study.ask()  # running, without a parameter and without a worker
     with pytest.raises(InputError, match="trials were drawn from CategoricalDistribution"):
         create_study(changed, folder_of(tmp_path))
@@ -186,7 +180,7 @@ def test_what_was_cut_off_goes_on_and_what_failed_or_was_pruned_stays_so(tmp_pat
     points = [{RATE: rate} for rate in (3e-3, 4e-3, 5e-3)]
     sweep = load(tmp_path, space=space, points=points, num_trials=4)
     study = create_study(sweep, folder_of(tmp_path))
-    working = Worker(study, sweep, folder_of(tmp_path), lambda line: None, lambda: False)
+    working = Worker(Search(study, sweep, folder_of(tmp_path)), lambda line: None, lambda: False)
     for state in (TrialState.FAIL, TrialState.PRUNED, None):
         one = study.ask()
         (run,) = trial._planned(one, working)

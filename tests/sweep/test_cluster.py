@@ -10,6 +10,7 @@ import pytest
 from tclx.launch.slurm import commands as slurm
 from tclx.sweep.begin import create_study
 from tclx.sweep.cluster import cancel_workers, submit_workers
+from tclx.sweep.parts import open_parts
 from tclx.sweep.study import StudyFolder
 from tests.launch.handed import Commands
 from tests.sweep.toy import load
@@ -52,6 +53,6 @@ def test_workers_that_are_there_or_not_needed_are_not_submitted(
         commands.say("squeue", "")
         study.tell(study.ask(), 1.0)
     said: list[str] = []
-    assert submit_workers(sweep, folder, study, say=said.append) is None
+    assert submit_workers(open_parts(folder), folder, say=said.append) is None
     what = "1 workers are on their way already (41_0)" if at_work else "every trial has ended, none is needed"
     assert said == [f"{what}; nothing was submitted"]

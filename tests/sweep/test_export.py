@@ -19,7 +19,7 @@ from tclx.sweep.begin import create_study
 from tclx.sweep.export import experiment_of
 from tclx.sweep.load import Sweep, content, load_sweep
 from tclx.sweep.study import StudyFolder
-from tests.sweep.toy import TRAINING, write_sweep
+from tests.sweep.toy import TRAINING, part_of, write_sweep
 
 SHORT = {"changes": {"training.steps": 2, "evaluation.every_steps": 2, "launch.num_processes": 2}}
 RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
@@ -52,7 +52,7 @@ def read(text: str) -> dict[str, Any]:
 
 def test_it_has_the_experiments_own_length_and_names_the_changes_it_leaves_out(tmp_path: Path) -> None:
     sweep, study = study_of(write_sweep(tmp_path, space=RATE, **SHORT))
-    text = experiment_of(study, sweep, beside=tmp_path / "best")
+    text = experiment_of(part_of(sweep, study), beside=tmp_path / "best")
     (spec,) = written(tmp_path, text, "best")
     rate = study.best_trial.params["optim.learning_rate"]
     assert (spec.training.steps, spec.optim.learning_rate, spec.launch.num_processes) == (TRAINING["steps"], rate, 1)
@@ -66,7 +66,7 @@ def test_it_has_the_experiments_own_length_and_names_the_changes_it_leaves_out(t
 
 def test_the_changes_can_be_kept(tmp_path: Path) -> None:
     sweep, study = study_of(write_sweep(tmp_path, space=RATE, **SHORT))
-    text = experiment_of(study, sweep, keep_changes=True, beside=tmp_path)
+    text = experiment_of(part_of(sweep, study), keep_changes=True, beside=tmp_path)
     (spec,) = written(tmp_path, text)
     assert (spec.training.steps, spec.evaluation.every_steps) == (2, 2)
     assert content(spec) == content(
@@ -84,7 +84,7 @@ def test_one_of_several_variants_is_written_alone(tmp_path: Path) -> None:
         folder.mkdir()
         path = write_sweep(folder, experiment={"variants": variants, "seeds": [0, 1]}, variant=variant, space=RATE, **SHORT)
         sweep, study = study_of(path)
-        specs = written(folder, experiment_of(study, sweep, beside=folder))
+        specs = written(folder, experiment_of(part_of(sweep, study), beside=folder))
         assert [spec.seed for spec in specs] == [0, 1]
         assert {spec.variant for spec in specs} == {None}
         assert all((spec.objectives.imc is None) == (variant == "no-imc") for spec in specs)
@@ -99,18 +99,18 @@ def test_sections_switched_on_and_off_kinds_and_seeds(tmp_path: Path) -> None:
     }
     sweep, study = study_of(write_sweep(tmp_path, space=space, seeds=[3, 4], sampler={"name": "random"}, **SHORT))
     for number, trial in enumerate(study.get_trials()):
-        specs = written(tmp_path, experiment_of(study, sweep, number=number, beside=tmp_path))
+        specs = written(tmp_path, experiment_of(part_of(sweep, study), number=number, beside=tmp_path))
         assert [spec.seed for spec in specs] == [3, 4]
         assert (specs[0].objectives.imc is None) == (trial.params["objectives.imc"] == "off")
         assert specs[0].optim.schedule.name == trial.params["optim.schedule.name"]
-        assert "here" in experiment_of(study, sweep, number=number)
+        assert "here" in experiment_of(part_of(sweep, study), number=number)
 
 
 def test_an_experiment_that_changed_since_is_written_as_it_was(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, space=RATE, **SHORT)
     sweep, study = study_of(path)
     write_sweep(tmp_path, space=RATE, experiment={"training": {**TRAINING, "steps": 9}, "evaluation": None, "seed": 5}, **SHORT)
-    (spec,) = written(tmp_path, experiment_of(study, sweep, beside=tmp_path))
+    (spec,) = written(tmp_path, experiment_of(part_of(sweep, study), beside=tmp_path))
     assert sweep.experiment is not None
     values = {"optim": spec.optim, "name": spec.name, "variant": None}
     assert content(spec) == content(sweep.experiment.model_copy(update=values))
@@ -119,7 +119,7 @@ def test_an_experiment_that_changed_since_is_written_as_it_was(tmp_path: Path) -
 def test_without_the_experiments_file_everything_is_written_out(tmp_path: Path) -> None:
     sweep, study = study_of(write_sweep(tmp_path, space=RATE, **SHORT))
     (tmp_path / "toy.yaml").unlink()
-    text = experiment_of(study, sweep)
+    text = experiment_of(part_of(sweep, study))
     assert "extends" not in read(text)
     (spec,) = written(tmp_path, text)
     assert spec.training.steps == TRAINING["steps"]
@@ -133,12 +133,12 @@ def test_a_study_of_53ca314_knows_the_length_while_the_file_is_what_it_was(tmp_p
     del recorded["experiment"]
     folder.sweep.write_text(json.dumps(recorded))
     sweep = folder.read_sweep()
-    (spec,) = written(tmp_path, experiment_of(study, sweep, beside=tmp_path))
+    (spec,) = written(tmp_path, experiment_of(part_of(sweep, study), beside=tmp_path))
     assert spec.training.steps == TRAINING["steps"]
     write_sweep(tmp_path, space=RATE, experiment={"training": {**TRAINING, "batch_size_per_gpu": 6}}, **SHORT)
     with pytest.raises(InputError, match="--keep-changes"):
-        experiment_of(study, sweep)
-    (kept,) = written(tmp_path, experiment_of(study, sweep, keep_changes=True, beside=tmp_path))
+        experiment_of(part_of(sweep, study))
+    (kept,) = written(tmp_path, experiment_of(part_of(sweep, study), keep_changes=True, beside=tmp_path))
     assert (kept.training.steps, kept.training.batch_size_per_gpu) == (2, 8)
 
 
@@ -147,14 +147,14 @@ def test_what_has_no_winner_says_why(tmp_path: Path) -> None:
     sweep = load_sweep(path, runs_dir=tmp_path / "runs")
     study = create_study(sweep, StudyFolder.of(sweep.spec.name, tmp_path / "runs"))
     with pytest.raises(InputError, match=r"has no best trial .no trial is complete yet"):
-        experiment_of(study, sweep, beside=tmp_path)
+        experiment_of(part_of(sweep, study), beside=tmp_path)
     trial = study.ask()
     trial.set_constraint("loss/total", 0.5)
     study.tell(trial, 1.0)
     with pytest.raises(InputError, match=r"has no best trial .no complete trial keeps the constraints"):
-        experiment_of(study, sweep, beside=tmp_path)
+        experiment_of(part_of(sweep, study), beside=tmp_path)
     with pytest.raises(InputError, match=r"--trial: trial 7 is not complete .complete are 0"):
-        experiment_of(study, sweep, number=7, beside=tmp_path)
+        experiment_of(part_of(sweep, study), number=7, beside=tmp_path)
 
 
 def test_the_command_writes_beside_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tclx.sweep.report import build, write_sweep_report
 from tclx.sweep.study import StudyFolder
 from tests.report.browser import chromium
 from tests.report.reading import Reader
-from tests.sweep.toy import load
+from tests.sweep.toy import load, part_of
 
 RANGES = {
     "optim.learning_rate": {"log_uniform": [1e-5, 1e-1]},
@@ -52,7 +52,7 @@ def _study(tmp_path: Path, *, num_trials: int = 12, **changes: Any) -> tuple[Any
 
 def test_the_page_says_what_won_and_what_mattered(tmp_path: Path) -> None:
     sweep, study, folder = _study(tmp_path)
-    page = Reader(build(study, sweep, folder).html())
+    page = Reader(build(part_of(sweep, study, folder)).html())
     best, *_ = page.tables
     assert best[1][0].startswith(str(study.best_trial.number))
     assert best[1][1] == f"{study.best_value:.4g}"
@@ -68,7 +68,7 @@ def test_the_page_says_what_won_and_what_mattered(tmp_path: Path) -> None:
 
 def test_nothing_of_a_study_becomes_markup(tmp_path: Path) -> None:
     sweep, study, folder = _study(tmp_path)
-    html = build(study, sweep, folder).html()
+    html = build(part_of(sweep, study, folder)).html()
     assert HOSTILE not in html
     assert "&lt;script&gt;alert(1)" in html
 
@@ -76,7 +76,7 @@ def test_nothing_of_a_study_becomes_markup(tmp_path: Path) -> None:
 def test_a_study_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     folder = StudyFolder.of("toy-sweep", tmp_path / "runs")
-    page = Reader(build(create_study(sweep, folder), sweep, folder).html())
+    page = Reader(build(part_of(sweep, create_study(sweep, folder), folder)).html())
     assert "No trial is complete yet" in page.text
     assert "Importance needs" in page.text
 
@@ -87,7 +87,7 @@ def test_several_objectives_have_a_front_and_figures_of_their_own(tmp_path: Path
         {"metric": "cost/gpu_hours", "direction": "minimize"},
     ]
     sweep, study, folder = _study(tmp_path, objective=objective)
-    page = Reader(build(study, sweep, folder).html())
+    page = Reader(build(part_of(sweep, study, folder)).html())
     assert "What each objective costs the other" in page.figures
     assert f"on the Pareto front{len(study.best_trials)}" in page.text
     assert {"retrieval/val/r_mean, trial by trial", "cost/gpu_hours, trial by trial"} <= set(page.figures)
@@ -98,7 +98,7 @@ def test_several_objectives_have_a_front_and_figures_of_their_own(tmp_path: Path
 def test_in_a_browser_every_figure_is_drawn_within_the_screen(tmp_path: Path, width: int) -> None:
     sweep, study, folder = _study(tmp_path)
     path = tmp_path / "page.html"
-    write_sweep_report(study, sweep, folder, path)
+    write_sweep_report([part_of(sweep, study, folder)], path)
     with chromium(tmp_path / "profile") as browser:
         browser.open(path, width=width)
         assert browser.complaints == []

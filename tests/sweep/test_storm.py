@@ -28,6 +28,7 @@ from tclx.sweep import claims, worker
 from tclx.sweep import process as run_process
 from tclx.sweep import trial as trial_module
 from tclx.sweep.begin import create_study
+from tclx.sweep.stage import Search
 from tclx.sweep.study import StudyFolder, open_study
 from tclx.track.jsonl import read
 from tclx.worker import INTERRUPTED_AND_SAVED
@@ -261,9 +262,9 @@ def test_a_trial_that_began_without_an_answer_is_the_next_one(
 ) -> None:
     working_on = worker_of(new_study(tmp_path, num_trials=2, storage=storage))
     monkeypatch.setattr(working_on.study, "ask", failing_once_after(working_on.study.ask))
-    found = worker._next(working_on, "me")
-    assert found is not None
-    assert found[0].number == 0
+    found = worker._next([working_on.stage], working_on.folder, "me")
+    assert isinstance(found, worker.Chosen)
+    assert found.trial.number == 0
     assert len([trial for trial in working_on.study.trials if trial.state == TrialState.RUNNING]) == 1
 
 
@@ -331,7 +332,7 @@ def test_who_looks_whether_a_worker_lives_is_not_taken_for_it(tmp_path: Path, mo
 
 def worker_of(folder: StudyFolder) -> trial_module.Worker:
     sweep = folder.read_sweep()
-    return trial_module.Worker(open_study(folder, sweep), sweep, folder, print, lambda: False)
+    return trial_module.Worker(Search(open_study(folder, sweep), sweep, folder), print, lambda: False)
 
 
 def failing_once_after(call: Callable[..., Any]) -> Callable[..., Any]:

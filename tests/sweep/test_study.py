@@ -19,6 +19,8 @@ from tclx.sweep import claims
 from tclx.sweep.begin import create_study, set_aside
 from tclx.sweep.export import experiment_of
 from tclx.sweep.load import Sweep
+from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.stage import MOST_FAILURES, Search
 from tclx.sweep.study import (
     StudyFolder,
     build_pruner,
@@ -27,10 +29,10 @@ from tclx.sweep.study import (
     num_evaluations,
     open_study,
 )
-from tclx.sweep.summary import as_tree, best_trials, counted_complete, summarise
+from tclx.sweep.summary import as_tree, summarise
 from tclx.sweep.trial import Worker
-from tclx.sweep.worker import MOST_FAILURES, _next
-from tests.sweep.toy import load
+from tclx.sweep.worker import Chosen, _next
+from tests.sweep.toy import load, part_of
 
 SAMPLERS: list[dict[str, Any]] = [
     {"name": "tpe", "startup_trials": 2},
@@ -250,10 +252,10 @@ def test_of_several_objectives_the_front_is_best_and_one_must_be_named(tmp_path:
         study.tell(trial, values)
     assert [trial.number for trial in best_trials(study, counted_complete(study))] == [0, 1]
     with pytest.raises(InputError, match="name one of 0, 1"):
-        experiment_of(study, sweep)
-    assert "name: toy-sweep-trial1" in experiment_of(study, sweep, number=1)
+        experiment_of(part_of(sweep, study))
+    assert "name: toy-sweep-trial1" in experiment_of(part_of(sweep, study), number=1)
     with pytest.raises(InputError, match="complete are 0, 1, 2"):
-        experiment_of(study, sweep, number=9)
+        experiment_of(part_of(sweep, study), number=9)
 
 
 def test_a_trial_that_breaks_a_constraint_is_not_the_best(tmp_path: Path) -> None:
@@ -304,27 +306,27 @@ def _worker(tmp_path: Path, **changes: Any) -> Worker:
     sweep, _ = _create(tmp_path, num_trials=50, **changes)
     folder = _folder(tmp_path)
     folder.note_start()
-    return Worker(open_study(folder, sweep), sweep, folder, print, lambda: False)
+    return Worker(Search(open_study(folder, sweep), sweep, folder), print, lambda: False)
 
 
 def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(tmp_path: Path) -> None:
     worker = _worker(tmp_path)
     for number in range(MOST_FAILURES):
-        found = _next(worker, "somebody@here")
-        assert found is not None
-        found[0].set_user_attr("reason", f"reason {number}")
-        worker.study.tell(found[0], state=TrialState.FAIL)
+        found = _next([worker.stage], worker.folder, "somebody@here")
+        assert isinstance(found, Chosen)
+        found.trial.set_user_attr("reason", f"reason {number}")
+        worker.study.tell(found.trial, state=TrialState.FAIL)
     with pytest.raises(MachineError, match=f"the first {MOST_FAILURES} trials have failed.*reason {MOST_FAILURES - 1}"):
-        _next(worker, "somebody@here")
+        _next([worker.stage], worker.folder, "somebody@here")
 
 
 def test_no_trial_begins_when_the_time_is_up_but_a_begun_one_goes_on(tmp_path: Path) -> None:
     worker = _worker(tmp_path, max_hours=1.0)
-    begun = _next(worker, "gone@here")
-    assert begun is not None
+    begun = _next([worker.stage], worker.folder, "gone@here")
+    assert isinstance(begun, Chosen)
     worker.folder.started.write_text(json.dumps({"time": time.time() - 3700}))
-    taken_over = _next(worker, "next@here")
-    assert taken_over is not None
-    assert (taken_over[0].number, taken_over[1].starts) == (begun[0].number, 2)
-    worker.study.tell(taken_over[0], 1.0)
-    assert _next(worker, "next@here") is None
+    taken_over = _next([worker.stage], worker.folder, "next@here")
+    assert isinstance(taken_over, Chosen)
+    assert (taken_over.trial.number, taken_over.claim.starts) == (begun.trial.number, 2)
+    worker.study.tell(taken_over.trial, 1.0)
+    assert _next([worker.stage], worker.folder, "next@here") is None

@@ -93,12 +93,12 @@ def test_a_sweep_runs_to_its_end_and_trial_0_is_the_ordinary_run(tmp_path: Path,
 
 def _best(path: Path) -> Path:
     from tclx.sweep.export import experiment_of
-    from tclx.sweep.study import find_study, open_study
+    from tclx.sweep.parts import open_parts
+    from tclx.sweep.study import find_study
 
-    folder = find_study(str(path), path.parent / "runs")
-    sweep = folder.read_sweep()
+    (part,) = open_parts(find_study(str(path), path.parent / "runs"))
     exported = path.parent / "best.yaml"
-    exported.write_text(experiment_of(open_study(folder, sweep), sweep))
+    exported.write_text(experiment_of(part))
     return exported
 
 

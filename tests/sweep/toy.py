@@ -11,9 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ruamel.yaml import YAML
 
+from tclx.sweep import claims
 from tclx.sweep.load import Sweep, load_sweep
+from tclx.sweep.parts import Part
+from tclx.sweep.stage import stages_of
+from tclx.sweep.study import StudyFolder
+from tclx.sweep.trial import Worker, run_trial
+from tclx.sweep.worker import Chosen, _next
 from tests.launch.toy import write_spec
 
 EVALUATION = {"retrieval": {"top_k": 4, "batch_size": 8}, "during_training": "val", "every_steps": 1}
@@ -42,6 +49,21 @@ def write_sweep(folder: Path, *, experiment: dict[str, Any] | None = None, **cha
 def load(folder: Path, **changes: Any) -> Sweep:
     """The checked sweep, with runs in `folder / "runs"`."""
     return load_sweep(write_sweep(folder, **changes), runs_dir=folder / "runs")
+
+
+def part_of(sweep: Sweep, study: optuna.Study, folder: StudyFolder | None = None) -> Part:
+    """A search without a confirmation."""
+    return Part(folder or StudyFolder(Path()), sweep, study, None)
+
+
+def work_through(folder: StudyFolder) -> None:
+    """The real worker's choices, here: trial after trial until none is left."""
+    stages = stages_of(folder, seed=0)
+    name = claims.new_worker()
+    with claims.living(folder, name):
+        while isinstance(found := _next(stages, folder, name), Chosen):
+            run_trial(found.trial, found.claim, Worker(found.stage, lambda line: None, lambda: False))
+    assert found is None
 
 
 def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -77,12 +99,11 @@ def run(path: Path, *arguments: str) -> tuple[int, str, str]:
 
 def status(path: Path) -> dict[str, Any]:
     """`tclx sweep status --json`."""
-    from tclx.sweep.study import find_study, open_study
-    from tclx.sweep.summary import as_tree
+    from tclx.sweep.parts import open_parts
+    from tclx.sweep.showing import tree_of
+    from tclx.sweep.study import find_study
 
-    folder = find_study(str(path), path.parent / "runs")
-    sweep = folder.read_sweep()
-    tree: dict[str, Any] = json.loads(json.dumps(as_tree(open_study(folder, sweep), sweep, folder)))
+    tree: dict[str, Any] = json.loads(json.dumps(tree_of(open_parts(find_study(str(path), path.parent / "runs")))))
     return tree
 
 

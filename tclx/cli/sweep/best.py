@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
-from tclx.cli.sweep.study import StudyName, opened
+from tclx.cli.sweep.study import StudyName, WhichVariant, one_of, opened
 
 EXAMPLE = "Example:  tclx sweep best loss-weights -o experiments/best.yaml"
 
@@ -21,6 +21,7 @@ def best(
     trial: Annotated[
         int | None, typer.Option("--trial", help="Trial number instead of the best, for instance one of the Pareto front.")
     ] = None,
+    variant: WhichVariant = None,
     keep_changes: Annotated[
         bool, typer.Option("--keep-changes", help="Keep the sweep's `changes`, such as fewer steps, as its trials had them.")
     ] = False,
@@ -28,13 +29,19 @@ def best(
 ) -> None:
     """Write the best trial as an experiment that `tclx run` accepts, with where it comes from.
 
+    With a confirmation it is the trial that was confirmed, or, where none was, the experiment itself.
+
     It extends the sweep's experiment, at that one's full length: the sweep's own `changes` are named, and left out.
     """
     from tclx.files import write_atomically
     from tclx.sweep.export import experiment_of
+    from tclx.sweep.verdict import conclusion
 
-    _, checked, study = opened(sweep, runs_dir)
-    text = experiment_of(study, checked, number=trial, keep_changes=keep_changes, beside=output.parent if output else None)
+    part = one_of(opened(sweep, runs_dir), variant)
+    if trial is None and (confirmation := part.confirmation()) is not None:
+        say(conclusion(confirmation, part.sweep))
+    beside = output.parent if output else None
+    text = experiment_of(part, number=trial, keep_changes=keep_changes, beside=beside)
     if output is None:
         show(text, end="")
     else:

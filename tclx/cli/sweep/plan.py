@@ -17,20 +17,22 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check a sweep and print what it would try; nothing is begun."""
-    from tclx.sweep.load import load_sweep
+    from tclx.sweep.load import load_sweeps
     from tclx.sweep.planning import plan_of
     from tclx.sweep.working import say_doubts
 
-    checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    checked = load_sweeps(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
     say_doubts(checked, say=say)
-    found = plan_of(checked)
+    found = {one.part: plan_of(one) for one in checked}
+    warnings = list(dict.fromkeys(warning for one in checked for warning in one.warnings))
     if as_json:
-        print_json({**found, "warnings": list(checked.warnings)})
+        plans = found[None] if None in found else {"name": checked[0].spec.name, "variants": found}
+        print_json({**plans, "warnings": warnings})
         return
-    show(aligned([(name, str(value)) for name, value in found.items() if name != "space"]))
-    show()
-    show(
-        aligned(
-            [["key", "range", "the experiment's"], *([row["key"], row["range"], row["baseline"]] for row in found["space"])]
-        )
-    )
+    for number, (variant, plan) in enumerate(found.items()):
+        if variant is not None:
+            show(("\n" if number else "") + f"{variant}:")
+        show(aligned([(name, str(value)) for name, value in plan.items() if name != "space"]))
+        show()
+        rows = [[row["key"], row["range"], row["baseline"]] for row in plan["space"]]
+        show(aligned([["key", "range", "the experiment's"], *rows]))

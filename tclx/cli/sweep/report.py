@@ -23,7 +23,7 @@ def report(
     """Write one HTML page: what won, what mattered, every trial. It opens from the file and needs no network."""
     from tclx.sweep.report import write_sweep_report
 
-    folder, checked, study = opened(sweep, runs_dir)
-    output = output or Path(f"{checked.spec.name}.html")
-    write_sweep_report(study, checked, folder, output)
+    parts = opened(sweep, runs_dir)
+    output = output or Path(f"{parts[0].sweep.spec.name}.html")
+    write_sweep_report(parts, output)
     show(str(output))

@@ -37,15 +37,15 @@ def run(
     Trial 0 is the experiment itself. The same file is the same study: what has ended is never tried again, what was cut off
     goes on from its checkpoints.
     """
-    from tclx.sweep.begin import create_study, set_aside
-    from tclx.sweep.load import load_sweep
+    from tclx.sweep.begin import create_studies, set_aside
+    from tclx.sweep.load import load_sweeps
     from tclx.sweep.study import StudyFolder
     from tclx.sweep.working import say_doubts, work
 
-    checked = load_sweep(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
+    checked = load_sweeps(sweep, overrides or [], runs_dir=runs_dir, backend=backend.value if backend else None)
     say_doubts(checked, say=say)
-    folder = StudyFolder.of(checked.spec.name, runs_dir)
+    folder = StudyFolder.of(checked[0].spec.name, runs_dir)
     if again and folder.path.exists():
-        say(f"the earlier study is kept as {set_aside(folder, checked)}")
-    study = create_study(checked, folder, accept_changes=accept_changes, say=say)
-    raise typer.Exit(work(checked, folder, study, detach=detach, follow=follow, say=say, ended=print_study))
+        say(f"the earlier study is kept as {set_aside(folder, checked[0])}")
+    create_studies(checked, folder, accept_changes=accept_changes, say=say)
+    raise typer.Exit(work(folder, detach=detach, follow=follow, say=say, ended=print_study))

@@ -15,11 +15,12 @@ def status(
 ) -> None:
     """Show how a study stands, from any machine that sees its folder and its storage."""
     from tclx.sweep.claims import living_workers
-    from tclx.sweep.summary import as_tree
+    from tclx.sweep.showing import tree_of
 
-    folder, checked, study = opened(sweep, runs_dir)
+    parts = opened(sweep, runs_dir)
+    folder = parts[0].folder
     if as_json:
-        print_json({**as_tree(study, checked, folder), "living_workers": living_workers(folder)})
+        print_json({**tree_of(parts), "living_workers": living_workers(folder)})
         return
-    print_study(study, checked, folder)
+    print_study(parts)
     say(f"{len(living_workers(folder))} workers live; runs in {folder.runs_dir}, study in {folder.path}")

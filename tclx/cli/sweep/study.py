@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,34 +12,58 @@ import typer
 from tclx.cli.console import aligned, say, show
 
 if TYPE_CHECKING:
-    import optuna
-
-    from tclx.sweep.load import Sweep
-    from tclx.sweep.study import StudyFolder
+    from tclx.sweep.parts import Part
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file.")]
 StudyName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a study's name.")]
 
 
-def opened(sweep: str, runs_dir: Path) -> tuple[StudyFolder, Sweep, optuna.Study]:
-    """A study that is there, by its file or name."""
-    from tclx.sweep.study import find_study, open_study
-
-    folder = find_study(sweep, runs_dir)
-    checked = folder.read_sweep()
-    return folder, checked, open_study(folder, checked)
+WhichVariant = Annotated[
+    str | None, typer.Option("--variant", help="Which variant's search, where the sweep has one for each of several.")
+]
 
 
-def print_study(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> None:
-    """The best trials as a table, how the study stands, and where it is on W&B."""
+def one_of(parts: Sequence[Part], variant: str | None) -> Part:
+    """The search of a study that is meant."""
+    from tclx.errors import InputError, Problem
+
+    found = [part for part in parts if part.folder.variant == variant]
+    if len(parts) == 1 and variant is None:
+        found = list(parts)
+    if not found:
+        names = ", ".join(part.folder.variant for part in parts if part.folder.variant is not None)
+        hint = f"name one of {names}" if names else "leave it out"
+        what = f"the study has no search of `{variant}`" if variant else "the study has a search for each of several variants"
+        raise InputError(Problem("--variant", what, hint))
+    return found[0]
+
+
+def opened(sweep: str, runs_dir: Path) -> list[Part]:
+    """A study that is there, by its file or name: its searches."""
+    from tclx.sweep.parts import open_parts
+    from tclx.sweep.study import find_study
+
+    return open_parts(find_study(sweep, runs_dir))
+
+
+def print_study(parts: Sequence[Part]) -> None:
+    """Of each search the best trials as a table, what confirms them, how it stands, and where it is on W&B."""
     from tclx.sweep.showing import standing_of, table_of
     from tclx.sweep.summary import summarise
     from tclx.sweep.tracking import standing
+    from tclx.sweep.verdict import rows
 
-    summary = summarise(study, sweep, folder)
-    if table := table_of(study, sweep, folder, summary):
-        show(aligned(table))
+    for number, part in enumerate(parts):
+        summary = summarise(part.search, part.sweep, part.folder)
+        confirmation = part.confirmation()
+        tables = [table_of(part.search, part.sweep, part.folder, summary)]
+        if confirmation is not None and confirmation.has_begun:
+            tables.append(rows(confirmation, part.sweep))
+        if part.folder.variant is not None:
+            show(("\n" if number else "") + f"{part.folder.variant}:")
+        for table in filter(None, tables):
+            show(aligned(table))
         sys.stdout.flush()
-    say(standing_of(summary, sweep, folder))
-    if line := standing(sweep, folder):
-        say(line)
+        for line in (*standing_of(part), standing(part.sweep, part.folder)):
+            if line:
+                say(line)
