@@ -28,8 +28,9 @@ from tclx.sweep import claims, worker
 from tclx.sweep import process as run_process
 from tclx.sweep import trial as trial_module
 from tclx.sweep.begin import create_study
+from tclx.sweep.parts import open_parts
 from tclx.sweep.stage import Search
-from tclx.sweep.study import StudyFolder, open_study
+from tclx.sweep.study import OF, SEED, StudyFolder, open_study
 from tclx.track.jsonl import read
 from tclx.worker import INTERRUPTED_AND_SAVED
 from tests.launch.handed import planned
@@ -111,13 +112,14 @@ def working(folder: StudyFolder, module: str, count: int = 4) -> Iterator[Worker
             process.wait()
 
 
-def new_study(folder: Path, *, num_trials: int, storage: str | None) -> StudyFolder:
+def new_study(folder: Path, *, num_trials: int, storage: str | None, **changes: Any) -> StudyFolder:
     sweep = load(
         folder,
         experiment={"training": {**TRAINING, "steps": STEPS}, "tracking": {"log_every_steps": 1}},
         num_trials=num_trials,
         num_workers=4,
         storage=storage,
+        **changes,
     )
     study = StudyFolder.of(sweep.spec.name, folder / "runs")
     create_study(sweep, study)
@@ -184,14 +186,39 @@ def storm(folder: StudyFolder, module: str, *, num_trials: int, kills: int, paus
     assert taken_over
 
 
-@pytest.mark.parametrize(
+ON_EVERY_STORAGE = pytest.mark.parametrize(
     "storage",
     ["journal", pytest.param("sqlite", marks=pytest.mark.faults), pytest.param("postgresql", marks=pytest.mark.faults)],
     indirect=True,
 )
+
+
+@ON_EVERY_STORAGE
 def test_killed_workers_lose_and_repeat_nothing(storage: str | None, tmp_path: Path) -> None:
     folder = new_study(tmp_path, num_trials=8, storage=storage)
     storm(folder, LIGHT, num_trials=8, kills=3, pause=0.1)
+
+
+@ON_EVERY_STORAGE
+def test_killed_workers_confirm_every_seed_once(storage: str | None, tmp_path: Path) -> None:
+    folder = new_study(tmp_path, num_trials=4, storage=storage, confirm={"top": 2, "seeds": 4})
+    with working(folder, LIGHT) as workers:
+        killed = kill_storm(workers, kills=6, rng=random.Random(1), pause=0.5)
+        workers.finish()
+    assert Counter(workers.exit_codes)[-signal.SIGKILL] == killed >= 3, workers.printed
+    (part,) = open_parts(folder)
+    confirmation, study = part.confirmation(), part.confirming
+    assert confirmation is not None
+    assert study is not None
+    assert confirmation.is_over, workers.printed
+    asked = Counter((one.user_attrs[OF], one.user_attrs[SEED]) for one in study.trials if one.state == TrialState.COMPLETE)
+    assert len(study.trials) == asked.total() == len(asked)
+    for trial in study.trials:
+        (run_id,) = trial.user_attrs["runs"]
+        steps = [row["step"] for row in read(RunFolder(folder.runs_dir / run_id).metrics)]
+        assert steps == list(range(1, STEPS + 1)), f"{trial.user_attrs}"
+    begun = sum(arm.runs.keys() == arm.values.keys() for arm in confirmation.arms)
+    assert begun == len(confirmation.arms)
 
 
 @pytest.mark.faults
