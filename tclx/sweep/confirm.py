@@ -54,7 +54,7 @@ class Candidate(NamedTuple):
 
     arm: Arm
     compared: Compared
-    """More being better, whichever the direction."""
+    """Of the metric as it is: where less is better, a better candidate's difference is negative."""
     word: Word
 
 
@@ -69,17 +69,42 @@ class Confirmation(NamedTuple):
     """All that may be used, in order."""
     has_begun: bool
     search_is_over: bool
+    completes: bool
+    """Whether the best is trained with all seeds, decided or not: variants are compared by them."""
+    sign: int
+    """1 where more is better, -1 where less is."""
 
     @property
-    def is_over(self) -> bool:
+    def is_decided(self) -> bool:
         """Whether every candidate has its verdict."""
         return self.search_is_over and all(one.word != "open" for one in self.candidates)
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        if not self.is_decided or not self.completes:
+            return self.is_decided
+        return len(self.best.values) == len(self.seeds) or self.best.failure is not None
+
+    @property
+    def best(self) -> Arm:
+        """What is best by its fresh seeds: the winner, and where there is none the best mean over the seeds that all have.
+
+        Unlike a verdict it asks no proof: it is what a variant is represented by.
+        """
+        if self.winner is not None:
+            return self.winner.arm
+        sound = [self.baseline, *(one.arm for one in self.candidates if one.word not in ("failed", "breaks a constraint"))]
+        shared = [seed for seed in self.seeds if all(seed in arm.values for arm in sound)]
+        if not shared:
+            return self.baseline
+        return max(sound, key=lambda arm: self.sign * mean([arm.values[seed] for seed in shared]))
+
+    @property
     def winner(self) -> Candidate | None:
-        """Of those better than trial 0 the one with the largest difference; None before the end, and where there is none."""
-        better = [one for one in self.candidates if one.word == "better"] if self.is_over else []
-        return max(better, key=lambda one: one.compared.difference, default=None)
+        """Of those better than trial 0 the one with the largest difference; None before all have verdicts, and for none."""
+        better = [one for one in self.candidates if one.word == "better"] if self.is_decided else []
+        return max(better, key=lambda one: self.sign * one.compared.difference, default=None)
 
     @property
     def num_runs(self) -> int:
@@ -100,7 +125,8 @@ class Confirmation(NamedTuple):
     def most_runs(self) -> int:
         """Trainings that it takes at most, from what is known now."""
         lasting = [len(self.seeds) if one.word == "open" else len(one.arm.runs) for one in self.candidates]
-        return sum(lasting) + max([*lasting, len(self.baseline.runs)])
+        most = sum(lasting) + max([*lasting, len(self.baseline.runs)])
+        return most if not self.completes else most + len(self.seeds) - len(self.best.runs)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -113,6 +139,8 @@ class Confirmation(NamedTuple):
             return
         upto = {one.arm.number: self._wanted(one) for one in self.candidates if one.word == "open"}
         upto[self.baseline.number] = max(upto.values(), default=0)
+        if self.completes and self.is_decided and self.best.failure is None:
+            upto[self.best.number] = len(self.seeds)
         for place, seed in enumerate(self.seeds):
             for arm in self.arms:
                 if place < upto.get(arm.number, 0) and seed not in arm.runs and seed not in arm.values:
@@ -136,7 +164,8 @@ def confirmation_of(search: optuna.Study, study: optuna.Study, sweep: Sweep) -> 
     baseline = _arm(0, begun)
     numbers = [trial.number for trial in _candidates(search, sweep)] if over else _begun_for(begun)
     candidates = tuple(_candidate(_arm(number, begun), baseline, sweep, len(numbers)) for number in numbers)
-    return Confirmation(baseline, candidates, sweep.fresh_seeds(), bool(begun), over)
+    sign = _sign(sweep)
+    return Confirmation(baseline, candidates, sweep.fresh_seeds(), bool(begun), over, sweep.part is not None, sign)
 
 
 def drawn_of(search: optuna.Study, sweep: Sweep, number: int) -> dict[str, Any]:
@@ -180,14 +209,20 @@ def _arm(number: int, begun: list[FrozenTrial]) -> Arm:
 
 def _candidate(arm: Arm, baseline: Arm, sweep: Sweep, num_candidates: int) -> Candidate:
     seeds = sweep.fresh_seeds()
-    sign = 1 if sweep.spec.objective[0].direction == "maximize" else -1
+    sign = _sign(sweep)
     differences = []
     for seed in seeds:  # in order and without a gap: which seeds come to be looked at must not depend on how they end
         if seed not in arm.values or seed not in baseline.values:
             break
         differences.append(sign * (arm.values[seed] - baseline.values[seed]))
     compared = compare(differences, num_candidates=num_candidates, num_seeds=len(seeds))
+    if sign < 0:
+        compared = compared._replace(difference=-compared.difference, low=-compared.high, high=-compared.low)
     return Candidate(arm, compared, _word(arm, baseline, compared))
+
+
+def _sign(sweep: Sweep) -> int:
+    return 1 if sweep.spec.objective[0].direction == "maximize" else -1
 
 
 def _word(arm: Arm, baseline: Arm, compared: Compared) -> Word:

@@ -31,7 +31,7 @@ from tclx.sweep.summary import (
     summarise,
     values_of_trial,
 )
-from tclx.sweep.verdict import conclusion, limits_of, power, rows
+from tclx.sweep.verdict import conclusion, power, rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -139,7 +139,7 @@ def _differences(confirmation: Confirmation, sweep: Sweep) -> Figure:
         name = f"trial {one.arm.number}"
         both = [seed for seed in confirmation.seeds if seed in one.arm.values and seed in confirmation.baseline.values]
         values = [one.arm.values[seed] - confirmation.baseline.values[seed] for seed in both]
-        low, high = limits_of(one, sweep)
+        low, high = one.compared.low, one.compared.high
         if one.compared.num_seeds >= FEWEST:
             plot.add_scatter(
                 x=[low, high],

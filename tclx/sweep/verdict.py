@@ -24,7 +24,7 @@ def conclusion(confirmation: Confirmation, sweep: Sweep) -> str:
         return f"confirmation: {confirmation.num_ended} of at most {confirmation.most_runs} trainings"
     if (winner := confirmation.winner) is None:
         return f"no difference: with fresh seeds {_none_of(confirmation)} better than the experiment (trial 0)"
-    how = f"{difference(winner, sweep)} (95 % interval {interval(winner, sweep)}; {winner.compared.num_seeds} seeds)"
+    how = f"{difference(winner)} (95 % interval {interval(winner)}; {winner.compared.num_seeds} seeds)"
     better = f"confirmed: trial {winner.arm.number} is better than the experiment (trial 0)"
     return f"{better}: {sweep.spec.objective[0].metric} {how}"
 
@@ -44,13 +44,13 @@ def rows(confirmation: Confirmation, sweep: Sweep) -> list[list[str]]:
     heading = ["confirmed", "seeds", metric, "against trial 0", "95 % interval", "verdict"]
     arm = confirmation.baseline
     first = [EXPERIMENT, str(len(arm.values)), spread(arm), "", "", _failed(arm)]
-    return [heading, first, *(_row(one, sweep) for one in confirmation.candidates)]
+    return [heading, first, *(_row(one) for one in confirmation.candidates)]
 
 
-def _row(one: Candidate, sweep: Sweep) -> list[str]:
+def _row(one: Candidate) -> list[str]:
     arm, compared = one.arm, one.compared
     known = compared.num_seeds >= FEWEST
-    against = [difference(one, sweep) if compared.num_seeds else "", interval(one, sweep) if known else ""]
+    against = [difference(one) if compared.num_seeds else "", interval(one) if known else ""]
     return [str(arm.number), str(len(arm.values)), spread(arm), *against, _failed(arm) or one.word]
 
 
@@ -67,24 +67,13 @@ def spread(arm: Arm) -> str:
     return f"{statistics.fmean(values):.4g}{deviation}"
 
 
-def difference(one: Candidate, sweep: Sweep) -> str:
+def difference(one: Candidate) -> str:
     """The candidate's mean minus trial 0's, over the seeds that both have."""
-    return f"{_sign(sweep) * one.compared.difference:+.3g}"
+    return f"{one.compared.difference:+.3g}"
 
 
-def interval(one: Candidate, sweep: Sweep) -> str:
-    low, high = limits_of(one, sweep)
-    return f"{low:.3g} to {high:.3g}"
-
-
-def limits_of(one: Candidate, sweep: Sweep) -> tuple[float, float]:
-    """The interval of the difference, of the metric as it is."""
-    ends = (one.compared.low, one.compared.high)
-    return ends if _sign(sweep) > 0 else (-ends[1], -ends[0])
-
-
-def _sign(sweep: Sweep) -> int:
-    return 1 if sweep.spec.objective[0].direction == "maximize" else -1
+def interval(one: Candidate) -> str:
+    return f"{one.compared.low:.3g} to {one.compared.high:.3g}"
 
 
 def power(sweep: Sweep) -> str:
@@ -107,8 +96,8 @@ def as_json(confirmation: Confirmation, sweep: Sweep) -> dict[str, Any]:
         "candidates": [
             {
                 **_arm_json(one.arm),
-                "difference": _finite(_sign(sweep) * one.compared.difference),
-                "interval": [_finite(end) for end in limits_of(one, sweep)],
+                "difference": _finite(one.compared.difference),
+                "interval": [_finite(end) for end in (one.compared.low, one.compared.high)],
                 "num_paired_seeds": one.compared.num_seeds,
                 "verdict": one.word,
             }

@@ -119,6 +119,7 @@ def test_it_trains_at_the_experiment_s_own_length_with_seeds_the_search_has_not_
         assert spec["training"]["steps"] == (4 if of.confirms else 2)
         assert spec["launch"]["max_parallel_runs"] == 3  # where it runs is the sweep's to say
         assert (spec["seed"] in (1, 3)) != of.confirms
+    (tmp_path / "kept").mkdir()
     kept, _ = confirmed(tmp_path / "kept", **short, confirm={"top": 1, "keep_changes": True})
     steps = {json.loads((path / "spec.json").read_text())["training"]["steps"] for path in trials_of(kept.folder)}
     assert steps == {2}
