@@ -210,12 +210,13 @@ MOST_KEYS = 6
 
 def _title(run: RunResult) -> str:
     if run.trial is not None:
-        return f"{run.trial.study} trial {run.trial.number}"
+        variant = f" {run.trial.variant}" if run.trial.variant else ""
+        return f"{run.trial.study}{variant} {'confirms ' if run.trial.confirms else ''}trial {run.trial.number}"
     return " ".join(filter(None, (run.name, run.variant)))
 
 
 def _family(title: str, run: RunResult) -> str:
-    return f"trials of {run.trial.study}" if run.trial is not None else title
+    return f"trials of {run.trial.study} {run.trial.variant} {run.trial.confirms}" if run.trial is not None else title
 
 
 def _shown(differs: Mapping[str, str]) -> str:

@@ -259,6 +259,11 @@ class SweepSpec(Section):
     storage: StorageUrl | None = None
     """Where Optuna keeps the study; null is a journal file in the study's folder."""
 
+    @property
+    def varied(self) -> list[str]:
+        """The keys of the experiment that a trial may change."""
+        return [*self.space, *(key for simplex in self.simplex for key in simplex.keys)]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.space and not self.simplex:

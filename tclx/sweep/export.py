@@ -55,7 +55,7 @@ def experiment_of(part: Part, *, number: int | None = None, keep_changes: bool =
     lines = [
         f"Trial {trial.number} of the sweep {sweep.title}: {_reached(trial, sweep)}.",
         *_compared(study, sweep),
-        *([f"With fresh seeds, {conclusion(confirmation, sweep)}."] if confirmation is not None else []),
+        *([_sentence(conclusion(confirmation, sweep))] if confirmation is not None else []),
         f"Runs: {', '.join(trial.user_attrs.get('runs', []))}",
         "What it changes in the experiment:",
         *(f"  {key}: {as_text(value)}" for key, value in space.shown(values, sweep.spec).items()),
@@ -170,6 +170,10 @@ def _choose(study: optuna.Study, sweep: Sweep, number: int | None) -> FrozenTria
         numbers = ", ".join(str(trial.number) for trial in best)
         raise InputError(Problem("--trial", "there are several best trials for several objectives", f"name one of {numbers}"))
     return best[0]
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _confirmed(confirmation: Confirmation | None) -> int | None:

@@ -193,7 +193,7 @@ def _of_variant(problem: Problem, sweep: Sweep) -> Problem:
 def _without_absent(spec: SweepSpec, base: dict[str, Any]) -> SweepSpec:
     """The sweep for a variant: without the keys of sections that it has not, nor switches that would bring them."""
     absent = {key for key, one in spec.space.items() if one.on_or_off and space.lookup_or_none(base, key) is None}
-    kept = {key for key in _varied(spec) if key not in absent and space.has(base, key)}
+    kept = {key for key in spec.varied if key not in absent and space.has(base, key)}
     simplexes = []
     for simplex in spec.simplex:
         keys = tuple(key for key in simplex.keys if key in kept)
@@ -207,10 +207,6 @@ def _without_absent(spec: SweepSpec, base: dict[str, Any]) -> SweepSpec:
             "points": tuple({key: value for key, value in point.items() if key in kept} for point in spec.points),
         }
     )
-
-
-def _varied(spec: SweepSpec) -> list[str]:
-    return [*spec.space, *(key for simplex in spec.simplex for key in simplex.keys)]
 
 
 def _mapping(path: Path) -> Node:
@@ -337,7 +333,7 @@ def _in_sweep(problem: Problem, origins: Mapping[str, Location]) -> Problem:
 def _problems(sweep: Sweep) -> Iterator[Problem]:
     unknown = list(_unknown_keys(sweep.spec))
     yield from unknown
-    if not _varied(sweep.spec):
+    if not sweep.spec.varied:
         yield Problem("space", "has none of its keys, so there is nothing to search", "leave it out, or vary what it has")
         return
     yield from _metric_problems(sweep)
@@ -371,7 +367,7 @@ def _unknown_keys(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _twice(spec: SweepSpec) -> Iterator[Problem]:
-    varied = [*spec.space, *(key for simplex in spec.simplex for key in simplex.keys)]
+    varied = spec.varied
     for key in dict.fromkeys(key for key in varied if varied.count(key) > 1):
         yield Problem("simplex", f"`{key}` is drawn twice", "a key stands once in `space` or in a `simplex`")
 

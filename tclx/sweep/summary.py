@@ -206,4 +206,4 @@ def progress_of(trial: FrozenTrial, folder: StudyFolder) -> tuple[int, int]:
 
 def short_key(key: str, sweep: Sweep) -> str:
     """A key's shortest ending in its sweep."""
-    return shortest_ending(key, [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)])
+    return shortest_ending(key, sweep.spec.varied)

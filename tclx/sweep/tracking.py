@@ -73,7 +73,7 @@ def _best(summary: Summary, sweep: Sweep) -> dict[str, Any]:
     best = summary.best[0] if summary.best else None
     values = values_of_trial(best) if best is not None else {}
     metrics = {"best/trial": best.number if best is not None else None, **_reached(best, sweep, "best")}
-    return metrics | {f"best/{key}": values.get(key) for key in _keys(sweep)}
+    return metrics | {f"best/{key}": values.get(key) for key in sweep.spec.varied}
 
 
 def _reached(trial: FrozenTrial | None, sweep: Sweep, name: str) -> dict[str, Any]:
@@ -115,14 +115,9 @@ def run_ids(study: optuna.Study) -> list[str]:
     return list(dict.fromkeys(run_id for trial in trials for run_id in trial.user_attrs.get("runs", [])))
 
 
-def _keys(sweep: Sweep) -> list[str]:
-    """What a trial may change in the experiment."""
-    return [*sweep.spec.space, *(key for simplex in sweep.spec.simplex for key in simplex.keys)]
-
-
 def _table(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
     """A row a trial, by number."""
-    aims, keys = [aim.metric for aim in sweep.spec.objective], _keys(sweep)
+    aims, keys = [aim.metric for aim in sweep.spec.objective], sweep.spec.varied
     best = {trial.number for trial in summarise(study, sweep, folder).best}
     rows: list[tuple[Any, ...]] = []
     for trial in study.get_trials(deepcopy=False):

@@ -22,7 +22,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     ["run"], ["plan"], ["eval"], ["results"], ["report"], ["schema"], ["doctor"], ["sync"], ["dashboard"],
     ["tensorboard"], ["sweep"],
-    ["sweep", "run"], ["sweep", "plan"], ["sweep", "status"], ["sweep", "best"], ["sweep", "report"], ["sweep", "cancel"],
+    ["sweep", "run"], ["sweep", "plan"], ["sweep", "status"], ["sweep", "best"], ["sweep", "table"], ["sweep", "report"],
+    ["sweep", "cancel"],
     ["data"], ["data", "write"], ["data", "check"], ["data", "import"],
     ["embed"], ["search"], ["export"], ["du"], ["rm"], ["fetch"],
     ["weights"], ["weights", "import"], ["weights", "export"],

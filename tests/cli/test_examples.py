@@ -43,6 +43,7 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx sweep run sweeps/": ("trains for minutes", "sweep plan"),
     "tclx sweep status loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep status --help"),
     "tclx sweep best loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep best --help"),
+    "tclx sweep table scenes-ablation-tuned": ("needs a study: tests/sweep/test_ablation.py", "sweep table --help"),
     "tclx sweep report loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep report --help"),
     "tclx sweep cancel loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep cancel --help"),
     "tclx results loss-weights": ("needs a study: tests/test_found.py", "results --csv trials.csv"),

@@ -103,7 +103,7 @@ def test_luck_of_the_search_is_no_difference(tmp_path: Path, monkeypatch: pytest
     assert [row[-1] for row in rows(confirmation, part.sweep)] == ["verdict", "", "not better", "not better"]
     (spec,) = written(tmp_path, experiment_of(part, beside=tmp_path))
     assert spec.optim.learning_rate == 1e-3  # so the experiment itself is what to use
-    assert f"# With fresh seeds, {words}." in experiment_of(part)
+    assert f"# N{words[1:]}." in experiment_of(part)
     assert "learning_rate: 0.005" in experiment_of(part, number=3)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tclx.cli.sweep import best, cancel, plan, report, run, status
+from tclx.cli.sweep import best, cancel, plan, report, run, status, table
 
 EXAMPLE = run.EXAMPLE.replace("sweep run ", "sweep ", 1)
 
@@ -31,5 +31,6 @@ app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=best.EXAMPLE)(best.best)
+app.command(epilog=table.EXAMPLE)(table.table)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=cancel.EXAMPLE)(cancel.cancel)
