@@ -37,7 +37,12 @@ Step = tuple[Path, str | None]
 
 
 def plan_runs(
-    paths: Sequence[Path], overrides: Sequence[str] = (), *, runs_dir: Path, without_data: bool = False
+    paths: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    runs_dir: Path,
+    without_data: bool = False,
+    only: str | None = None,
 ) -> list[PlannedRun]:
     """Load, resolve and plan every run of the spec files; a run stands after the one it starts from, and only once.
 
@@ -46,6 +51,7 @@ def plan_runs(
         overrides: `key=value` for these files; the experiments that they start from are taken as written.
         runs_dir: where runs are kept, hence where `init.experiment` finds its weights.
         without_data: count from the spec where the data is not at hand.
+        only: the one variant of these files that is wanted; None for all.
 
     Raises:
         InputError: with the problems of all files.
@@ -54,7 +60,7 @@ def plan_runs(
     problems: dict[Problem, None] = {}
     for path in paths:
         try:
-            experiments = load_experiments(path, overrides)
+            experiments = load_experiments(path, overrides, only=only)
         except InputError as error:
             problems.update(dict.fromkeys(error.problems))
             continue

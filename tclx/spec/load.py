@@ -55,13 +55,14 @@ class _Draft(NamedTuple):
     """From the one before, and in nothing else."""
 
 
-def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experiment]:
+def load_experiments(path: Path, overrides: Sequence[str] = (), *, only: str | None = None) -> list[Experiment]:
     """Read an experiment file: its parents merged, then `--set`, then one run for every variant and seed, variants outermost.
 
     Args:
         path: a YAML file, or `tclx:NAME` for one that comes with tclx.
         overrides: `key.path=value`, the value in YAML; they win over the file and over its variants. Relative paths in them
             start at the current directory.
+        only: the one variant that is wanted; None for all.
 
     Raises:
         InputError: with every problem of every run, each once.
@@ -74,7 +75,7 @@ def load_experiments(path: Path, overrides: Sequence[str] = ()) -> list[Experime
     problems: dict[Problem, None] = {}
     experiments: list[Experiment] = []
     checked: Experiment | None = None
-    for draft in _drafts(tree, rest, problems):
+    for draft in _drafts(tree, rest, problems, only):
         checked = (draft.differs_in_seed and checked and _with_seed(checked, draft)) or _checked(draft, problems)
         experiments += [checked] if checked else []
     if problems:
@@ -98,10 +99,12 @@ def load_spec_json(path: Path) -> ExperimentSpec:
         raise InputError(Problem("", f"{path} is no spec that this version of tclx understands: {what}")) from error
 
 
-def _drafts(tree: Node, changes: Node, problems: dict[Problem, None]) -> Iterator[_Draft]:
+def _drafts(tree: Node, changes: Node, problems: dict[Problem, None], only: str | None) -> Iterator[_Draft]:
     base = {key: node for key, node in entries(tree).items() if key not in ("variants", "seeds")}
     seeds = _seeds(entries(tree).get("seeds"), problems)
     for name, partial in _variants(entries(tree).get("variants"), problems):
+        if only not in (None, name):
+            continue
         merged = entries(merge(merge(Node(base, tree.where), partial, ROOT), changes, ROOT))
         variant = {} if name is None else {"variant": Node(name, partial.where)}
         for index, (key, seed) in enumerate(seeds):

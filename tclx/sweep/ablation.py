@@ -59,15 +59,14 @@ def ablation_of(parts: Sequence[Part], *, metrics: Sequence[str] = (), split: st
     """
     if parts[0].folder.variant is None:
         name = parts[0].sweep.spec.name
-        raise InputError(
-            Problem("variants", f"{name} searches a single experiment", "`variants: all` searches several")
-        )
+        raise InputError(Problem("variants", f"{name} searches a single experiment", "`variants: all` searches several"))
     found = {str(part.folder.variant): _represented(part) for part in parts}
     variants = tuple(one for one in found.values() if one is not None)
+    if not variants:
+        name = parts[0].sweep.spec.name
+        raise InputError(Problem("", f"nothing of {name} is trained yet", f"tclx sweep status {name} shows how it stands"))
     notes = [f"{name}: nothing is trained yet" for name, one in found.items() if one is None]
-    notes += [
-        f"{one.name}: not decided yet, another trial may come to stand for it" for one in variants if not _is_over(one)
-    ]
+    notes += [f"{one.name}: not decided yet, another trial may come to stand for it" for one in variants if not _is_over(one)]
     runs = {one.name: _read(one) for one in variants}
     results = summarise([run for some in runs.values() for run in some], metrics=metrics, split=split)
     full = max(parts, key=lambda part: (len(part.sweep.base.objectives.terms), parts.index(part)))

@@ -250,31 +250,35 @@ def _bases(
     spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None
 ) -> Iterator[tuple[SweepSpec, PlannedRun]]:
     """Of each variant that is asked for the sweep and trial 0's run; what that starts from has to be there already."""
-    known = list(dict.fromkeys(run.spec.variant for run in _runs(spec, spec.changes, origins, runs_dir, backend)))
-    for variant in _wanted_variants(spec, known, origins):
-        own = spec
-        if spec.variants is not None:
-            own = spec.model_copy(update={"changes": _changes_of(spec, variant)})
-        runs = _runs(own, own.changes, origins, runs_dir, backend)
-        yield own, next(run for run in runs if run.spec.variant == variant)
+    for variant in _wanted_variants(spec, _known_variants(spec, origins, runs_dir, backend), origins):
+        own = spec if spec.variants is None else spec.model_copy(update={"changes": _changes_of(spec, variant)})
+        yield own, next(run for run in _runs(own, origins, runs_dir, backend, only=variant) if run.spec.variant == variant)
+
+
+def _known_variants(spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None) -> list[str | None]:
+    """In the order of the experiment's file, which may not be right without the sweep's changes."""
+    with suppress(InputError):
+        return list(dict.fromkeys(one.spec.variant for one in load_experiments(Path(spec.experiment))))
+    return list(dict.fromkeys(run.spec.variant for run in _runs(spec, origins, runs_dir, backend)))
 
 
 def _runs(
-    spec: SweepSpec, changes: Mapping[str, Any], origins: Mapping[str, Location], runs_dir: Path, backend: str | None
+    spec: SweepSpec, origins: Mapping[str, Location], runs_dir: Path, backend: str | None, *, only: str | None = None
 ) -> list[PlannedRun]:
-    """All runs that the experiment's file asks for with these changes."""
-    changed = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    """The runs that the experiment's file asks for with the sweep's changes."""
+    changed = [f"{key}={json.dumps(value)}" for key, value in spec.changes.items()]
     launch = [f"launch={{backend: {backend}}}"] if backend else []
     try:
-        return [run for run in plan_runs([Path(spec.experiment)], [*launch, *changed], runs_dir=runs_dir) if run.asked_for]
+        runs = plan_runs([Path(spec.experiment)], [*launch, *changed], runs_dir=runs_dir, only=only)
     except InputError as error:
         raise InputError(*(_in_sweep(problem, origins) for problem in error.problems)) from error
+    return [run for run in runs if run.asked_for]
 
 
 def _changes_of(spec: SweepSpec, variant: str | None) -> dict[str, Any]:
     """A variant's share of the changes: a key of a section that it has not would bring the section."""
     with suppress(InputError):
-        own = next(one.spec for one in load_experiments(Path(spec.experiment)) if one.spec.variant == variant)
+        own = load_experiments(Path(spec.experiment), only=variant)[0].spec
         tree = own.model_dump(mode="json")
         return {key: value for key, value in spec.changes.items() if space.has(tree, key)}
     return spec.changes

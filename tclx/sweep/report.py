@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
@@ -40,7 +39,7 @@ BEST_SHOWN = 10
 MOST_CONTOURS = 3
 
 
-class _Aim(NamedTuple):
+class Aim(NamedTuple):
     """One objective: how its trials' values are read."""
 
     position: int
@@ -50,25 +49,15 @@ class _Aim(NamedTuple):
         return float(trial.values[self.position])
 
 
-def write_sweep_report(parts: Sequence[Part], output: Path) -> None:
-    """Write or replace the page.
-
-    Raises:
-        MachineError: it cannot be written.
-    """
-    build(parts[0]).write(output)
-
-
 def build(part: Part) -> Page:
     """The page."""
     quieten()
     folder, sweep, study, _ = part
-    aims = [_Aim(index, spec) for index, spec in enumerate(sweep.spec.objective)]
-    made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__} from the study in {folder.path}."
-    page = Page(f"Sweep {sweep.spec.name}", lead=joined([text(made, kind="small"), facts(_cards(study, sweep, folder, aims))]))
-    page.section("Confirmation", *_confirmation(part))
-    page.section("Best trials", *_best(study, sweep, folder))
-    page.section("What mattered", *_importance(study, aims))
+    aims = aims_of(sweep)
+    page = Page(f"Sweep {sweep.title}", lead=joined([made(folder), facts(_cards(study, sweep, folder, aims))]))
+    page.section("Confirmation", *confirmation_blocks(part))
+    page.section("Best trials", *best_blocks(study, sweep, folder))
+    page.section("What mattered", *importance_blocks(study, aims))
     page.section("Pareto front", *_front(study, sweep))
     page.section("History", *_history(study, aims))
     page.section("Each parameter", *_slices(study, aims))
@@ -81,7 +70,16 @@ def build(part: Part) -> Page:
     return page.section("Reproduce", *_reproduce(sweep))
 
 
-def _cards(study: optuna.Study, sweep: Sweep, folder: StudyFolder, aims: Sequence[_Aim]) -> list[tuple[str, str]]:
+def made(folder: StudyFolder) -> Html:
+    when = time.strftime("%Y-%m-%d %H:%M %Z")
+    return text(f"Made on {when} by tclx {tclx.__version__} from the study in {folder.path}.", kind="small")
+
+
+def aims_of(sweep: Sweep) -> list[Aim]:
+    return [Aim(index, spec) for index, spec in enumerate(sweep.spec.objective)]
+
+
+def _cards(study: optuna.Study, sweep: Sweep, folder: StudyFolder, aims: Sequence[Aim]) -> list[tuple[str, str]]:
     summary = summarise(study, sweep, folder)
     cards = [("trials", f"{summary.ended} of {summary.num_trials}")]
     cards += [(name, str(count)) for name, count in (("pruned", summary.pruned), ("failed", summary.failed)) if count]
@@ -95,7 +93,7 @@ def _cards(study: optuna.Study, sweep: Sweep, folder: StudyFolder, aims: Sequenc
     return [*cards, ("time in trials", duration(sum(seconds)))]
 
 
-def _confirmation(part: Part) -> Iterator[Html]:
+def confirmation_blocks(part: Part) -> Iterator[Html]:
     confirmation = part.confirmation()
     if confirmation is None:
         return
@@ -174,7 +172,7 @@ def _differences(confirmation: Confirmation, sweep: Sweep) -> Figure:
     return plot
 
 
-def _best(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
+def best_blocks(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
     trials = ranked(study, sweep)
     if not trials:
         yield text("No trial is complete yet.", kind="note")
@@ -209,7 +207,7 @@ def _trial_table(trials: Sequence[FrozenTrial], sweep: Sweep, folder: StudyFolde
     return table(head, rows)
 
 
-def _importance(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+def importance_blocks(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
     complete = counted_complete(study)
     if len(complete) < FEWEST_FOR_IMPORTANCE:
         yield text(f"Importance needs {FEWEST_FOR_IMPORTANCE} complete trials; there are {len(complete)}.", kind="note")
@@ -255,7 +253,7 @@ def _front(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     )
 
 
-def _history(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+def _history(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
     for aim in aims if counted_complete(study) else ():
         plot = optuna.visualization.plot_optimization_history(study, target=_target(aims, aim), target_name=aim.spec.metric)
         yield _optunas(plot, title=f"{aim.spec.metric}, trial by trial", height=340)
@@ -267,18 +265,18 @@ def _optunas(plot: Figure, *, title: str, height: int) -> Html:
     return figure(plot, title=title, height=height)
 
 
-def _target(aims: Sequence[_Aim], aim: _Aim) -> Callable[[FrozenTrial], float] | None:
+def _target(aims: Sequence[Aim], aim: Aim) -> Callable[[FrozenTrial], float] | None:
     """Optuna wants none where there is a single objective: with one it forgets which direction is better."""
     return aim.of if len(aims) > 1 else None
 
 
-def _slices(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+def _slices(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
     varied = _varied(study)
     for aim in aims if varied else ():
         yield grid(_slice(study, name, aims, aim) for name in varied)
 
 
-def _slice(study: optuna.Study, name: str, aims: Sequence[_Aim], aim: _Aim) -> Html:
+def _slice(study: optuna.Study, name: str, aims: Sequence[Aim], aim: Aim) -> Html:
     plot = optuna.visualization.plot_slice(study, [name], target=_target(aims, aim), target_name=aim.spec.metric)
     plot.update_traces(marker={"showscale": False})
     return _optunas(plot, title=f"{aim.spec.metric} by {name}", height=280)
@@ -293,7 +291,7 @@ def _varied(study: optuna.Study) -> list[str]:
     return [name for name, values in seen.items() if len(values) > 1]
 
 
-def _contours(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+def _contours(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
     if len(counted_complete(study)) < FEWEST_FOR_IMPORTANCE:
         return
     for aim in aims:
@@ -306,7 +304,7 @@ def _contours(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
             yield _optunas(plot, title=f"{aim.spec.metric} by {one} and {other}", height=400)
 
 
-def _parallel(study: optuna.Study, aims: Sequence[_Aim]) -> Iterator[Html]:
+def _parallel(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
     for aim in aims if len(counted_complete(study)) > 1 and _varied(study) else ():
         plot = optuna.visualization.plot_parallel_coordinate(
             study, _varied(study), target=_target(aims, aim), target_name=aim.spec.metric

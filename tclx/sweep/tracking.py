@@ -17,10 +17,11 @@ from tclx.runs import RunFolder
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.sweep import metrics, space
+from tclx.sweep.confirm import confirmation_of
 from tclx.sweep.load import Sweep
 from tclx.sweep.ranking import counted_complete
 from tclx.sweep.storage import patiently
-from tclx.sweep.study import StudyFolder, counted, open_study
+from tclx.sweep.study import StudyFolder, counted, open_confirmation, open_study
 from tclx.sweep.summary import (
     FEWEST_FOR_IMPORTANCE,
     Summary,
@@ -29,6 +30,7 @@ from tclx.sweep.summary import (
     summarise,
     values_of_trial,
 )
+from tclx.sweep.verdict import conclusion
 from tclx.track.wandb.process import read_sent, wandb_mode
 from tclx.track.wandb.study import StudyDue, is_up_to_date, note_problem, read_study_sent, send_study
 
@@ -51,7 +53,8 @@ def due_of(study: optuna.Study, sweep: Sweep, folder: StudyFolder, spec: WandbSp
 def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str, Any]:
     """The same names at any time, None where there is nothing yet: a W&B run that is continued keeps those it is not given."""
     summary = summarise(study, sweep, folder)
-    hours = _hours(study, folder)
+    confirming = open_confirmation(folder, sweep)
+    hours = _hours([study] if confirming is None else [study, confirming], folder)
     counts = {
         "asked_for": summary.num_trials,
         "complete": summary.finished,  # the names of the first studies that were sent there: charts go on with them
@@ -65,7 +68,26 @@ def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str
         **(_best(summary, sweep) if len(sweep.spec.objective) == 1 else _front(summary, sweep)),
         **_reached(summary.baseline, sweep, "experiment"),
         **_importances(study, sweep),
+        **_confirmed(study, sweep, confirming),
         metrics.PROCESS_HOURS: hours,
+    }
+
+
+def _confirmed(search: optuna.Study, sweep: Sweep, confirming: optuna.Study | None) -> dict[str, Any]:
+    """What fresh seeds say; nothing where the sweep asks for no confirmation."""
+    if confirming is None:
+        return {}
+    confirmation = confirmation_of(search, confirming, sweep)
+    winner = confirmation.winner
+    compared = winner.compared if winner is not None else None
+    return {
+        "confirmation/conclusion": conclusion(confirmation, sweep),
+        "confirmation/winner": winner.arm.number if winner is not None else None,
+        "confirmation/difference": compared and compared.difference,
+        "confirmation/low": compared and compared.low,
+        "confirmation/high": compared and compared.high,
+        "confirmation/num_runs": confirmation.num_ended,
+        "confirmation/experiment": confirmation.baseline.mean,
     }
 
 
@@ -103,9 +125,9 @@ def _importances(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
     return metrics
 
 
-def _hours(study: optuna.Study, folder: StudyFolder) -> float:
+def _hours(studies: Iterable[optuna.Study], folder: StudyFolder) -> float:
     """Of all runs of all trials, each once, also those that were pruned or go on."""
-    runs = [RunFolder(folder.runs_dir / run_id) for run_id in run_ids(study)]
+    runs = [RunFolder(folder.runs_dir / run_id) for study in studies for run_id in run_ids(study)]
     return sum(metrics.hours_of(run) for run in runs if run.metrics.exists() and run.plan.exists())
 
 
@@ -156,7 +178,7 @@ def publish(study: optuna.Study, sweep: Sweep, folder: StudyFolder, *, say: Say,
     if spec is None or wandb_mode(spec, os.environ) != "online":
         return
     try:
-        if patiently(lambda: counted(study))[TrialState.RUNNING]:
+        if patiently(lambda: _is_at_work(study, sweep, folder)):
             return
         due = patiently(lambda: due_of(study, sweep, folder, spec))
         seconds = spec.init_timeout_seconds + spec.finish_timeout_seconds
@@ -169,6 +191,11 @@ def publish(study: optuna.Study, sweep: Sweep, folder: StudyFolder, *, say: Say,
         problem = repr(error)
         note_problem(folder.own, problem)
     say(_degraded(folder, problem) if problem else standing(sweep, folder) or "")
+
+
+def _is_at_work(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> bool:
+    studies = [study, open_confirmation(folder, sweep)]
+    return any(one is not None and counted(one)[TrialState.RUNNING] for one in studies)
 
 
 def standing(sweep: Sweep, folder: StudyFolder) -> str | None:

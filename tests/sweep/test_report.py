@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from tclx.sweep import space
+from tclx.sweep.ablation_page import write_sweep_report
 from tclx.sweep.begin import create_study
-from tclx.sweep.report import build, write_sweep_report
+from tclx.sweep.report import build
 from tclx.sweep.study import StudyFolder
 from tests.report.browser import chromium
 from tests.report.reading import Reader

@@ -19,7 +19,7 @@ from tclx.sweep import space
 from tclx.sweep.begin import create_study
 from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
-from tclx.sweep.study import StudyFolder, open_study
+from tclx.sweep.study import StudyFolder, open_confirmation, open_study
 from tclx.sweep.summary import importances_of
 from tclx.sweep.tracking import due_of, publish, standing
 from tests.cli.test_cli import Ended
@@ -221,6 +221,25 @@ def test_offline_nothing_is_sent_and_sync_by_the_sweeps_file_sends_what_is_new(t
     assert sync()["outcome"] == "was complete"
     assert sync("--again")["outcome"] == "complete"
     assert len(server.runs) == 2
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_confirmation_is_beside_the_best_of_the_search(tmp_path: Path, over: bool) -> None:
+    sweep, study, folder = begin(tmp_path, num_trials=2, confirm={"top": 1, "seeds": 3}, experiment=tracked())
+    tell(study, sweep, [10.0])
+    tell(study, sweep, [60.0], **{RATE: 1e-2})
+    confirming = open_confirmation(folder, sweep)
+    assert confirming is not None
+    for seed, (first, second) in enumerate([(10.0, 30.0), (12.0, 32.1), (11.0, 30.9)][: 3 if over else 1], 1):
+        for of, value in ((0, first), (1, second)):
+            confirming.enqueue_trial({}, user_attrs={"of": of, "seed": seed})
+            confirming.tell(confirming.ask(), value)
+    due = due_of(study, sweep, folder, sweep.wandb() or pytest.fail("no W&B"))
+    assert due.summary["best/trial"] == 1
+    assert due.summary["confirmation/winner"] == (1 if over else None)
+    assert due.summary["confirmation/num_runs"] == (6 if over else 2)
+    if over:
+        assert due.summary["confirmation/low"] < due.summary["confirmation/difference"] == pytest.approx(20.0, abs=0.1)
 
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
