@@ -126,7 +126,8 @@ class Confirmation(NamedTuple):
         """Trainings that it takes at most, from what is known now."""
         lasting = [len(self.seeds) if one.word == "open" else len(one.arm.runs) for one in self.candidates]
         most = sum(lasting) + max([*lasting, len(self.baseline.runs)])
-        return most if not self.completes else most + len(self.seeds) - len(self.best.runs)
+        completed = len(self.seeds) - len(self.best.runs) if self.completes else 0
+        return min(most + completed, len(self.arms) * len(self.seeds))
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -109,7 +109,7 @@ class Search:
         return patiently(draw)
 
     def called(self, trial: Trial | FrozenTrial) -> str:
-        return f"trial {trial.number}"
+        return f"{_of(self.folder)}trial {trial.number}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Confirm:
         return Tried(number, shown, [self.sweep.confirmed(drawn, seed)])
 
     def called(self, trial: Trial | FrozenTrial) -> str:
-        return f"confirmation of trial {trial.user_attrs.get(OF)}, seed {trial.user_attrs.get(SEED)}"
+        return f"{_of(self.folder)}confirmation of trial {trial.user_attrs.get(OF)}, seed {trial.user_attrs.get(SEED)}"
 
 
 def stages_of(folder: StudyFolder, *, seed: int) -> list[Stage]:
@@ -173,6 +173,10 @@ def most_at_once(stages: Sequence[Stage]) -> int:
     """Trials that confirmations can have under way at the same time."""
     arms = [stage.sweep.spec.confirm.top + 1 for stage in stages if isinstance(stage, Confirm) and stage.sweep.spec.confirm]
     return 2 * sum(arms)
+
+
+def _of(folder: StudyFolder) -> str:
+    return "" if folder.variant is None else f"{folder.variant}: "
 
 
 def _time_is_up(sweep: Sweep, folder: StudyFolder, say: Say = lambda line: None) -> bool:

@@ -153,7 +153,8 @@ def test_each_stands_at_its_best_with_all_seeds_beside_the_full_model(tmp_path: 
     assert shown.code == 0
     assert "differences from tcl" in shown.out
     assert "confirmed as better than trial 0" in shown.out
-    assert [line["variant"] for line in csv.DictReader((tmp_path / "t.csv").open())] == list(VARIANTS)
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert [line["variant"] for line in csv.DictReader(lines)] == list(VARIANTS)
     latex = Ended("sweep", "table", "toy-sweep", "--runs-dir", tmp_path / "runs", "--latex")
     assert latex.out.count(r"\begin{tabular}") == 2
 

@@ -27,7 +27,8 @@ from tclx.runs import Attempt, RunFolder, RunState
 from tclx.sweep import claims, worker
 from tclx.sweep import process as run_process
 from tclx.sweep import trial as trial_module
-from tclx.sweep.begin import create_study
+from tclx.sweep.begin import create_studies
+from tclx.sweep.load import load_sweeps
 from tclx.sweep.parts import open_parts
 from tclx.sweep.stage import Search
 from tclx.sweep.study import OF, SEED, StudyFolder, open_study
@@ -35,7 +36,7 @@ from tclx.track.jsonl import read
 from tclx.worker import INTERRUPTED_AND_SAVED
 from tests.launch.handed import planned
 from tests.postgres import Server, own_server, programs
-from tests.sweep.toy import TRAINING, load
+from tests.sweep.toy import TRAINING, write_sweep
 
 LIGHT = "tests.sweep.light"
 """The real worker with runs that train nothing."""
@@ -74,8 +75,9 @@ class Workers:
             self.exit_codes.append(process.returncode)
 
     def at_work(self) -> list[subprocess.Popen[bytes]]:
-        """Those that have begun a trial."""
-        found = (claims.read_claim(self.folder, int(path.stem)) for path in self.folder.claim(0).parent.glob("*.json"))
+        """Those that have begun a trial, or a training that confirms one."""
+        folders = [stage for part in self.folder.parts() for stage in (part, part.confirming())]
+        found = (claims.read_claim(one, int(path.stem)) for one in folders for path in one.claims.glob("*.json"))
         alive = {claim.worker for claim in found if claim is not None and claims.is_alive(self.folder, claim)}
         pids = {claims.process_of(self.folder, worker)[0] for worker in alive}
         return [process for process in self.seats if process.pid in pids]
@@ -112,17 +114,14 @@ def working(folder: StudyFolder, module: str, count: int = 4) -> Iterator[Worker
             process.wait()
 
 
-def new_study(folder: Path, *, num_trials: int, storage: str | None, **changes: Any) -> StudyFolder:
-    sweep = load(
-        folder,
-        experiment={"training": {**TRAINING, "steps": STEPS}, "tracking": {"log_every_steps": 1}},
-        num_trials=num_trials,
-        num_workers=4,
-        storage=storage,
-        **changes,
-    )
-    study = StudyFolder.of(sweep.spec.name, folder / "runs")
-    create_study(sweep, study)
+def new_study(
+    folder: Path, *, num_trials: int, storage: str | None, experiment: dict[str, Any] | None = None, **changes: Any
+) -> StudyFolder:
+    whole = {"training": {**TRAINING, "steps": STEPS}, "tracking": {"log_every_steps": 1}, **(experiment or {})}
+    asked = {"num_trials": num_trials, "num_workers": 4, "storage": storage, **changes}
+    sweeps = load_sweeps(write_sweep(folder, experiment=whole, **asked), runs_dir=folder / "runs")
+    study = StudyFolder.of("toy-sweep", folder / "runs")
+    create_studies(sweeps, study)
     study.note_start()
     return study
 
@@ -200,25 +199,27 @@ def test_killed_workers_lose_and_repeat_nothing(storage: str | None, tmp_path: P
 
 
 @ON_EVERY_STORAGE
-def test_killed_workers_confirm_every_seed_once(storage: str | None, tmp_path: Path) -> None:
-    folder = new_study(tmp_path, num_trials=4, storage=storage, confirm={"top": 2, "seeds": 4})
+def test_killed_workers_search_and_confirm_each_variant_once(storage: str | None, tmp_path: Path) -> None:
+    variants = {"variants": {"cma": {"objectives": {"imc": None}}, "tcl": {}}}
+    confirm = {"top": 1, "seeds": 3}
+    folder = new_study(tmp_path, num_trials=3, storage=storage, experiment=variants, variants="all", confirm=confirm)
     with working(folder, LIGHT) as workers:
         killed = kill_storm(workers, kills=6, rng=random.Random(1), pause=0.5)
         workers.finish()
     assert Counter(workers.exit_codes)[-signal.SIGKILL] == killed >= 3, workers.printed
-    (part,) = open_parts(folder)
-    confirmation, study = part.confirmation(), part.confirming
-    assert confirmation is not None
-    assert study is not None
-    assert confirmation.is_over, workers.printed
-    asked = Counter((one.user_attrs[OF], one.user_attrs[SEED]) for one in study.trials if one.state == TrialState.COMPLETE)
-    assert len(study.trials) == asked.total() == len(asked)
-    for trial in study.trials:
-        (run_id,) = trial.user_attrs["runs"]
-        steps = [row["step"] for row in read(RunFolder(folder.runs_dir / run_id).metrics)]
-        assert steps == list(range(1, STEPS + 1)), f"{trial.user_attrs}"
-    begun = sum(arm.runs.keys() == arm.values.keys() for arm in confirmation.arms)
-    assert begun == len(confirmation.arms)
+    for part in open_parts(folder):
+        confirmation, study = part.confirmation(), part.confirming
+        assert confirmation is not None
+        assert study is not None
+        assert confirmation.is_over, workers.printed
+        assert [trial.state for trial in part.search.trials] == [TrialState.COMPLETE] * 3
+        asked = Counter((one.user_attrs[OF], one.user_attrs[SEED]) for one in study.trials)
+        assert len(study.trials) == len(asked)
+        assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+        for trial in (*part.search.trials, *study.trials):
+            (run_id,) = trial.user_attrs["runs"]
+            steps = [row["step"] for row in read(RunFolder(folder.runs_dir / run_id).metrics)]
+            assert steps == list(range(1, STEPS + 1)), f"{trial.user_attrs}"
 
 
 @pytest.mark.faults
