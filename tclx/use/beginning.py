@@ -179,7 +179,9 @@ experiment: {wanted.name}.yaml # what is varied
 objective: {{metric: retrieval/val/r_mean, direction: maximize}} # what is better
 space: # which keys vary, and how far
   optim.learning_rate: {{log_uniform: [{"1e-4, 3e-3" if wanted.size == "tiny" else "1e-5, 3e-4"}]}}
+  objectives.temperature.initial: {{log_uniform: [0.02, 0.3]}}
   objectives.imc: {{on_or_off: true}}
-num_trials: 8 # trial 0 included
+num_trials: 12 # trial 0 included
+confirm: null # {{top: 3, seeds: 5}} trains the best again with fresh seeds: are they better than trial 0, or lucky?
 num_workers: 1 # trials at the same time
 """
