@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tclx.tasks.task import HealthWarning
@@ -19,6 +21,8 @@ the quickstart pass through 0 in their first 75 steps."""
 CROWDED = -0.5
 """Uniformity of images above it: a gap alone is no harm. The quickstart's lies above 1 for 350 steps, at uniformities below
 -0.9, and it learns."""
+UNDECIDED = 0.01
+"""Nats: with a mean loss this near to the entropy of its labels, ITM knows how many pairs match, not which."""
 TOLD_BY_AGE = 1.0
 """Temperatures between the batch's negatives and the queue's oldest: a factor e for every key."""
 
@@ -31,6 +35,7 @@ def warnings(rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan
         spec, plan: of the run.
     """
     step = rows[-1]["step"]
+    yield from _undecided(rows, spec, plan)
     held = max(SHORTEST_STEPS, plan.warmup_steps)
     window = [row for row in rows if row["step"] >= step - held]
     if step - held < plan.warmup_steps or window[0]["step"] > step - held / 2 or len(window) < 3:
@@ -54,4 +59,19 @@ def warnings(rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan
             f"keys of the queue are told from the batch's by their age: {gap} has been above {TOLD_BY_AGE:g} for {held} "
             "steps. The loss falls by it, and nothing is learned. What helps: fewer or no keys (model.queue_size), "
             "objectives.imc beside it, a smaller learning rate",
+        )
+
+
+def _undecided(rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan) -> Iterator[HealthWarning]:
+    """ITM that has learned nothing in the second third of the run, or later; every run begins so."""
+    step, held = rows[-1]["step"], max(SHORTEST_STEPS, plan.total_steps // 3)
+    if spec.objectives.itm is None or step < 2 * held:
+        return
+    window = [row["loss/itm"] for row in rows if row["step"] > step - held and "loss/itm" in row]
+    of_labels = -sum(share * math.log(share) for share in (1 / 3, 2 / 3))
+    if len(window) >= 3 and abs(fmean(window) - of_labels) < UNDECIDED:
+        yield HealthWarning(
+            "itm_undecided",
+            f"ITM tells no pair that matches from one that does not: loss/itm has stood at {of_labels:.4f}, the entropy of "
+            f"its labels, for {held} steps. What helps: more steps, a larger objectives.itm.weight, trained encoders",
         )

@@ -66,6 +66,8 @@ class TrainingStep(Step):
             measures |= {f"loss/{name}_{part}": value.detach() for part, value in parts.items() if part}
             if measure and term.has_bound:
                 measures |= _bounds(name, term, features, parts)
+            if measure and term.judges:
+                measures |= _accuracies(name, term, features)
         loss = torch.stack(weighted).sum()
         measures |= {f"loss/{name}": value.detach() for name, value in (*terms.items(), ("total", loss))}
         if measure and self.spec.objectives.need(Needs.PROJECTIONS):
@@ -95,6 +97,13 @@ def _bounds(name: str, term: Term, features: Features, losses: dict[str, Tensor]
     num_keys = keys.valid.sum() if keys.valid is not None else torch.tensor(len(keys.image), device=keys.image.device)
     true = term.bounded(features, losses)
     return {f"mi_bound/{name}_{part}": mutual_information_bound(value, num_keys.float()) for part, value in true.items()}
+
+
+@torch.no_grad()
+def _accuracies(name: str, term: Term, features: Features) -> dict[str, Tensor]:
+    """In percent; 0 of nothing, such as hidden words where a batch has none."""
+    judged = {"/".join(filter(None, ("accuracy", name, kind))): right for kind, right in term.judged(features).items()}
+    return {kind: 100 * right.float().sum() / max(len(right), 1) for kind, right in judged.items()}
 
 
 def act_out(model: TCL, spec: ExperimentSpec) -> Tensor:

@@ -80,6 +80,11 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line(name.upper(), [f"loss/{name}_{part}" for part in parts]) for name, parts in with_parts.items()
         ],
         "All terms": [_line("total", ["loss/total"]), *(_line(term.upper(), [f"loss/{term}"]) for term in terms)],
+        "Decisions on training batches (%)": [
+            _line(f"accuracy of {name.upper()}", ["/".join(filter(None, ("accuracy", name, kind))) for kind in term.judges])
+            for name, term in terms.items()
+            if term.judges
+        ],
         "Mutual information bounds (nats)": [
             _line(name.upper(), [f"mi_bound/{name}_{part}" for part in parts]) for name, parts in bounded.items()
         ],

@@ -54,6 +54,20 @@ def test_what_held_for_long_is_named_with_what_helps(changes: dict[str, float], 
     assert "model.queue_size" in found.message
 
 
+def test_itm_that_knows_no_more_than_how_many_pairs_match_is_named() -> None:
+    (found,) = warnings(rows(loss__itm=0.6365), SPEC, PLAN)
+    assert found.kind == "itm_undecided"
+    assert "0.6365, the entropy of its labels, for 150 steps" in found.message
+    assert kinds(rows(loss__itm=0.60)) == []  # it has begun to tell
+    assert kinds(rows(loss__itm=0.69)) == []  # worse than that is something else
+    assert kinds(rows(last=290, loss__itm=0.6365)) == []  # every run begins so
+    long = make_plan(toy_spec(**{"training.steps": 3000}), FACTS)
+    assert [*warnings(rows(last=1900, loss__itm=0.6365), SPEC, long)] == []
+    assert [one.kind for one in warnings(rows(last=2001, loss__itm=0.6365), SPEC, long)] == ["itm_undecided"]
+    without = toy_spec(**{"objectives.itm": None})
+    assert [*warnings(rows(loss__itm=0.6365), without, PLAN)] == []
+
+
 def test_what_passed_or_has_just_begun_is_not() -> None:
     early, late = rows(last=200, health__uniformity_image=0.0), rows(first=201)
     assert kinds([*early, *late]) == []

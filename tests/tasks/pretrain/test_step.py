@@ -107,6 +107,34 @@ def test_an_empty_queue_adds_no_negatives() -> None:
     assert with_queue.measures["health/queue_fill"].item() == 0
 
 
+def test_decisions_are_counted_of_each_kind_apart_and_the_loss_is_that_of_steps_without_it() -> None:
+    batch = global_batch()
+    torch.manual_seed(0)
+    spec = toy_spec(**WITHOUT_DROPOUT)
+    model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+    head = model.head("itm")
+    with torch.no_grad():  # says match of everything
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 1.0]))
+    step = TrainingStep(model, spec)
+    output = step(batch, soft_label_weight=0.4, draw=0, measure=True)
+    shares = {kind: float(output.measures[f"accuracy/itm/{kind}"]) for kind in ("pairs", "hard_images", "hard_texts")}
+    assert shares == {"pairs": 100.0, "hard_images": 0.0, "hard_texts": 0.0}
+    words = model.online.mlm_head.decoder if hasattr(model.online.mlm_head, "decoder") else None
+    assert words is not None
+    (always,) = batch.mlm_labels[:1].tolist()
+    with torch.no_grad():  # names one word, whatever is asked
+        words.weight.zero_()
+        words.bias.zero_()
+        words.bias[always] = 1.0
+    again = step(batch, soft_label_weight=0.4, draw=0, measure=True)
+    expected = 100 * (batch.mlm_labels == always).float().mean().item()
+    assert float(again.measures["accuracy/mlm"]) == pytest.approx(expected)
+    plain = step(batch, soft_label_weight=0.4, draw=0, measure=False)
+    assert plain.loss.item() == again.loss.item()
+    assert not any(name.startswith("accuracy/") for name in plain.measures)
+
+
 def test_the_bound_never_exceeds_the_number_of_candidates() -> None:
     output, _ = run_step(global_batch(), measure=True)
     bounds = [value.item() for name, value in output.measures.items() if name.startswith("mi_bound/")]

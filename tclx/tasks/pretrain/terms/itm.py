@@ -19,6 +19,7 @@ class ItmSpec(Term):
     title: ClassVar = "ITM: does the pair match?"
     needs: ClassVar = Needs.FUSION | Needs.OTHER_PAIRS | Needs.HARD_NEGATIVES
     aligns: ClassVar = True
+    judges: ClassVar = {"pairs": "true pairs", "hard_images": "hard negative images", "hard_texts": "hard negative texts"}
 
     def build_head(self, *, text_width: int) -> nn.Module:
         """[CLS] of the fusion encoder -> (no match, match)."""
@@ -48,3 +49,9 @@ class ItmSpec(Term):
         summary = torch.cat([tokens[:, 0] for tokens in fused])
         labels = (torch.arange(len(summary), device=summary.device) < len(fused[0])).long()
         return {"": image_text_matching_loss(features.head("itm")(summary), labels)}
+
+    def judged(self, features: Features) -> dict[str, Tensor]:
+        """Whether the likelier of no match and match is right, of each of the three sets of pairs."""
+        head, fused = features.head("itm"), features.fused("itm")
+        matches = [head(tokens[:, 0]).argmax(dim=1) == 1 for tokens in fused]
+        return {kind: match if kind == "pairs" else ~match for kind, match in zip(self.judges, matches, strict=False)}

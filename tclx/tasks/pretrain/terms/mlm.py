@@ -21,6 +21,7 @@ class MlmSpec(Term):
 
     title: ClassVar = "MLM: masked words"
     needs: ClassVar = Needs.FUSION | Needs.MASKED_WORDS | Needs.SOFT_LABELS
+    judges: ClassVar = {"": ""}
 
     mask_probability: Annotated[float, Field(gt=0, lt=1), Sensible(at_least=0.001)] = 0.15
     """Probability that a token is selected for prediction: of these 80 % are masked, 10 % replaced, 10 % kept."""
@@ -40,6 +41,12 @@ class MlmSpec(Term):
         momentum_logits = self._momentum_logits(features, positions) if weight > 0 else None
         loss = masked_language_modeling_loss(logits, labels, momentum_logits=momentum_logits, soft_label_weight=weight)
         return {"": loss}
+
+    def judged(self, features: Features) -> dict[str, Tensor]:
+        """Whether the likeliest word is the hidden one."""
+        positions, labels = features.masked_words
+        (fused,) = features.fused("mlm")
+        return {"": features.model.online.name_words(fused, positions).argmax(dim=1) == labels}
 
     def _momentum_logits(self, features: Features, positions: Tensor) -> Tensor:
         """[M, V] logits of the momentum model at the hidden words."""

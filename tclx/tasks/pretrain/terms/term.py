@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -41,6 +42,8 @@ class Term(Section):
     """Whether it brings an image and its caption together, without which there is nothing to retrieve."""
     has_bound: ClassVar[bool] = False
     """Whether each part bounds the mutual information of its two sides: InfoNCE does."""
+    judges: ClassVar[Mapping[str, str]] = {}
+    """Of what it decides right or wrong, the accuracy on training batches: names as in `judged`, in words."""
 
     weight: Weight = 1.0
     """Weight of the term."""
@@ -61,6 +64,10 @@ class Term(Section):
                 Metric(f"mi_bound/{name}_{part}", f"MI bound of {name.upper()}, {part.replace('_', ' ')}, nats", "nats")
                 for part in cls.parts
             ]
+        found += [
+            Metric("/".join(filter(None, ("accuracy", name, kind))), f"Accuracy of {name.upper()}{words and ', '}{words}", "%")
+            for kind, words in cls.judges.items()
+        ]
         found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
         if "temperature" in cls.model_fields:
             found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
@@ -85,6 +92,10 @@ class Term(Section):
             losses: what `loss` returned.
         """
         return losses
+
+    def judged(self, features: Features) -> dict[str, Tensor]:
+        """Of each kind in `judges`, [N] bool: what was decided right in this batch. Asked at steps that are written down."""
+        return {}
 
 
 Temperature = Annotated[float, Field(gt=0), Sensible(at_least=1e-5, at_most=100)]
