@@ -6,6 +6,7 @@ The console, the report, W&B's workspace, results, sweeps and `evaluation.best_m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
 from tclx.spec.objectives import TERMS
@@ -36,6 +37,9 @@ def of_terms() -> Iterator[Metric]:
     """What the terms of the loss bring, those of each one together."""
     for name, term in TERMS.items():
         yield from term.metrics(name)
+    for first, second in combinations(TERMS, 2):
+        title = f"Cosine of the gradients of {first.upper()} and {second.upper()}"
+        yield Metric(f"gradient_cosine/{first}_{second}", title)
 
 
 def of_evaluation(evaluation: EvaluationSpec, split: str) -> Iterator[Metric]:

@@ -235,6 +235,10 @@ def _never_within_the_run(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]
             tracking.log_every_steps if "log_every_steps" in tracking.model_fields_set else None,
             "only the first and the last step are recorded",
         ),
+        "tracking.term_gradients_every_steps": (
+            tracking.term_gradients_every_steps if "term_gradients_every_steps" in tracking.model_fields_set else None,
+            "nothing is measured",
+        ),
         "tracking.term_gradient_norms_every_steps": (tracking.term_gradient_norms_every_steps, "nothing is measured"),
     }
     for key, (steps, message) in every.items():

@@ -341,6 +341,7 @@ def test_against_another_file_a_problem_stands_where_the_user_wrote(tmp_path: Pa
     "key",
     [
         "training.checkpoints.every_steps", "tracking.log_every_steps", "tracking.term_gradient_norms_every_steps",
+        "tracking.term_gradients_every_steps",
         "evaluation.every_steps",
     ],
 )  # fmt: skip

@@ -78,7 +78,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
                     "evaluation.classification": {"val": scenes, "test": scenes},
                     "evaluation.grounding": {"val": regions, "test": regions},
                     "evaluation.selection": {"val": paired, "test": paired},
-                    "tracking": {"log_every_steps": 1, "term_gradient_norms_every_steps": 1},
+                    "tracking": {"log_every_steps": 1, "term_gradient_norms_every_steps": 1, "term_gradients_every_steps": 1},
                 },
             ),
         )

@@ -54,8 +54,9 @@ class _Small:
                 tree["evaluation"] |= {"every_steps": STEPS, "every_epochs": None}
         tree["training"]["checkpoints"]["every_steps"] = STEPS
         tree["tracking"] |= {"log_every_steps": 1, "tensorboard": False, "wandb": None}
-        if tree["tracking"]["term_gradient_norms_every_steps"] is not None:
-            tree["tracking"]["term_gradient_norms_every_steps"] = 1
+        for key in ("term_gradient_norms_every_steps", "term_gradients_every_steps"):
+            if tree["tracking"][key] is not None:
+                tree["tracking"][key] = 1
         if spec.launch.backend != "local":
             tree["launch"] = {"backend": "local"}
             self.limits[f"one process here, none by {spec.launch.backend}"] = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch._functorch import config as functorch_config
 
 if TYPE_CHECKING:
     from tclx.model.tcl import MomentumModel
@@ -21,6 +22,7 @@ def compile_encoders(model: MomentumModel, *, backend: str | Callable[..., objec
     Args:
         backend: of torch.compile.
     """
+    functorch_config.donated_buffer = False  # else no graph could be gone through twice, as the gradients of single terms ask
     for encoders in (model.online, model.momentum):
         for part in encoders.children() if encoders is not None else ():
             layers = list(_layers(part))

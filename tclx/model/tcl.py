@@ -109,6 +109,22 @@ class Encoders(nn.Module):
         logits: Tensor = self.mlm_head(fused.flatten(0, 1)[positions])
         return logits
 
+    def last_parameters(self) -> list[nn.Parameter]:
+        """The last trained parameters of the image and of the text encoder, up to a tenth of each: of a ViT-B the last block.
+
+        Every term goes through them, and a gradient for them goes through little else of the encoders.
+        """
+        found: list[nn.Parameter] = []
+        for encoder in (self.image_encoder, self.text_encoder):
+            trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+            left = sum(parameter.numel() for parameter in trained) / 10
+            for number, parameter in enumerate(reversed(trained)):
+                left -= parameter.numel()
+                if left < 0 and number:
+                    break
+                found.append(parameter)
+        return found
+
     def momentum_copy(self, *, with_fusion: bool) -> Encoders:
         """A frozen copy in the same state; tensors tied in here are tied in there.
 

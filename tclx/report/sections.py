@@ -28,7 +28,7 @@ from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
 from tclx.spec.objectives import TERMS
 
-HEALTH = ("temperature/", "accuracy/", "gradient_norm", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
+HEALTH = ("temperature/", "accuracy/", "gradient_", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
 SPEED = ("speed/", "memory/")
 
 

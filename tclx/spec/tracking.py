@@ -58,6 +58,9 @@ class TrackingSpec(Section):
     """Optimizer steps between two rows of metrics.jsonl."""
     term_gradient_norms_every_steps: Count | None = None
     """Steps between two measurements of every term's own gradient norm; each costs one more backward pass per term."""
+    term_gradients_every_steps: Count | None = 50
+    """Steps between two comparisons of the terms' gradients at the last parameters of each encoder, which all terms share; null
+    leaves it out. Such a step is written down as well."""
     tensorboard: bool = False
     """Whether rank 0 also keeps a copy of metrics.jsonl for TensorBoard, in `tensorboard/` of the run folder."""
     wandb: WandbSpec | None = None

@@ -35,7 +35,7 @@ from tclx.track.sink import Sink, TrackedRun
 from tclx.track.sinks import open_sinks
 from tclx.train.failures import known_failure, record_end
 from tclx.train.heartbeat import heartbeat
-from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms
+from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms, term_relations
 from tclx.train.optim import learning_rate, parameters_of
 from tclx.train.precision import autocast, choose_device, prepare_numerics
 from tclx.train.session import Session, begin
@@ -171,7 +171,9 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
         torch.manual_seed(_step_seed(spec.seed, step, distributed.rank()))
         done = step + 1
         measures_terms = _is_due(done, spec.tracking.term_gradient_norms_every_steps)
-        writes_row = done in (1, plan.total_steps) or _is_due(done, spec.tracking.log_every_steps) or measures_terms
+        compares_terms = _is_due(done, spec.tracking.term_gradients_every_steps)
+        writes_row = done in (1, plan.total_steps) or _is_due(done, spec.tracking.log_every_steps)
+        writes_row = writes_row or measures_terms or compares_terms
 
         with session.tally.timing(), session.watchdog.step(step, compiles=spec.training.compile):
             rate = learning_rate(
@@ -199,6 +201,8 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                     output = _forward(session, batch, draw=draw, measure=writes_row, inputs=inputs)
                     if measures_terms and number == 0:
                         term_norms = term_gradient_norms(output, parameters, scale=scaler.get_scale())
+                    if compares_terms and number == 0:
+                        term_norms |= term_relations(output, model.online.last_parameters(), scale=scaler.get_scale())
                     scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
                 passes.append(Pass(output.loss.detach(), output.measures, output.keys, batch.row))
 

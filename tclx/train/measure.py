@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,41 @@ def term_gradient_norms(output: StepOutput, parameters: Sequence[nn.Parameter], 
         averaged = [distributed.mean(gradient) / scale for gradient in gradients if gradient is not None]
         norms[f"gradient_norm/{name}"] = nn.utils.get_total_norm(averaged).item()
     return norms
+
+
+def term_relations(output: StepOutput, parameters: Sequence[nn.Parameter], *, scale: float) -> dict[str, float]:
+    """How the gradients of the weighted terms lie to each other, averaged over processes as DDP does.
+
+    Of each pair the cosine: below 0 one undoes what the other does. Of each term its share of the update, the projection of its
+    gradient on the whole one's, which sum to 1 and may be negative; and the ratio of its norm to the whole one's. One
+    backward pass a term, as far as these parameters.
+
+    Args:
+        output: of a forward pass whose graph is still there; it stays usable.
+        parameters: which all terms share.
+        scale: what the loss is multiplied with against underflow (fp16), 1 otherwise.
+
+    Returns:
+        Nothing where there are fewer than two terms.
+    """
+    if len(output.terms) < 2 or not parameters:
+        return {}
+    terms = list(output.terms.values())
+    weights = torch.autograd.grad(output.loss, terms, retain_graph=True)
+    gradients = []
+    for term, weight in zip(terms, weights, strict=True):
+        parts = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        gradients.append(distributed.mean(torch.cat([part.flatten().float() for part in parts]) * weight / scale))
+    stacked = torch.stack(gradients)
+    products = (stacked @ stacked.T).double().cpu()
+    whole, norms = products.sum(), products.diagonal().sqrt()
+    found: dict[str, float] = {}
+    for place, name in enumerate(output.terms):
+        found[f"gradient_share/{name}"] = float(products[place].sum() / whole)
+        found[f"gradient_ratio/{name}"] = float(norms[place] / whole.sqrt())
+    for (one, first), (other, second) in combinations(enumerate(output.terms), 2):
+        found[f"gradient_cosine/{first}_{second}"] = float(products[one, other] / (norms[one] * norms[other]))
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def describe_nonfinite(step: int, measures: Sequence[dict[str, Tensor]], rows: Tensor, gradient_norm: float) -> str:

@@ -106,9 +106,10 @@ def test_a_compiled_run_trains_evaluates_and_shows_what_it_looks_at(tmp_path: Pa
         "model.text_encoder": {"sizes": BERT, "num_layers": 2, "dropout": 0.0},  # compiled dropout draws in an order of its own
         "model.fusion_encoder": {"num_layers": 2},
     }
+    measured = {"log_every_steps": 1, "term_gradients_every_steps": 2, "term_gradient_norms_every_steps": 3}
     losses, files = [], []
     for name, compiled in (("plain", False), ("compiled", True)):
-        run = toy.prepare(tmp_path / name, toy.toy_spec(**changes, **{"training.compile": compiled}))
+        run = toy.prepare(tmp_path / name, toy.toy_spec(**changes, **{"training.compile": compiled, "tracking": measured}))
         assert toy.wait([toy.start_with(without_a_c_compiler, run)]) == [0], (run.path / "stderr0.txt").read_text()
         losses.append([row["loss/total"] for row in read(run.metrics) if "loss/total" in row])
         files.append({path.name for path in (run.path / "evaluation").rglob("*") if path.is_file()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import MachineError
@@ -116,6 +117,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line("learning rate", ["learning_rate"]),
             _line("gradient norm", ["gradient_norm"]),
             *_gradient_norms(specs, list(terms)),
+            *_gradients_compared(specs, list(terms)),
             _line("soft-label weight", ["soft_labels/weight"]),
         ],
         "Systems": [
@@ -148,6 +150,17 @@ def _gradient_norms(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> li
     if all(spec.tracking.term_gradient_norms_every_steps is None for spec in specs):
         return []
     return [_line("gradient norm of each term", [f"gradient_norm/{term}" for term in terms])]
+
+
+def _gradients_compared(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> list[Any]:
+    if len(terms) < 2 or all(spec.tracking.term_gradients_every_steps is None for spec in specs):
+        return []
+    pairs = [f"gradient_cosine/{first}_{second}" for first, second in combinations(terms, 2)]
+    return [
+        _line("share of the update", [f"gradient_share/{term}" for term in terms]),
+        _line("gradient norm to that of all terms", [f"gradient_ratio/{term}" for term in terms]),
+        _line("cosine of two terms' gradients", pairs),
+    ]
 
 
 def _num_gpus(spec: ExperimentSpec) -> int:

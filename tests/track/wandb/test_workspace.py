@@ -82,7 +82,11 @@ def test_a_sweep_has_parallel_coordinates_and_importances() -> None:
 
 def test_every_number_that_a_panel_names_is_logged_and_every_loss_has_a_panel(tmp_path: Path) -> None:
     """Against the rows of a real run; media and the monitor's names are W&B's and not in them."""
-    own = {"objectives.imc": {"temperature": {"initial": 0.1}}, "tracking.term_gradient_norms_every_steps": 2}
+    own = {
+        "objectives.imc": {"temperature": {"initial": 0.1}},
+        "tracking.term_gradient_norms_every_steps": 2,
+        "tracking.term_gradients_every_steps": 2,
+    }
     folder = run(prepare(tmp_path / "run", toy_spec(**own, **{"training.steps": 6})))
     logged = {name for row in read(folder.metrics) for name in numbers(row)} | set(summary_of(folder))
     named = {name for section in panels(**own).values() for name in metrics(section)}

@@ -69,6 +69,8 @@ class Term(Section):
             for kind, words in cls.judges.items()
         ]
         found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
+        found.append(Metric(f"gradient_share/{name}", f"Share of {name.upper()} in the update of what all terms share"))
+        found.append(Metric(f"gradient_ratio/{name}", f"Gradient norm of {name.upper()} there, to that of all terms"))
         if "temperature" in cls.model_fields:
             found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
         return found
