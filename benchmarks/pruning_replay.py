@@ -17,7 +17,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
 from tclx.spec.sweep import AshaPruner, HyperbandPruner, MedianPruner
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder, build_pruner, open_study
 from tclx.sweep.summary import counted_complete
 

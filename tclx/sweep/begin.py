@@ -27,8 +27,9 @@ from tclx.runs import RunFolder
 from tclx.spec.difference import CHANGES_NO_RESULT, differences
 from tclx.sweep import metrics, space
 from tclx.sweep.cluster import is_going_on
-from tclx.sweep.load import Sweep, point_values
+from tclx.sweep.load import point_values
 from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
+from tclx.sweep.searched import Sweep
 from tclx.sweep.storage import open_storage, quieten
 from tclx.sweep.study import StudyFolder, build_sampler, study_name
 

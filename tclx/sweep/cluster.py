@@ -24,8 +24,8 @@ from tclx.launch.snapshot import snapshot_code
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.rules import folders_read
 from tclx.sweep import claims
-from tclx.sweep.load import Sweep
 from tclx.sweep.parts import Part, num_left
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder
 
 STUDY = "study.json"

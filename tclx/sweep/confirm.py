@@ -14,9 +14,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tclx.sweep import space
-from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import mean
 from tclx.sweep.ranking import is_feasible, ranked
+from tclx.sweep.searched import Sweep
 from tclx.sweep.sequential import FEWEST, Compared, compare
 from tclx.sweep.study import OF, SEED, is_search_over
 

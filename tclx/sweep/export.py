@@ -21,10 +21,10 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import Experiment, load_experiments
 from tclx.sweep import space
 from tclx.sweep.confirm import Confirmation
-from tclx.sweep.load import Sweep, content
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.searched import Sweep, content
 from tclx.sweep.verdict import conclusion
 
 NAME_LENGTH = 64

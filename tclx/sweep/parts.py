@@ -8,7 +8,7 @@ from typing import NamedTuple
 import optuna
 
 from tclx.sweep.confirm import Confirmation, confirmation_of
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder, is_search_over, open_confirmation, open_study
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tclx.spec.sweep import ParameterSpec
 from tclx.sweep import space
-from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
+from tclx.sweep.searched import Sweep
 from tclx.sweep.sequential import FEWEST
 from tclx.sweep.study import num_evaluations
 from tclx.sweep.verdict import power

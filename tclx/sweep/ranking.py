@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import counted
 
 

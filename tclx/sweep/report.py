@@ -14,10 +14,10 @@ from tclx.report.markup import Html, bold, code, details, facts, figure, grid, j
 from tclx.report.page import Page, duration
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.sweep.confirm import Confirmation
-from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import counted_complete, is_feasible, ranked
+from tclx.sweep.searched import Sweep
 from tclx.sweep.sequential import FEWEST
 from tclx.sweep.storage import quieten
 from tclx.sweep.study import StudyFolder, counted

@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from tclx.sweep.load import Sweep
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import ranked
+from tclx.sweep.searched import Sweep
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import OF, SEED, StudyFolder
 from tclx.sweep.summary import Summary, as_tree, progress_of, short_key, state_word, summarise, values_of_trial

@@ -17,8 +17,8 @@ from tclx.launch.order import PlannedRun
 from tclx.launch.prepare import Say
 from tclx.sweep import space
 from tclx.sweep.confirm import Confirmation, confirmation_of, drawn_of
-from tclx.sweep.load import Sweep
 from tclx.sweep.parts import open_parts
+from tclx.sweep.searched import Sweep
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import OF, SEED, StudyFolder, counted, is_exhausted, is_search_over
 

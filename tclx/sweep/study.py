@@ -54,7 +54,7 @@ from tclx.spec.sweep import (
 )
 from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
-from tclx.sweep.load import Sweep, changes_no_result
+from tclx.sweep.searched import Sweep, changes_no_result
 from tclx.sweep.storage import open_storage, quieten
 
 OF, SEED = "of", "seed"

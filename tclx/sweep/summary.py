@@ -15,8 +15,8 @@ from tclx.report.cost import wall_seconds
 from tclx.runs import RunFolder
 from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
-from tclx.sweep.load import Sweep
 from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder, counted
 
 FEWEST_FOR_IMPORTANCE = 4

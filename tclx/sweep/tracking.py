@@ -18,8 +18,8 @@ from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.sweep import metrics, space
 from tclx.sweep.confirm import confirmation_of
-from tclx.sweep.load import Sweep
 from tclx.sweep.ranking import counted_complete
+from tclx.sweep.searched import Sweep
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted, open_confirmation, open_study
 from tclx.sweep.summary import (

@@ -23,7 +23,7 @@ from tclx.launch.watch import PRUNED
 from tclx.runs import RunFolder, TrialOf, is_held
 from tclx.sweep import metrics, process
 from tclx.sweep.claims import Claim
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import Stage
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder

@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from tclx.sweep.confirm import Arm, Candidate, Confirmation
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.sequential import FEWEST, findable
 
 EXPERIMENT = "0 (the experiment)"

@@ -30,7 +30,7 @@ from tclx.printing import survive_unprintable
 from tclx.runs import RunFolder
 from tclx.sweep import claims, process, tracking
 from tclx.sweep.claims import Claim
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import Search, Stage, most_at_once, stages_of
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted

@@ -10,8 +10,8 @@ from tclx.launch.downloads import check_downloads
 from tclx.sweep import local
 from tclx.sweep.begin import create_studies
 from tclx.sweep.cluster import is_going_on, submit_workers
-from tclx.sweep.load import Sweep
 from tclx.sweep.parts import Part, num_ended, open_parts
+from tclx.sweep.searched import Sweep
 from tclx.sweep.showing import LOOK_SECONDS, StudyWatch
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder

@@ -16,8 +16,9 @@ from tclx.sweep import trial
 from tclx.sweep.ablation import ablation_of, settings
 from tclx.sweep.ablation_page import build_ablation, write_sweep_report
 from tclx.sweep.begin import create_studies
-from tclx.sweep.load import Sweep, load_sweeps
+from tclx.sweep.load import load_sweeps
 from tclx.sweep.parts import Part, open_parts
+from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder
 from tests.cli.test_cli import Ended
 from tests.report.browser import chromium
@@ -60,6 +61,17 @@ def test_a_variant_is_searched_over_the_keys_that_it_has(tmp_path: Path) -> None
     assert sweeps["cma"].spec.points == ({RATE: 1e-2},)
     assert [sweep.base.variant for sweep in sweeps.values()] == list(VARIANTS)
     assert sweeps["cma"].title == "toy-sweep-cma"
+
+
+def test_the_plan_says_once_what_all_share_and_each_variant_s_own_beside_it(tmp_path: Path) -> None:
+    path = path_of(tmp_path)
+    shown = Ended("sweep", "plan", path, "--runs-dir", tmp_path / "runs")
+    assert shown.code == 0, shown.err
+    assert shown.out.count("trials  ") == 1
+    (row,) = [line.split() for line in shown.out.splitlines() if line.startswith(WEIGHT)]
+    assert row[-3:] == ["-", "0.3333", "0.3333"]
+    tree = json.loads(Ended("sweep", "plan", path, "--runs-dir", tmp_path / "runs", "--json").out)
+    assert tree["variants"]["tcl"]["its runs"] == "4 to 8"
 
 
 def test_changes_bring_no_section_that_a_variant_has_not(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tclx.errors import InputError
 from tclx.runs import RunFolder
 from tclx.sweep import claims, trial
 from tclx.sweep.begin import IDENTITY, _identity, create_study, set_aside
-from tclx.sweep.load import Sweep
+from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import Search
 from tclx.sweep.study import StudyFolder, open_study
 from tclx.sweep.trial import Worker

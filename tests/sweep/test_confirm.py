@@ -19,9 +19,9 @@ from tclx.sweep import trial
 from tclx.sweep.begin import create_study, set_aside
 from tclx.sweep.confirm import Confirmation
 from tclx.sweep.export import experiment_of
-from tclx.sweep.load import Sweep
 from tclx.sweep.parts import Part, num_left, open_parts
 from tclx.sweep.report import build
+from tclx.sweep.searched import Sweep
 from tclx.sweep.showing import standing_of, tree_of
 from tclx.sweep.study import StudyFolder, open_confirmation, trials_of
 from tclx.sweep.verdict import conclusion, rows

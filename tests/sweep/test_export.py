@@ -17,7 +17,8 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.load import load_experiments
 from tclx.sweep.begin import create_study
 from tclx.sweep.export import experiment_of
-from tclx.sweep.load import Sweep, content, load_sweep
+from tclx.sweep.load import load_sweep
+from tclx.sweep.searched import Sweep, content
 from tclx.sweep.study import StudyFolder
 from tests.sweep.toy import TRAINING, part_of, write_sweep
 

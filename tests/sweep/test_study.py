@@ -18,8 +18,8 @@ from tclx.runs import RunFolder, RunState
 from tclx.sweep import claims
 from tclx.sweep.begin import create_study, set_aside
 from tclx.sweep.export import experiment_of
-from tclx.sweep.load import Sweep
 from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import MOST_FAILURES, Search
 from tclx.sweep.study import (
     StudyFolder,

@@ -15,8 +15,9 @@ import optuna
 from ruamel.yaml import YAML
 
 from tclx.sweep import claims
-from tclx.sweep.load import Sweep, load_sweep
+from tclx.sweep.load import load_sweep
 from tclx.sweep.parts import Part
+from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import stages_of
 from tclx.sweep.study import StudyFolder
 from tclx.sweep.trial import Worker, run_trial

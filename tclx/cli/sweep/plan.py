@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, say, show
 from tclx.cli.run import BackendChoice
 from tclx.cli.sweep.study import SweepFile
@@ -29,10 +31,24 @@ def plan(
         plans = found[None] if None in found else {"name": checked[0].spec.name, "variants": found}
         print_json({**plans, "warnings": warnings})
         return
-    for number, (variant, plan) in enumerate(found.items()):
-        if variant is not None:
-            show(("\n" if number else "") + f"{variant}:")
-        show(aligned([(name, str(value)) for name, value in plan.items() if name != "space"]))
-        show()
-        rows = [[row["key"], row["range"], row["baseline"]] for row in plan["space"]]
-        show(aligned([["key", "range", "the experiment's"], *rows]))
+    first, *others = found.values()
+    shared = [name for name in first if name != "space" and all(plan[name] == first[name] for plan in others)]
+    if others:
+        show(f"each of {len(found)} variants:")
+    show(aligned([(name, str(first[name])) for name in shared]))
+    show()
+    show(aligned(_space(first) if None in found else _spaces(found)))
+
+
+def _space(plan: dict[str, Any]) -> list[list[str]]:
+    rows = [[row["key"], row["range"], row["baseline"]] for row in plan["space"]]
+    return [["key", "range", "the experiment's"], *rows]
+
+
+def _spaces(plans: dict[Any, dict[str, Any]]) -> list[list[str]]:
+    """A row a key, a column a variant with its own value, where it has the key; trial 0 of each below."""
+    ranges = {row["key"]: row["range"] for plan in plans.values() for row in plan["space"]}
+    own = [{row["key"]: row["baseline"] for row in plan["space"]} for plan in plans.values()]
+    heading = ["key", "range", *(str(variant) for variant in plans)]
+    rows = [[key, shown, *(values.get(key, "-") for values in own)] for key, shown in ranges.items()]
+    return [heading, *rows, ["run id of trial 0", "", *(plan["run id of trial 0"] for plan in plans.values())]]
