@@ -203,6 +203,15 @@ Pruner = Annotated[
 ]
 
 
+class Stagnation(Section):
+    """Ends a search that has found nothing better for a while."""
+
+    name: Literal["stagnation"] = "stagnation"
+    """Counts trials since the best."""
+    trials: Annotated[int, Field(ge=1), Sensible(at_most=100_000)] = 20
+    """Complete trials without a better one."""
+
+
 class ConfirmSpec(Section):
     """After the search: the best trials and the experiment itself, trained with fresh seeds and compared seed by seed."""
 
@@ -254,6 +263,11 @@ class SweepSpec(Section):
     """Number of parallel trials: processes on this machine, or tasks of a SLURM array, as the experiment's `launch` says."""
     trials_per_gpu: Annotated[int, Field(ge=1), Sensible(at_most=100)] = 1
     """Number of trials that share one GPU."""
+    stop: Stagnation | None = None
+    """Ends the search before `num_trials` where more trials promise little; null tries them all."""
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Ends the search (of each variant) once its trials have trained for so many GPU-hours, or hours of processes on a CPU:
+    none starts after that, running ones finish. A confirmation comes on top."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
     """No new trial starts this many hours after `tclx sweep`; running ones finish."""
     storage: StorageUrl | None = None
@@ -275,6 +289,8 @@ class SweepSpec(Section):
             raise Conflict("the Wilcoxon pruner compares seeds: give at least two `seeds`", "pruner", "seeds")
         if self.confirm is not None and len(self.objective) > 1:
             raise Conflict("a confirmation compares one value: give a single objective", "confirm", "objective")
+        if self.stop is not None and len(self.objective) > 1:
+            raise Conflict("what more trials promise is known of one value: give a single objective", "stop", "objective")
         if self.variant is not None and self.variants is not None:
             raise Conflict("`variant` is one of them, `variants` are several: give one of the two", "variant", "variants")
         if self.variants is not None and len(self.objective) > 1:

@@ -27,6 +27,7 @@ def plan_of(sweep: Sweep) -> dict[str, Any]:
         "sampler": spec.sampler.name,
         "pruner": spec.pruner.name if spec.pruner else "none",
         "trials": spec.num_trials,
+        "ends before": _ends(sweep),
         "seeds": ", ".join(map(str, sweep.seeds())),
         "workers": f"{spec.num_workers} ({sweep.base.launch.backend})",
         "storage": spec.storage or "journal file",
@@ -58,6 +59,12 @@ def _confirmation_of(sweep: Sweep, at_base: dict[str, Any]) -> dict[str, str]:
         "its runs": f"{FEWEST * arms} to {len(seeds) * arms}",
         "finds in 80 of 100": f"a difference of {power(sweep)}",
     }
+
+
+def _ends(sweep: Sweep) -> str:
+    stop, hours = sweep.spec.stop, sweep.spec.max_gpu_hours
+    found = [f"after {hours:g} GPU-hours"] if hours is not None else []
+    return ", ".join([*found, *([stop.name] if stop is not None else [])]) or "no"
 
 
 def _side(at_most: float | None, at_least: float | None) -> str:

@@ -157,7 +157,8 @@ def search_line(summary: Summary, sweep: Sweep, folder: StudyFolder) -> str:
     words = ("running", "interrupted", "lost", "pruned", "failed")
     counts = ", ".join(f"{count} {word}" for word in words if (count := getattr(summary, word)))
     eta = f", ETA {time_left(summary.eta_seconds)}" if summary.eta_seconds else ""
-    return f"{summary.ended}/{summary.num_trials} trials" + (f" ({counts})" if counts else "") + best + front + eta
+    stopped = f", ended: {summary.stopped}" if summary.stopped is not None else ""
+    return f"{summary.ended}/{summary.num_trials} trials" + (f" ({counts})" if counts else "") + best + front + eta + stopped
 
 
 def tree_of(parts: Sequence[Part]) -> dict[str, Any]:

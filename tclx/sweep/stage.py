@@ -19,8 +19,9 @@ from tclx.sweep import space
 from tclx.sweep.confirm import Confirmation, confirmation_of, drawn_of
 from tclx.sweep.parts import open_parts
 from tclx.sweep.searched import Sweep
+from tclx.sweep.stopping import why_stop
 from tclx.sweep.storage import patiently
-from tclx.sweep.study import OF, SEED, StudyFolder, counted, is_exhausted, is_search_over
+from tclx.sweep.study import OF, SEED, StudyFolder, counted, is_exhausted, is_search_over, note_stopped, stopped_by
 
 MOST_FAILURES = 5
 """So many failed trials and not a single good one: it is not the parameters."""
@@ -80,9 +81,13 @@ class Search:
     def begin(self, *, say: Say) -> Trial | None:
         trials = counted(self.study)
         begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-        if begun >= self.sweep.spec.num_trials or is_exhausted(self.study):
+        if begun >= self.sweep.spec.num_trials or is_exhausted(self.study) or stopped_by(self.study, self.sweep) is not None:
             return None
         if _time_is_up(self.sweep, self.folder, say):
+            return None
+        if (reason := why_stop(self.study, self.sweep, self.folder)) is not None:
+            note_stopped(self.study, self.sweep, reason)
+            say(f"{_of(self.folder)}the search ends: {reason}")
             return None
         if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
             raise MachineError(_all_failed(trials[TrialState.FAIL]))

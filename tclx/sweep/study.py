@@ -312,10 +312,30 @@ def is_exhausted(study: optuna.Study) -> bool:
 
 
 def is_search_over(study: optuna.Study, sweep: Sweep) -> bool:
-    """Whether every trial that was asked for has ended."""
+    """Whether every trial that was asked for has ended, or the search was stopped before and none runs."""
     trials = counted(study)
     begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-    return not trials[TrialState.RUNNING] and (begun >= sweep.spec.num_trials or is_exhausted(study))
+    ends = begun >= sweep.spec.num_trials or is_exhausted(study) or stopped_by(study, sweep) is not None
+    return ends and not trials[TrialState.RUNNING]
+
+
+_STOPPED = "stopped"
+"""The study's attribute that says why no more trials begin, and by which keys of the sweep."""
+
+
+def note_stopped(study: optuna.Study, sweep: Sweep, reason: str) -> None:
+    """No more trials begin, until `stop` or `max_gpu_hours` is another."""
+    study.set_user_attr(_STOPPED, {"reason": reason, "by": _stops(sweep)})
+
+
+def stopped_by(study: optuna.Study, sweep: Sweep) -> str | None:
+    """Why the search was stopped before all trials had begun; None where it was not."""
+    noted = study.user_attrs.get(_STOPPED)
+    return str(noted["reason"]) if noted is not None and noted["by"] == _stops(sweep) else None
+
+
+def _stops(sweep: Sweep) -> dict[str, Any]:
+    return sweep.spec.model_dump(mode="json", include={"stop", "max_gpu_hours"})
 
 
 # ---------------------------------------------------------------------------------------------------------------------- found

@@ -17,7 +17,7 @@ from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
 from tclx.sweep.ranking import best_trials, counted_complete
 from tclx.sweep.searched import Sweep
-from tclx.sweep.study import StudyFolder, counted
+from tclx.sweep.study import StudyFolder, counted, stopped_by
 
 FEWEST_FOR_IMPORTANCE = 4
 """Complete trials; with fewer a forest of trees says nothing."""
@@ -42,6 +42,8 @@ class Summary(NamedTuple):
     """Trial 0, the experiment itself."""
     eta_seconds: float | None
     """None until it can be guessed."""
+    stopped: str | None = None
+    """Why no more trials begin although some were asked for."""
 
     @property
     def ended(self) -> int:
@@ -56,7 +58,7 @@ def summarise(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Summary
         sweep: what it is made from.
         folder: of the study, beside whose runs the time left is guessed from.
     """
-    trials = counted(study)
+    trials, stopped = counted(study), stopped_by(study, sweep)
     complete = trials[TrialState.COMPLETE]
     begun = [state_word(trial, folder) for trial in trials[TrialState.RUNNING]]
     return Summary(
@@ -70,7 +72,8 @@ def summarise(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Summary
         len(trials[TrialState.WAITING]),
         best_trials(study, complete),
         next((trial for some in trials.values() for trial in some if trial.number == 0), None),
-        _eta(trials, sweep, folder),
+        _eta(trials, sweep, folder, stops=stopped is not None),
+        stopped,
     )
 
 
@@ -123,7 +126,7 @@ _wall_seconds_at_last = cache(wall_seconds)
 """Of runs that have ended: read once, although a study is looked at every few seconds."""
 
 
-def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: StudyFolder) -> float | None:
+def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: StudyFolder, *, stops: bool) -> float | None:
     """The trials that are left, each as long as the mean of those that have ended, pruned ones as short as they were; a worker
     takes the next one when it is free.
     """
@@ -132,7 +135,7 @@ def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: Stud
     if not durations:
         return None
     typical = sum(durations) / len(durations)
-    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+    begun = sweep.spec.num_trials if stops else sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
     under_way = [typical * (1 - _share_done(trial, folder)) for trial in trials[TrialState.RUNNING]]
     free_in = [0.0] * sweep.spec.num_workers
     for seconds in [*under_way, *[typical] * max(0, sweep.spec.num_trials - begun)]:
@@ -177,6 +180,7 @@ def as_tree(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str,
         "failed": summary.failed,
         "queued": summary.queued,
         "eta_seconds": summary.eta_seconds,
+        "stopped": summary.stopped,
         "best": [trial.number for trial in summary.best],
         "trials": [_trial_tree(trial, folder) for trial in study.get_trials(deepcopy=False)],
     }

@@ -20,6 +20,7 @@ from tclx.sweep import metrics, space
 from tclx.sweep.confirm import confirmation_of
 from tclx.sweep.ranking import counted_complete
 from tclx.sweep.searched import Sweep
+from tclx.sweep.stopping import hours_spent
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted, open_confirmation, open_study
 from tclx.sweep.summary import (
@@ -54,7 +55,7 @@ def _figures(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str
     """The same names at any time, None where there is nothing yet: a W&B run that is continued keeps those it is not given."""
     summary = summarise(study, sweep, folder)
     confirming = open_confirmation(folder, sweep)
-    hours = _hours([study] if confirming is None else [study, confirming], folder)
+    hours = hours_spent([study] if confirming is None else [study, confirming], folder)
     counts = {
         "asked_for": summary.num_trials,
         "complete": summary.finished,  # the names of the first studies that were sent there: charts go on with them
@@ -123,18 +124,6 @@ def _importances(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
         name = "importance" if len(sweep.spec.objective) == 1 else f"importance/{aim.metric}"
         metrics |= {f"{name}/{parameter.name}": shares.get(parameter.name) for parameter in space.parameters(sweep.spec)}
     return metrics
-
-
-def _hours(studies: Iterable[optuna.Study], folder: StudyFolder) -> float:
-    """Of all runs of all trials, each once, also those that were pruned or go on."""
-    runs = [RunFolder(folder.runs_dir / run_id) for study in studies for run_id in run_ids(study)]
-    return sum(metrics.hours_of(run) for run in runs if run.metrics.exists() and run.plan.exists())
-
-
-def run_ids(study: optuna.Study) -> list[str]:
-    """Of all trials, each once."""
-    trials = study.get_trials(deepcopy=False)
-    return list(dict.fromkeys(run_id for trial in trials for run_id in trial.user_attrs.get("runs", [])))
 
 
 def _table(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:

@@ -42,6 +42,8 @@ INSTEAD: dict[str, tuple[str, str | None]] = {
     "tclx sweep sweeps/": ("trains for minutes", "sweep plan"),
     "tclx sweep run sweeps/": ("trains for minutes", "sweep plan"),
     "tclx sweep status loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep status --help"),
+    "tclx sweep best scenes-ablation-tuned": ("needs a study: tests/sweep/test_ablation.py", "sweep best --help"),
+    "tclx sweep report scenes-ablation-tuned": ("needs a study: tests/sweep/test_ablation.py", "sweep report --help"),
     "tclx sweep best loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep best --help"),
     "tclx sweep table scenes-ablation-tuned": ("needs a study: tests/sweep/test_ablation.py", "sweep table --help"),
     "tclx sweep report loss-weights": ("needs a study: tests/sweep/test_sweeps.py", "sweep report --help"),

@@ -21,7 +21,7 @@ from tclx.sweep.searched import Sweep
 from tclx.sweep.stage import stages_of
 from tclx.sweep.study import StudyFolder
 from tclx.sweep.trial import Worker, run_trial
-from tclx.sweep.worker import Chosen, _next
+from tclx.sweep.worker import Chosen, _next, _num_trials
 from tests.launch.toy import write_spec
 
 EVALUATION = {"retrieval": {"top_k": 4, "batch_size": 8}, "during_training": "val", "every_steps": 1}
@@ -59,7 +59,7 @@ def part_of(sweep: Sweep, study: optuna.Study, folder: StudyFolder | None = None
 
 def work_through(folder: StudyFolder) -> None:
     """The real worker's choices, here: trial after trial until none is left."""
-    stages = stages_of(folder, seed=0)
+    stages = stages_of(folder, seed=_num_trials(folder))
     name = claims.new_worker()
     with claims.living(folder, name):
         while isinstance(found := _next(stages, folder, name), Chosen):
