@@ -124,7 +124,15 @@ def health(material: Material) -> list[Html]:
     names = [name for prefix in HEALTH for name in material.metrics() if name.startswith(prefix)]
     not_finite = sum(history.num_not_finite for history in material.histories.values())
     warning = [text(f"{not_finite} logged rows hold a number that is not finite; the curves leave it out.", kind="note")]
-    return [*(warning if not_finite else []), *_curve_blocks(material, list(dict.fromkeys(names)), [], "")]
+    compared = [text(_GRADIENTS, kind="small")] if any(name.startswith("gradient_cosine/") for name in names) else []
+    return [*(warning if not_finite else []), *compared, *_curve_blocks(material, list(dict.fromkeys(names)), [], "")]
+
+
+_GRADIENTS = (
+    "Gradients of the weighted terms are compared at the last parameters of each encoder, which all terms share: a cosine near -1 "
+    "says that one term undoes what the other does, near 0 that they do not meet. Shares of the update sum to 1: a share near 0 is a "
+    "weight that might as well be 0, a negative one a term that is overruled."
+)
 
 
 def other_measures(material: Material) -> list[Html]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 BEST_SHOWN = 10
+ENOUGH_FOR_IMPORTANCE = 20
+"""Complete trials; with fewer the page warns of what it shows."""
 MOST_CONTOURS = 3
 
 
@@ -217,6 +219,10 @@ def importance_blocks(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html
         if importances is None:
             yield text(f"Every trial has the same {aim.spec.metric}: nothing mattered.", kind="note")
             continue
+        if len(complete) < ENOUGH_FOR_IMPORTANCE:
+            yield text(
+                f"From {len(complete)} trials these shares are rough: another few trials may turn them round.", kind="note"
+            )
         title = f"Share of the variance of {aim.spec.metric}"
         yield figure(_bars(importances), title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
 
