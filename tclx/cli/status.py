@@ -70,6 +70,8 @@ def as_tree(status: RunStatus, trial: TrialOf | None = None) -> dict[str, Any]:
         },  # JSON knows no NaN
         "study": trial and trial.study,
         "trial": trial and trial.number,
+        "variant_of_study": trial and trial.variant,
+        "confirms": bool(trial and trial.confirms),
     }
 
 
@@ -105,7 +107,10 @@ def warn(statuses: Sequence[RunStatus]) -> None:
 
 
 def _trial(trial: TrialOf | None) -> str:
-    return "-" if trial is None else f"{trial.study or ''} {trial.number if trial.number is not None else '?'}".strip()
+    if trial is None:
+        return "-"
+    number = str(trial.number) if trial.number is not None else "?"
+    return " ".join(filter(None, (trial.study, trial.variant, "confirms" if trial.confirms else "", number)))
 
 
 def follow_until_ended(folders: Sequence[Path]) -> int:

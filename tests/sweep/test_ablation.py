@@ -224,6 +224,9 @@ def test_the_name_stands_for_the_runs_of_all(tmp_path: Path) -> None:
     out = Ended("results", "toy-sweep", "--runs-dir", tmp_path / "runs").out
     assert "toy-sweep cma confirms trial 1" in out
     assert "toy-sweep tcl trial 0" in out
+    shown = Ended("status", "toy-sweep", "--runs-dir", tmp_path / "runs").out
+    assert "toy-sweep cma confirms 1" in shown
+    assert "toy-sweep cma+lmi 0 " in shown
     best = Ended("sweep", "best", "toy-sweep", "--runs-dir", tmp_path / "runs")
     assert (best.code, "name one of cma, cma+lmi, tcl" in best.err) == (2, True)
     best = Ended("sweep", "best", "toy-sweep", "--variant", "cma", "--runs-dir", tmp_path / "runs")
