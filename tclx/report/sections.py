@@ -130,8 +130,8 @@ def health(material: Material) -> list[Html]:
 
 _GRADIENTS = (
     "Gradients of the weighted terms are compared at the last parameters of each encoder, which all terms share: a cosine "
-    "near -1 says that one term undoes what the other does, near 0 that they do not meet. Shares of the update sum to 1: a share "
-    "near 0 is a weight that might as well be 0, a negative one a term that is overruled."
+    "near -1 says that one term undoes what the other does, near 0 that they do not meet. Shares of the update sum to 1: a "
+    "share near 0 is a weight that might as well be 0, a negative one a term that is overruled."
 )
 
 
