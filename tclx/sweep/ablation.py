@@ -65,8 +65,9 @@ def ablation_of(parts: Sequence[Part], *, metrics: Sequence[str] = (), split: st
     if not variants:
         name = parts[0].sweep.spec.name
         raise InputError(Problem("", f"nothing of {name} is trained yet", f"tclx sweep status {name} shows how it stands"))
-    notes = [f"{name}: nothing is trained yet" for name, one in found.items() if one is None]
-    notes += [f"{one.name}: not decided yet, another trial may come to stand for it" for one in variants if not _is_over(one)]
+    notes = [f"of the variant {name} nothing is trained yet" for name, one in found.items() if one is None]
+    undecided = [one.name for one in variants if not _is_over(one)]
+    notes += [f"what stands for the variant {name} is not decided yet, and may be another trial" for name in undecided]
     runs = {one.name: _read(one) for one in variants}
     results = summarise([run for some in runs.values() for run in some], metrics=metrics, split=split)
     full = max(parts, key=lambda part: (len(part.sweep.base.objectives.terms), parts.index(part)))
