@@ -18,21 +18,25 @@ if TYPE_CHECKING:
     from tclx.report.latex import Cell
     from tclx.report.results import Results
 
+ShownMetrics = Annotated[
+    list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
+]
+ShownSplit = Annotated[
+    str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
+]
+CsvFile = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this CSV file.", dir_okay=False)
+]
+
 EXAMPLE = "Example:  tclx results quickstart --metric r_mean --csv quickstart.csv"
 
 
 def results(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this CSV file.", dir_okay=False)
-    ] = None,
+    metric: ShownMetrics = None,
+    split: ShownSplit = None,
+    csv: CsvFile = None,
     intervals: Annotated[
         bool | None,
         typer.Option(

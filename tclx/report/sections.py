@@ -12,18 +12,18 @@ from tclx.metrics import find_metric, is_evaluated, main_metrics, without_split
 from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
-from tclx.report.markup import Html, bold, code, details, download, facts, figure, grid, table, text
+from tclx.report.markup import Html, code, details, download, facts, figure, grid, table, text
 from tclx.report.material import Material, read_spec
 from tclx.report.page import duration
 from tclx.report.results import (
     Group,
     RunResult,
     column_title,
-    format_chance,
     format_spread,
     leaders,
     winners,
 )
+from tclx.report.side_by_side import metrics_table, seed_dots
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
 from tclx.spec.objectives import TERMS
@@ -52,22 +52,9 @@ def comparison(material: Material) -> list[Html]:
     results = material.results
     blocks = [text(note, kind="note") for note in _doubts(material)]
     if results.rows and results.metrics:
-        best = winners(results)
-        rows = []
-        for index, row in enumerate(results.rows):
-            shown = {metric: format_spread(row.metrics.get(metric), intervals=True) for metric in results.metrics}
-            cells = (bold(cell) if best.get(metric) == index else cell for metric, cell in shown.items())
-            rows.append([material.label_of(row.runs[0]), str(len(row.runs)), *cells])
-        if any(row.chance for row in results.rows):
-            rows.append(["chance", "", *(format_chance(results, metric) for metric in results.metrics)])
-        said = (
-            f"{results.tasks.capitalize()} on {results.split}, in percent: mean ± sample deviation over seeds and its 95 % "
-            "interval over queries and seeds; bold is the best of a column where it is beyond chance and beyond noise of every "
-            "other row."
-        )
-        blocks.append(text(said))
-        blocks.append(table(["", "seeds", *map(column_title, results.metrics)], rows))
-        blocks.append(grid(_dots(material)))
+        labels = [material.label_of(row.runs[0]) for row in results.rows]
+        blocks += metrics_table(results, labels)
+        blocks.append(grid(seed_dots(results, labels, material.styles)))
     blocks += [text(f"Not in the table: {run.run_id}, {describe(run.status)}", kind="note") for run in results.unfinished]
     blocks += [text(gap, kind="note") for gap in material.selection.notes]
     return blocks
@@ -216,23 +203,6 @@ def _doubts(material: Material) -> Iterator[str]:
     num_seeds = {len(row.runs) for row in results.rows}
     if len(results.rows) > 1 and max(num_seeds) < 2:
         yield "One seed each: intervals and bold are over queries alone, and another seed may turn them round."
-
-
-def _dots(material: Material) -> Iterator[Html]:
-    results = material.results
-    for metric in [name for name in main_metrics() if name in results.metrics][:3]:
-        rows = {material.label_of(row.runs[0]): row for row in results.rows if metric in row.metrics}
-        values = {
-            label: [
-                run.evaluations[results.split][metric] for run in row.runs if metric in run.evaluations.get(results.split, {})
-            ]
-            for label, row in rows.items()
-        }
-        spreads = {label: row.metrics[metric] for label, row in rows.items()}
-        caption = "Each dot is a seed; the diamond is their mean ± sample deviation."
-        plot = figures.dots(values, spreads, material.styles)
-        height = 50 + 34 * len(values)
-        yield figure(plot, title=f"{column_title(metric)} on {results.split}, %", caption=caption, height=height)
 
 
 # -------------------------------------------------------------------------------------------------------------------- curves

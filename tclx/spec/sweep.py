@@ -74,6 +74,11 @@ class ObjectiveSpec(Section):
     direction: Literal["maximize", "minimize"]
     """Direction of optimization."""
 
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.direction == "maximize" else -1
+
 
 class ConstraintSpec(Section):
     """A constraint; trials that violate it are recorded and never chosen."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from tclx.errors import InputError, Problem
 from tclx.report.comparison import Asked, Side, side
 from tclx.report.results import Results, RunResult, Selection, read_runs, summarise
-from tclx.sweep import space
 from tclx.sweep.confirm import drawn_of
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import best_trials, counted_complete
@@ -105,7 +104,7 @@ def _represented(part: Part) -> Represented | None:
 
 
 def _of(part: Part, number: int, how: str, runs: Sequence[str]) -> Represented:
-    values = space.shown(space.values_of(drawn_of(part.search, part.sweep, number), part.sweep.spec), part.sweep.spec)
+    values = part.sweep.values(drawn_of(part.search, part.sweep, number))
     return Represented(str(part.folder.variant), part, number, how, values, tuple(runs))
 
 

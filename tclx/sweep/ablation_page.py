@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tclx.errors import InputError
-from tclx.metrics import main_metrics
-from tclx.report import figures
 from tclx.report.comparison import Difference, differences_from, format_difference
-from tclx.report.markup import Html, bold, code, facts, figure, grid, joined, table, text
+from tclx.report.markup import Html, bold, code, facts, grid, joined, table, text
 from tclx.report.page import Page, styles
-from tclx.report.results import Results, column_title, format_chance, format_spread, winners
+from tclx.report.results import column_title
+from tclx.report.side_by_side import metrics_table, seed_dots
 from tclx.sweep.ablation import Ablation, ablation_of, settings
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
@@ -62,20 +61,9 @@ def _ablation_cards(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 def _side_by_side(ablation: Ablation) -> Iterator[Html]:
     results = ablation.results
-    best = winners(results)
-    rows = []
-    for index, row in enumerate(results.rows):
-        shown = {metric: format_spread(row.metrics.get(metric), intervals=True) for metric in results.metrics}
-        cells = [bold(cell) if best.get(metric) == index else cell for metric, cell in shown.items()]
-        rows.append([row.label, str(len(row.runs)), *cells])
-    if any(row.chance for row in results.rows):
-        rows.append(["chance", "", *(format_chance(results, metric) for metric in results.metrics)])
-    yield text(
-        f"{results.tasks.capitalize()} on {results.split}, in percent: mean ± sample deviation over fresh seeds and its 95 % "
-        "interval over queries and seeds; bold is the best of a column where it is beyond chance and beyond noise of every "
-        "other row. Every variant had the same number of trials and the same confirmation."
-    )
-    yield table(["variant", "seeds", *map(column_title, results.metrics)], rows)
+    labels = [row.label for row in results.rows]
+    yield from metrics_table(results, labels, heading="variant")
+    yield text("Seeds are fresh. Every variant had the same number of trials and the same confirmation.")
     if ablation.full is not None and len(results.rows) > 1:
         found = differences_from(ablation.full, results)
         rows = [
@@ -85,7 +73,7 @@ def _side_by_side(ablation: Ablation) -> Iterator[Html]:
         ]
         yield text(f"Differences from {ablation.full.name}, paired over seeds and queries; bold is beyond noise.")
         yield table(["variant", *map(column_title, results.metrics)], rows)
-    yield grid(_ablation_dots(results))
+    yield grid(seed_dots(results, labels, styles(labels)))
     yield from (text(f"{note[:1].upper()}{note[1:]}.", kind="note") for note in (*ablation.notes, *results.notes))
 
 
@@ -93,19 +81,6 @@ def _difference(one: Difference | None) -> Html | str:
     if one is None:
         return "-"
     return bold(format_difference(one)) if one.verdict in ("better", "worse") else format_difference(one)
-
-
-def _ablation_dots(results: Results) -> Iterator[Html]:
-    looks = styles([row.label for row in results.rows])
-    for metric in [name for name in main_metrics() if name in results.metrics][:3]:
-        rows = [row for row in results.rows if metric in row.metrics]
-        values = {row.label: list(row.samples[metric].values) for row in rows}
-        plot = figures.dots(values, {row.label: row.metrics[metric] for row in rows}, looks)
-        title, caption = (
-            f"{column_title(metric)} on {results.split}, %",
-            "Each dot is a seed; the diamond is their mean ± deviation.",
-        )
-        yield figure(plot, title=title, caption=caption, height=50 + 34 * len(values))
 
 
 def _settings(ablation: Ablation) -> Iterator[Html]:

@@ -165,7 +165,7 @@ def confirmation_of(search: optuna.Study, study: optuna.Study, sweep: Sweep) -> 
     baseline = _arm(0, begun)
     numbers = [trial.number for trial in _candidates(search, sweep)] if over else _begun_for(begun)
     candidates = tuple(_candidate(_arm(number, begun), baseline, sweep, len(numbers)) for number in numbers)
-    sign = _sign(sweep)
+    sign = sweep.spec.objective[0].sign
     return Confirmation(baseline, candidates, sweep.fresh_seeds(), bool(begun), over, sweep.part is not None, sign)
 
 
@@ -210,7 +210,7 @@ def _arm(number: int, begun: list[FrozenTrial]) -> Arm:
 
 def _candidate(arm: Arm, baseline: Arm, sweep: Sweep, num_candidates: int) -> Candidate:
     seeds = sweep.fresh_seeds()
-    sign = _sign(sweep)
+    sign = sweep.spec.objective[0].sign
     differences = []
     for seed in seeds:  # in order and without a gap: which seeds come to be looked at must not depend on how they end
         if seed not in arm.values or seed not in baseline.values:
@@ -220,10 +220,6 @@ def _candidate(arm: Arm, baseline: Arm, sweep: Sweep, num_candidates: int) -> Ca
     if sign < 0:
         compared = compared._replace(difference=-compared.difference, low=-compared.high, high=-compared.low)
     return Candidate(arm, compared, _word(arm, baseline, compared))
-
-
-def _sign(sweep: Sweep) -> int:
-    return 1 if sweep.spec.objective[0].direction == "maximize" else -1
 
 
 def _word(arm: Arm, baseline: Arm, compared: Compared) -> Word:

@@ -34,8 +34,8 @@ def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
     """Complete trials, the best first; those that break a constraint last. Of several objectives the front comes first."""
     complete = counted_complete(study)
     front = {trial.number for trial in best_trials(study, complete)}
-    sign = -1 if sweep.spec.objective[0].direction == "maximize" else 1
+    sign = sweep.spec.objective[0].sign
     return sorted(
         complete,
-        key=lambda trial: (not is_feasible(trial), trial.number not in front, sign * trial.values[0], trial.number),
+        key=lambda trial: (not is_feasible(trial), trial.number not in front, -sign * trial.values[0], trial.number),
     )

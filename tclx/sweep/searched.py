@@ -66,6 +66,10 @@ class Sweep:
         """Of every trial's runs."""
         return self.spec.seeds or (self.base.seed,)
 
+    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial with these parameters puts into the experiment, as the sweep file would say it."""
+        return space.shown(space.values_of(drawn, self.spec), self.spec)
+
     def planned(self, drawn: Mapping[str, Any]) -> list[PlannedRun]:
         """The runs of a trial with these parameters, one a seed.
 

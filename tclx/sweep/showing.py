@@ -117,17 +117,13 @@ def _tries(trial: FrozenTrial, sweep: Sweep) -> str:
 
 def trial_line(trial: FrozenTrial, part: Part) -> str:
     """What became of a trial, and what it tried."""
-    return f"{_prefix(part)}trial {trial.number}  {result_of(trial, part.sweep, part.folder)}  {_tries(trial, part.sweep)}"
+    return f"{part.folder.prefix}trial {trial.number}  {result_of(trial, part.sweep, part.folder)}  {_tries(trial, part.sweep)}"
 
 
 def confirming_line(trial: FrozenTrial, part: Part) -> str:
     """What became of a training that confirms a trial."""
     of, seed = trial.user_attrs.get(OF), trial.user_attrs.get(SEED)
-    return f"{_prefix(part)}trial {of} with seed {seed}  {result_of(trial, part.sweep, part.folder.confirming())}"
-
-
-def _prefix(part: Part) -> str:
-    return "" if part.folder.variant is None else f"{part.folder.variant}: "
+    return f"{part.folder.prefix}trial {of} with seed {seed}  {result_of(trial, part.sweep, part.folder.confirming())}"
 
 
 def result_of(trial: FrozenTrial, sweep: Sweep, folder: StudyFolder) -> str:
@@ -142,10 +138,10 @@ def result_of(trial: FrozenTrial, sweep: Sweep, folder: StudyFolder) -> str:
 def standing_of(part: Part) -> list[str]:
     """How a search stands, in a line, and where its confirmation has begun, that."""
     summary = summarise(part.search, part.sweep, part.folder)
-    lines = [_prefix(part) + search_line(summary, part.sweep, part.folder)]
+    lines = [part.folder.prefix + search_line(summary, part.sweep, part.folder)]
     confirmation = part.confirmation()
     if confirmation is not None and (confirmation.search_is_over or confirmation.has_begun):
-        lines.append(_prefix(part) + conclusion(confirmation, part.sweep))
+        lines.append(part.folder.prefix + conclusion(confirmation, part.sweep))
     return lines
 
 

@@ -21,7 +21,7 @@ from tclx.sweep.parts import open_parts
 from tclx.sweep.searched import Sweep
 from tclx.sweep.stopping import why_stop
 from tclx.sweep.storage import patiently
-from tclx.sweep.study import OF, SEED, StudyFolder, counted, is_exhausted, is_search_over, note_stopped, stopped_by
+from tclx.sweep.study import OF, SEED, StudyFolder, counted, has_begun_all, is_search_over, note_stopped
 
 MOST_FAILURES = 5
 """So many failed trials and not a single good one: it is not the parameters."""
@@ -79,16 +79,15 @@ class Search:
     folder: StudyFolder
 
     def begin(self, *, say: Say) -> Trial | None:
-        trials = counted(self.study)
-        begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-        if begun >= self.sweep.spec.num_trials or is_exhausted(self.study) or stopped_by(self.study, self.sweep) is not None:
+        if has_begun_all(self.study, self.sweep):
             return None
         if _time_is_up(self.sweep, self.folder, say):
             return None
         if (reason := why_stop(self.study, self.sweep, self.folder)) is not None:
             note_stopped(self.study, self.sweep, reason)
-            say(f"{_of(self.folder)}the search ends: {reason}")
+            say(f"{self.folder.prefix}the search ends: {reason}")
             return None
+        trials = counted(self.study)
         if len(trials[TrialState.FAIL]) >= MOST_FAILURES and not trials[TrialState.COMPLETE]:
             raise MachineError(_all_failed(trials[TrialState.FAIL]))
         return self.study.ask()
@@ -98,8 +97,7 @@ class Search:
 
     def tries(self, trial: Trial) -> Tried:
         drawn = self._draw(trial)
-        runs = self.sweep.planned(drawn)
-        return Tried(trial.number, space.shown(space.values_of(drawn, self.sweep.spec), self.sweep.spec), runs)
+        return Tried(trial.number, self.sweep.values(drawn), self.sweep.planned(drawn))
 
     def _draw(self, trial: Trial) -> dict[str, Any]:
         """The trial's parameters. After a failure from what the storage has: it may have kept a draw, against a second one."""
@@ -114,7 +112,7 @@ class Search:
         return patiently(draw)
 
     def called(self, trial: Trial | FrozenTrial) -> str:
-        return f"{_of(self.folder)}trial {trial.number}"
+        return f"{self.folder.prefix}trial {trial.number}"
 
 
 @dataclass(frozen=True)
@@ -149,11 +147,10 @@ class Confirm:
     def tries(self, trial: Trial) -> Tried:
         number, seed = trial.user_attrs[OF], trial.user_attrs[SEED]
         drawn = drawn_of(self.search, self.sweep, number)
-        shown = space.shown(space.values_of(drawn, self.sweep.spec), self.sweep.spec)
-        return Tried(number, shown, [self.sweep.confirmed(drawn, seed)])
+        return Tried(number, self.sweep.values(drawn), [self.sweep.confirmed(drawn, seed)])
 
     def called(self, trial: Trial | FrozenTrial) -> str:
-        return f"{_of(self.folder)}confirmation of trial {trial.user_attrs.get(OF)}, seed {trial.user_attrs.get(SEED)}"
+        return f"{self.folder.prefix}confirmation of trial {trial.user_attrs.get(OF)}, seed {trial.user_attrs.get(SEED)}"
 
 
 def stages_of(folder: StudyFolder, *, seed: int) -> list[Stage]:
@@ -178,10 +175,6 @@ def most_at_once(stages: Sequence[Stage]) -> int:
     """Trials that confirmations can have under way at the same time."""
     arms = [stage.sweep.spec.confirm.top + 1 for stage in stages if isinstance(stage, Confirm) and stage.sweep.spec.confirm]
     return 2 * sum(arms)
-
-
-def _of(folder: StudyFolder) -> str:
-    return "" if folder.variant is None else f"{folder.variant}: "
 
 
 def _time_is_up(sweep: Sweep, folder: StudyFolder, say: Say = lambda line: None) -> bool:

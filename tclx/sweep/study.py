@@ -20,7 +20,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +109,11 @@ class StudyFolder:
     def own(self) -> Path:
         """Of this variant alone."""
         return self.path if self.variant is None else self.path / "variants" / self.variant
+
+    @property
+    def prefix(self) -> str:
+        """Before what is said of one variant; empty where there are not several."""
+        return "" if self.variant is None else f"{self.variant}: "
 
     @property
     def claims(self) -> Path:
@@ -311,12 +316,20 @@ def is_exhausted(study: optuna.Study) -> bool:
     return isinstance(study.sampler, optuna.samplers.GridSampler) and study.sampler.is_exhausted(study)
 
 
+def num_begun(trials: Mapping[TrialState, Sequence[FrozenTrial]]) -> int:
+    """Of the trials by state."""
+    return sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+
+
+def has_begun_all(study: optuna.Study, sweep: Sweep) -> bool:
+    """Whether no further trial is to begin: all that were asked for have, or the search was stopped before."""
+    begun = num_begun(counted(study))
+    return begun >= sweep.spec.num_trials or is_exhausted(study) or stopped_by(study, sweep) is not None
+
+
 def is_search_over(study: optuna.Study, sweep: Sweep) -> bool:
-    """Whether every trial that was asked for has ended, or the search was stopped before and none runs."""
-    trials = counted(study)
-    begun = sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
-    ends = begun >= sweep.spec.num_trials or is_exhausted(study) or stopped_by(study, sweep) is not None
-    return ends and not trials[TrialState.RUNNING]
+    """Whether no further trial is to begin, and none runs."""
+    return has_begun_all(study, sweep) and not counted(study)[TrialState.RUNNING]
 
 
 _STOPPED = "stopped"

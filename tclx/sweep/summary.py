@@ -17,7 +17,7 @@ from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
 from tclx.sweep.ranking import best_trials, counted_complete
 from tclx.sweep.searched import Sweep
-from tclx.sweep.study import StudyFolder, counted, stopped_by
+from tclx.sweep.study import StudyFolder, counted, num_begun, stopped_by
 
 FEWEST_FOR_IMPORTANCE = 4
 """Complete trials; with fewer a forest of trees says nothing."""
@@ -135,7 +135,7 @@ def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: Stud
     if not durations:
         return None
     typical = sum(durations) / len(durations)
-    begun = sweep.spec.num_trials if stops else sum(len(some) for state, some in trials.items() if state != TrialState.WAITING)
+    begun = sweep.spec.num_trials if stops else num_begun(trials)
     under_way = [typical * (1 - _share_done(trial, folder)) for trial in trials[TrialState.RUNNING]]
     free_in = [0.0] * sweep.spec.num_workers
     for seconds in [*under_way, *[typical] * max(0, sweep.spec.num_trials - begun)]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show
-from tclx.cli.results import print_results
+from tclx.cli.results import CsvFile, ShownMetrics, ShownSplit, print_results
 from tclx.cli.sweep.study import StudyName, opened
 from tclx.errors import InputError, Problem
 
@@ -17,15 +16,9 @@ EXAMPLE = "Example:  tclx sweep table scenes-ablation-tuned --latex"
 
 def table(
     sweep: StudyName,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this CSV file.", dir_okay=False)
-    ] = None,
+    metric: ShownMetrics = None,
+    split: ShownSplit = None,
+    csv: CsvFile = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print the tables for a paper: LaTeX with booktabs.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: AsJson = False,

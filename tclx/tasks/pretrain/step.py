@@ -102,8 +102,8 @@ def _bounds(name: str, term: Term, features: Features, losses: dict[str, Tensor]
 @torch.no_grad()
 def _accuracies(name: str, term: Term, features: Features) -> dict[str, Tensor]:
     """In percent; 0 of nothing, such as hidden words where a batch has none."""
-    judged = {"/".join(filter(None, ("accuracy", name, kind))): right for kind, right in term.judged(features).items()}
-    return {kind: 100 * right.float().sum() / max(len(right), 1) for kind, right in judged.items()}
+    names = term.accuracies(name)
+    return {names[kind]: 100 * right.float().sum() / max(len(right), 1) for kind, right in term.judged(features).items()}
 
 
 def act_out(model: TCL, spec: ExperimentSpec) -> Tensor:

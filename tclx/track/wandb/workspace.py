@@ -82,7 +82,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
         ],
         "All terms": [_line("total", ["loss/total"]), *(_line(term.upper(), [f"loss/{term}"]) for term in terms)],
         "Decisions on training batches (%)": [
-            _line(f"accuracy of {name.upper()}", ["/".join(filter(None, ("accuracy", name, kind))) for kind in term.judges])
+            _line(f"accuracy of {name.upper()}", list(term.accuracies(name).values()))
             for name, term in terms.items()
             if term.judges
         ],

@@ -65,8 +65,8 @@ class Term(Section):
                 for part in cls.parts
             ]
         found += [
-            Metric("/".join(filter(None, ("accuracy", name, kind))), f"Accuracy of {name.upper()}{words and ', '}{words}", "%")
-            for kind, words in cls.judges.items()
+            Metric(metric, f"Accuracy of {name.upper()}{words and ', '}{words}", "%")
+            for metric, words in zip(cls.accuracies(name).values(), cls.judges.values(), strict=True)
         ]
         found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
         found.append(Metric(f"gradient_share/{name}", f"Share of {name.upper()} in the update of what all terms share"))
@@ -74,6 +74,15 @@ class Term(Section):
         if "temperature" in cls.model_fields:
             found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
         return found
+
+    @classmethod
+    def accuracies(cls, name: str) -> dict[str, str]:
+        """The metric of each kind in `judges`.
+
+        Args:
+            name: its key in the spec.
+        """
+        return {kind: "/".join(filter(None, ("accuracy", name, kind))) for kind in cls.judges}
 
     def build_head(self, *, text_width: int) -> nn.Module | None:
         """What the term alone trains, `<term>_head` in the model; None when that is nothing."""
