@@ -37,6 +37,8 @@ CROP_TRIES = 10
 LINEAR_REDUCTION = 1.5
 """Reductions below this are linear in the fast path, stronger ones average areas."""
 OPERATION_PROBABILITY = 0.5
+BAND = 32
+"""Rows whose floating-point numbers are held at once: what fits a core's cache is not asked of the system again and again."""
 FILL = (128, 128, 128)
 """Where shear, translation and rotation uncover nothing."""
 
@@ -197,7 +199,7 @@ def _adjust(pixels: Pixels, name: Adjustment, factor: float) -> Pixels:
     if name == "brightness":
         return _as_pixels(cv2.convertScaleAbs(pixels, alpha=factor))
     if name == "contrast":
-        mean = round(float(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()))
+        mean = round(cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0])
         return _as_pixels(cv2.LUT(pixels, _as_bytes(np.arange(256) * factor + mean * (1 - factor))))
     if name == "saturation":
         gray = _spread(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
@@ -269,9 +271,22 @@ def apply_operation(pixels: Pixels, name: Operation, argument: float, *, officia
         case "ShearY":
             return _warp(pixels, [[1, 0, 0], [argument, 1, 0]])
         case "TranslateX":
-            return _warp(pixels, [[1, 0, -argument], [0, 1, 0]])
+            return _translate(pixels, argument, 0)
         case "TranslateY":
-            return _warp(pixels, [[1, 0, 0], [0, 1, -argument]])
+            return _translate(pixels, 0, argument)
+
+
+def _translate(pixels: Pixels, left: float, up: float) -> Pixels:
+    """By whole pixels the rest is copied, which gives what warping gives in a tenth of its time."""
+    height, width = pixels.shape[:2]
+    x, y = round(left), round(up)
+    if (x, y) != (left, up) or abs(x) >= width or abs(y) >= height:
+        return _warp(pixels, [[1, 0, -left], [0, 1, -up]])
+    kept = pixels[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+    above, beside = max(-y, 0), max(-x, 0)
+    return _as_pixels(
+        cv2.copyMakeBorder(kept, above, max(y, 0), beside, max(x, 0), borderType=cv2.BORDER_CONSTANT, value=FILL)
+    )
 
 
 def _warp(pixels: Pixels, matrix: cv2.typing.MatLike | list[list[float]]) -> Pixels:
@@ -309,10 +324,18 @@ def _sharpen(pixels: Pixels, factor: float, *, overflow: bool) -> Pixels:
     """Away from (factor > 1) or towards the image smoothed with 3 x 3 weights of 1, 5 in the middle; the border stays."""
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
-    smooth = cv2.filter2D(pixels, -1, kernel / 13).astype(np.float32)[1:-1, 1:-1]
-    sharpened = pixels.copy()
-    inner = smooth + factor * (pixels[1:-1, 1:-1] - smooth)
-    sharpened[1:-1, 1:-1] = (inner.astype(np.int32) & 255) if overflow else _as_bytes(inner)
+    smooth = _as_pixels(cv2.filter2D(pixels, -1, kernel / 13))
+    sharpened = np.empty_like(pixels)
+    for start in range(0, len(pixels), BAND):
+        band = np.s_[start : start + BAND]
+        near = smooth[band].astype(np.float32)
+        values = pixels[band].astype(np.float32)
+        values -= near
+        values *= np.float32(factor)
+        values += near
+        sharpened[band] = (values.astype(np.int32) & 255) if overflow else _as_bytes(values)
+    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        sharpened[border] = pixels[border]
     return sharpened
 
 
