@@ -89,10 +89,12 @@ def check(
         if clean is not None:
             from tclx.data.checking.clean import LEFT_OUT, Filters
             from tclx.data.checking.clean import clean as write_clean
+            from tclx.tasks.task import CAPTION_FORMS
 
             written = write_clean(checked, clean, filters=Filters(min_side, max_aspect, near=near))
             for one in written:
-                say(f"wrote {one.path}: {one.num_images:,} images, {one.num_captions:,} captions{_left_out(one.left_out)}")
+                texts = "captions" if one.source.get("form", "captions") in CAPTION_FORMS else "rows"
+                say(f"wrote {one.path}: {one.num_images:,} images, {one.num_captions:,} {texts}{_left_out(one.left_out)}")
                 if not as_json:
                     show(one_line(f"{one.key}: {json.dumps(one.source, ensure_ascii=False)}"))
             say(f"{clean / LEFT_OUT} names what was left out; the images are where they were")

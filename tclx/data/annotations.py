@@ -11,7 +11,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tclx.data.filtering import SizeFilter
 from tclx.data.formats.entry import ROWS_WANTED, Unreadable
 from tclx.data.formats.naming import Naming
 from tclx.data.formats.reading import JSON_LIST, open_entries
@@ -85,8 +86,8 @@ class Annotations:
     """Captions without a letter or digit; they train as [CLS] alone."""
     formats: tuple[str, ...]
     """[F] what each file was taken for, in words."""
-    num_without_caption: int
-    """Images that are left out since nothing is said of them."""
+    left_out: Mapping[str, int]
+    """Images that are not among them, by cause; the cause completes `images ...`."""
     images_of_row: NDArray[np.int64]
     """[R, n] indices into `images`: of a row with several all of them, the first one that of `image_of_row`."""
     targets: PackedStrings | None = None
@@ -101,6 +102,17 @@ class Annotations:
         """Whether rows have the same `image_index` exactly where they have the same image."""
         pairs = np.unique(np.stack([self.image_of_row, self.image_index]), axis=1)
         return bool(pairs.shape[1] == len(np.unique(self.image_of_row)) == len(np.unique(self.image_index)))
+
+    def item(self, row: int) -> Item:
+        """The row of a downstream task.
+
+        Raises:
+            TypeError: the rows are captions.
+        """
+        if self.targets is None:
+            raise TypeError("rows of captions are no items of a task")
+        images = tuple(self.images[number] for number in self.images_of_row[row].tolist())
+        return Item(images, self.captions[self.caption_start[row]], json.loads(self.targets[row]))
 
     def captions_of(self, row: int) -> range:
         """The row's captions, as indices into `captions`."""
@@ -138,9 +150,8 @@ def read_annotations(source: OwnData, *, key: str, training: bool) -> Annotation
             problems.add(f"{path}{error.message}", error.hint)
     problems.raise_if_any()
     if not reader.packer.image_index:
-        nothing = Problem(problems.key, "the files hold no rows", ROWS_WANTED)
-        raise InputError(reader.selection.nothing_left(problems.key) or nothing)
-    return reader.packer.packed(tuple(formats))
+        raise InputError(reader.nothing_left(problems.key))
+    return replace(reader.packer.packed(tuple(formats)), left_out=reader.left_out)
 
 
 class _Reader:
@@ -149,8 +160,21 @@ class _Reader:
     def __init__(self, source: OwnData, naming: Naming, selection: Selection, *, training: bool) -> None:
         self._source, self._naming, self._training = source, naming, training
         self._form = FORMS.get(source.form)
-        self.selection = selection
+        self._selection, self._sizes = selection, SizeFilter(source)
+        self._num_without_caption = 0
         self.packer = _Packer(num_images=self._form.num_images if self._form else 1, gathers=source.form == "captions")
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Images by cause."""
+        return {"without a caption": self._num_without_caption, **self._sizes.left_out}
+
+    def nothing_left(self, key: str) -> Problem:
+        """Why no row was taken."""
+        if self._sizes.left_out:
+            counted = ", ".join(f"{count:,} are {cause}" for cause, count in self._sizes.left_out.items())
+            return Problem(key, f"no image is left: {counted}", "let smaller or longer ones in")
+        return self._selection.nothing_left(key) or Problem(key, "the files hold no rows", ROWS_WANTED)
 
     def take(self, value: Any, *, of_a_list: bool) -> bool:
         """Whether another one may follow.
@@ -168,7 +192,7 @@ class _Reader:
             if not isinstance(value, dict):
                 return self._pack(value)
             row = self._naming.named(value)
-            if not self.selection.takes(row):
+            if not self._selection.takes(row):
                 return True
             if self._source.form == "retrieval" and self._training and not of_a_list:
                 return all(self._pack(each) for each in list(_a_row_a_caption(row)))
@@ -181,8 +205,13 @@ class _Reader:
             raise Faults(faults)
         if self._source.limit is not None and self._is_full(row, self._source.limit):
             return False
-        if self._form is not None:
-            self.packer.add_item(self._form.read(row, training=self._training))
+        item = self._form.read(row, training=self._training) if self._form is not None else None
+        if not self._sizes.takes(item.images if item is not None else (row["image"],)):
+            return True
+        if item is not None:
+            self.packer.add_item(item)
+        elif not row["caption"] and not isinstance(row["caption"], str):
+            self._num_without_caption += 1
         else:
             self.packer.add(row)
         return True
@@ -275,7 +304,6 @@ class _Packer:
         self._row_digests = array("q")
         self._file_start = array("q")
         self._num_empty_captions = 0
-        self._num_without_caption = 0
 
     def begin_file(self) -> None:
         self._file_start.append(len(self._images) if self._gathers else len(self.image_index))
@@ -292,9 +320,6 @@ class _Packer:
     def add(self, row: dict[str, Any]) -> None:
         image, image_id, caption = row["image"], row.get("image_id"), row["caption"]
         captions = [caption] if isinstance(caption, str) else caption
-        if not captions:
-            self._num_without_caption += 1
-            return
         number = self._images.setdefault(image, len(self._images))
         identity = ("path", image) if image_id is None else ("id", image_id)
         self.image_index.append(self._identities.setdefault(identity, len(self._identities)))
@@ -329,7 +354,7 @@ class _Packer:
             file_start=np.frombuffer(self._file_start, np.int64),
             num_empty_captions=self._num_empty_captions,
             formats=formats,
-            num_without_caption=self._num_without_caption,
+            left_out={},
             images_of_row=images_of_row,
             targets=self._targets if len(self._targets) else None,
         )

@@ -284,9 +284,7 @@ def _translate(pixels: Pixels, left: float, up: float) -> Pixels:
         return _warp(pixels, [[1, 0, -left], [0, 1, -up]])
     kept = pixels[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
     above, beside = max(-y, 0), max(-x, 0)
-    return _as_pixels(
-        cv2.copyMakeBorder(kept, above, max(y, 0), beside, max(x, 0), borderType=cv2.BORDER_CONSTANT, value=FILL)
-    )
+    return _as_pixels(cv2.copyMakeBorder(kept, above, max(y, 0), beside, max(x, 0), borderType=cv2.BORDER_CONSTANT, value=FILL))
 
 
 def _warp(pixels: Pixels, matrix: cv2.typing.MatLike | list[list[float]]) -> Pixels:

@@ -70,6 +70,11 @@ class OwnSource(SourceSection):
     image with all its captions is always in one part, whatever else the files hold."""
     limit: Count | None = None
     """Only the first so many images, to try something out."""
+    min_side: Count | None = None
+    """Leave out images whose shorter side has fewer pixels. Every image's header is read whenever the files are; for millions,
+    `tclx data check --clean` or `tclx data pack` does it once."""
+    max_aspect: Annotated[float, Field(ge=1), Sensible(at_most=1e6)] | None = None
+    """Leave out images whose longer side is more than so many times the shorter one; as `min_side`, from the header."""
 
     @model_validator(mode="after")
     def _part_is_a_range(self) -> Self:

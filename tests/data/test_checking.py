@@ -262,6 +262,50 @@ def test_sources_of_a_mixture_are_cleaned_one_by_one(planted: DataSpec, tmp_path
     assert web.left_out == {"duplicate": 1}  # it is the first source's
 
 
+def test_rows_of_downstream_tasks_are_cleaned_like_captions(tmp_path: Path) -> None:
+    for number in range(4):
+        written(tmp_path, f"{number}.jpg", encoded(photograph(seed=number)))
+    written(tmp_path, "copy.jpg", (tmp_path / "1.jpg").read_bytes())
+    written(tmp_path, "bad.jpg", b"no image")
+    answered = {"question": "what?", "answer": ["a", "b", "a"], "question_id": 7}
+    rows = {
+        "vqa": [
+            {"image": "0.jpg", **answered},
+            {"image": "bad.jpg", **answered},
+            {"image": "1.jpg", "question": "where?", "answer": "here", "dataset": "vg"},
+            {"image": "copy.jpg", "question": "where?", "answer": "here", "dataset": "vg"},
+            {"image": "copy.jpg", "question": "and this?", "answer": ["c"], "question_id": "q"},
+        ],
+        "nlvr": [
+            {"images": ["0.jpg", "1.jpg"], "sentence": "both", "label": "True"},
+            {"images": ["0.jpg", "bad.jpg"], "sentence": "both", "label": "False"},
+            {"images": ["copy.jpg", "2.jpg"], "sentence": "none", "label": False},
+        ],
+        "entailment": [
+            {"image": "0", "sentence": "one", "label": "neutral"},
+            {"image": "bad.jpg", "sentence": "two", "label": "neutral"},
+            {"image": "copy.jpg", "sentence": "three", "label": "entailment"},
+            {"image": "1.jpg", "sentence": "three", "label": "contradiction"},
+        ],
+    }
+    wanted = {
+        "vqa": [rows["vqa"][0], {**rows["vqa"][2], "answer": ["here"]}, {**rows["vqa"][4], "image": "1.jpg"}],
+        "nlvr": [rows["nlvr"][0], {"images": ["1.jpg", "2.jpg"], "sentence": "none", "label": "False"}],
+        "entailment": [
+            {**rows["entailment"][0], "image": "0.jpg"},
+            *({**row, "image": "copy.jpg"} for row in rows["entailment"][2:]),  # it came first
+        ],
+    }
+    for form, written_rows in wanted.items():
+        data = data_section(train=source(tmp_path, form, rows[form], form=form))
+        (one,) = clean(check_data(data), tmp_path / f"clean-{form}", filters=Filters())
+        assert json.loads(one.path.read_text()) == written_rows, form
+        assert one.left_out == {"unreadable": 1, "duplicate": 1} | ({"repeated rows": 1} if form == "vqa" else {})
+        assert (one.num_captions, one.source["form"]) == (len(written_rows), form)
+        again = FilesSource.model_validate_json(json.dumps(one.source))
+        assert read_annotations(again, key="data.train", training=True).num_rows == len(written_rows)
+
+
 def test_what_cannot_be_cleaned_is_said(planted: DataSpec, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="generated"):
         clean(check_data(data_section()), tmp_path / "clean", filters=Filters())

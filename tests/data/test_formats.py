@@ -175,9 +175,9 @@ def test_a_folder_has_captions_in_text_files_beside_its_images(tmp_path: Path) -
     read = read_annotations(source, key="data.train", training=True)
     without = [[text.replace("\u2028", " ") for text in captions] for captions in CAPTIONS]
     assert gathered(read) == list(zip(IMAGES, without, strict=True))
-    assert read.num_without_caption == 1
+    assert read.left_out["without a caption"] == 1
     found = examine(data_section(train=source.model_dump(mode="json")))
-    assert "data.train: 1 images have no caption and are left out" in found.warnings
+    assert "data.train: 1 images without a caption are left out" in found.warnings
 
 
 def test_a_folder_has_one_table_for_all_its_images_as_datasets_writes_it(tmp_path: Path) -> None:
@@ -339,6 +339,45 @@ def test_parts_of_the_same_file_share_nothing_and_are_not_warned_of(tmp_path: Pa
 def test_a_limit_takes_the_first_images_with_the_captions_that_follow_them(tmp_path: Path) -> None:
     read = read_annotations(source_of(tmp_path, FORMATS["CSV"](), limit=2), key="data.train", training=True)
     assert gathered(read) == list(zip(IMAGES, CAPTIONS, strict=True))[:2]
+
+
+def sized(folder: Path) -> dict[str, Any]:
+    """Images of four shapes, one that is none, and one that is not there."""
+    for name, size in {"a": (64, 64), "b": (63, 200), "c": (64, 257), "d": (64, 256)}.items():
+        Image.new("RGB", size).save(folder / f"{name}.png")
+    (folder / "e.png").write_bytes(b"no image")
+    rows = "".join(f"{name}.png,{text} {name}\n" for text in ("a", "the") for name in "abcdef")
+    return source_of(folder, f"image,caption\n{rows}").model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "left_out"),
+    [
+        ({}, "abcdef", {}),
+        ({"min_side": 64}, "acdef", {"below `min_side`": 1}),
+        ({"max_aspect": 4}, "abdef", {"above `max_aspect`": 1}),
+        ({"min_side": 64, "max_aspect": 4, "limit": 2}, "ad", {"below `min_side`": 1, "above `max_aspect`": 1}),
+    ],
+)
+def test_images_of_another_size_are_left_out_with_all_they_have(
+    tmp_path: Path, wanted: dict[str, Any], kept: str, left_out: dict[str, int]
+) -> None:
+    data = data_section(train={**sized(tmp_path), **wanted}, bad_images={"policy": "skip"})
+    assert isinstance(data.train, FilesSource)
+    read = read_annotations(data.train, key="data.train", training=True)
+    texts = ("a", "the") if data.train.limit is None else ("a",)  # nothing is read after the first image too many
+    assert gathered(read) == [(f"{name}.png", [f"{text} {name}" for text in texts]) for name in kept]
+    assert {cause: count for cause, count in read.left_out.items() if count} == left_out
+    found = examine(data, some_may_be_missing=True).warnings
+    for cause, count in left_out.items():
+        assert f"data.train: {count} images {cause} are left out" in found
+
+
+def test_where_no_image_is_large_enough_that_is_said(tmp_path: Path) -> None:
+    source = sized(tmp_path) | {"min_side": 100}
+    Path(source["files"][0]).write_text("image,caption\na.png,a\nb.png,b\nc.png,c\nd.png,d\n")
+    with pytest.raises(InputError, match="no image is left: 4 are below `min_side`"):
+        examine(data_section(train=source))
 
 
 # Training

@@ -15,11 +15,12 @@ from tclx.data.annotations import Annotations
 from tclx.data.captions import clean_caption
 from tclx.data.checking.check import Checked, Part
 from tclx.data.checking.duplicates import across, within
+from tclx.data.forms.form import Form
+from tclx.data.forms.table import FORMS
 from tclx.data.sources.files import Files
 from tclx.errors import InputError, Problem
 from tclx.files import machine_error, replacing
 from tclx.spec.data import ShardsSource
-from tclx.tasks.task import CAPTION_FORMS
 
 LEFT_OUT = "left_out.jsonl"
 """A line for every image that is left out."""
@@ -44,6 +45,7 @@ class Cleaned(NamedTuple):
     path: Path
     num_images: int
     num_captions: int
+    """Or questions, or statements."""
     left_out: dict[str, int]
     """Images by cause, and empty captions."""
     source: dict[str, Any]
@@ -66,7 +68,8 @@ def clean(checked: Checked, folder: Path, *, filters: Filters) -> list[Cleaned]:
     """Write an annotation file for every source, without images that cannot be used, that the filters leave out, that are in
     val or test as well, or that repeat an earlier one of their split, and without empty captions.
 
-    Of rows of `form: captions` the captions of a repeated image go to the one that stays.
+    Of rows of `form: captions` the captions of a repeated image go to the one that stays; so do the questions and statements of
+    a downstream task.
 
     Args:
         checked: the data.
@@ -74,8 +77,7 @@ def clean(checked: Checked, folder: Path, *, filters: Filters) -> list[Cleaned]:
         filters: what else is left out.
 
     Raises:
-        InputError: a source is packed, generated or of rows without captions, nothing would be left of one, or there are files
-            in the way.
+        InputError: a source is packed or generated, nothing would be left of one, or there are files in the way.
         MachineError: the folder cannot be written.
     """
     parts = [part for part in checked.parts if part.section is not None and len(part.images)]
@@ -114,9 +116,6 @@ def _refuse_uncleanable(part: Part) -> None:
     if isinstance(part.section, ShardsSource):
         hint = "clean the files that they were packed from, and pack those"
         raise InputError(Problem(part.key, "is packed: a list of files cannot name images in shards", hint))
-    if part.section is not None and part.section.form not in CAPTION_FORMS:
-        problem = f"is {part.section.form}, and only rows of captions are cleaned"
-        raise InputError(Problem(f"{part.key}.form", problem, "the report names what to take out of such rows"))
 
 
 def _judge(checked: Checked, filters: Filters) -> _Verdict:
@@ -156,8 +155,10 @@ def _rows(checked: Checked, part: Part, verdict: _Verdict) -> tuple[list[dict[st
     annotations, form = part.source.annotations, part.section.form
     causes = verdict.cause[part.numbers]
     left_out = Counter({CAUSES[cause]: int((causes == cause).sum()) for cause in np.unique(causes[causes >= 0]).tolist()})
-    captions = _captions(annotations, left_out)
     duplicate = CAUSES.index("duplicate")
+    if form in FORMS:
+        return _item_rows(annotations, FORMS[form], causes, verdict.of[part.numbers] - part.first, left_out), dict(left_out)
+    captions = _captions(annotations, left_out)
     by_image: dict[int, list[str]] = {}
     rows: list[dict[str, Any]] = []
     for row, image in enumerate(annotations.image_of_row.tolist()):
@@ -184,6 +185,25 @@ def _rows(checked: Checked, part: Part, verdict: _Verdict) -> tuple[list[dict[st
     without = {annotations.images[image] for image in np.flatnonzero(causes < 0).tolist()} - {row["image"] for row in rows}
     left_out["without a caption"] = len(without)
     return rows, {cause: count for cause, count in left_out.items() if count}
+
+
+def _item_rows(
+    annotations: Annotations, form: Form, causes: NDArray[np.int64], same_as: NDArray[np.int64], left_out: Counter[str]
+) -> list[dict[str, Any]]:
+    """Rows of a downstream task; a repeated image's are those of the image that stays."""
+    duplicate = CAUSES.index("duplicate")
+    rows: dict[str, dict[str, Any]] = {}
+    for number, images in enumerate(annotations.images_of_row.tolist()):
+        if any(causes[image] >= 0 and causes[image] != duplicate for image in images):
+            continue
+        stays = [int(same_as[image]) if causes[image] == duplicate else image for image in images]
+        if not all(0 <= image < len(annotations.images) for image in stays):  # it stays in another source of a mixture
+            stays = images
+        item = annotations.item(number)
+        row = form.write(item._replace(images=tuple(annotations.images[image] for image in stays)))
+        if rows.setdefault(json.dumps(row), row) is not row:
+            left_out["repeated rows"] += 1
+    return list(rows.values())
 
 
 def _captions(annotations: Annotations, left_out: Counter[str]) -> Iterator[list[str]]:
@@ -226,6 +246,7 @@ def _cleaned(part: Part, path: Path, rows: Sequence[dict[str, Any]], left_out: d
     source = {"source": "files", "files": [str(path.absolute())], "image_root": part.section.image_root}  # type: ignore[union-attr]
     if part.section.form != "captions":
         source["form"] = part.section.form
-    texts = [row["caption"] if isinstance(row["caption"], list) else [row["caption"]] for row in rows]
-    num_images = len({row["image"] for row in rows})
-    return Cleaned(part.key, path, num_images, sum(map(len, texts)), left_out, source)
+    texts = [row.get("caption", "") for row in rows]
+    num_captions = sum(len(text) if isinstance(text, list) else 1 for text in texts)
+    num_images = len({image for row in rows for image in row.get("images") or [row["image"]]})
+    return Cleaned(part.key, path, num_images, num_captions, left_out, source)

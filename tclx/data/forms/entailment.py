@@ -29,6 +29,9 @@ class EntailmentForm:
         image = image if PurePath(image).suffix else f"{image}.jpg"
         return Item((image,), text(row, "sentence"), one_of(row, "label", LABELS))
 
+    def write(self, item: Item) -> dict[str, Any]:
+        return {"image": item.images[0], "sentence": item.text, "label": LABELS[item.target]}
+
     def words(self, target: Any) -> Sequence[str]:
         return ()
 

@@ -63,6 +63,10 @@ class Form(Protocol):
         """
         ...
 
+    def write(self, item: Item) -> dict[str, Any]:
+        """A row from which `read` makes the item again."""
+        ...
+
     def words(self, target: Any) -> Sequence[str]:
         """The texts of a target, which a tokenizer must know, too."""
         ...

@@ -35,6 +35,9 @@ class NlvrForm:
             raise Fault(f"`label` is {row['label']!r:.40}", "True or False")
         return Item((images[0], images[1]), text(row, "sentence"), LABELS.index(label))
 
+    def write(self, item: Item) -> dict[str, Any]:
+        return {"images": list(item.images), "sentence": item.text, "label": LABELS[item.target]}
+
     def words(self, target: Any) -> Sequence[str]:
         return ()
 

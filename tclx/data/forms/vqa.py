@@ -53,6 +53,13 @@ class VqaForm:
         unconfirmed = row.get("dataset") == "vg"
         return Item((text(row, "image"),), text(row, "question"), [given, question_id, unconfirmed])
 
+    def write(self, item: Item) -> dict[str, Any]:
+        given, question_id, unconfirmed = item.target
+        row = {"image": item.images[0], "question": item.text}
+        row |= {"answer": given} if given else {}
+        row |= {"question_id": question_id} if question_id is not None else {}
+        return row | ({"dataset": "vg"} if unconfirmed else {})
+
     def words(self, target: Any) -> Sequence[str]:
         given: list[str] = target[0]
         return given

@@ -81,8 +81,9 @@ class Files:
         return missing_images(self._source, self.annotations, key=self._key, all_needed=all_needed)
 
     def warnings(self) -> Iterator[str]:
-        if self.annotations.num_without_caption:
-            yield f"{self._key}: {self.annotations.num_without_caption:,} images have no caption and are left out"
+        for cause, number in self.annotations.left_out.items():
+            if number:
+                yield f"{self._key}: {number:,} images {cause} are left out"
         yield from repeats(self.annotations, key=self._key)
 
     def shares_with(self, other: Files, *, names: tuple[str, str]) -> str | None:
@@ -134,10 +135,7 @@ class FileRows:
         return [self._read(image_path(self._source, name)) for name in self._names(row)]
 
     def item(self, row: int) -> Item:
-        if self._annotations.targets is None:
-            raise TypeError("rows of captions are no items of a task")
-        (text,) = self.captions(row)
-        return Item(self._names(row), text, json.loads(self._annotations.targets[row]))
+        return self._annotations.item(row)
 
     def _names(self, row: int) -> tuple[str, ...]:
         return tuple(self._annotations.images[number] for number in self._annotations.images_of_row[row].tolist())
