@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, placed
-from tclx.spec.difference import CHANGES_NO_RESULT
+from tclx.spec.difference import beyond_defaults
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
 from tclx.tasks.needs import Needs
@@ -81,10 +81,9 @@ def run_id(spec: ExperimentSpec, global_batch_size: int) -> str:
     """`name[-variant]-sSEED-DIGEST`: the same resolved spec is the same run, wherever and however often it is logged.
 
     The digest covers what the spec says beyond the defaults, so that a new key of tclx's leaves old ids alone; without launch,
-    tracking and data.num_workers, which change no result, but with the global batch size, which launch decides.
+    tracking, data.num_workers and the like, which change no result, but with the global batch size, which launch decides.
     """
-    content = spec.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
-    identity = {"schema": SCHEMA_VERSION, "global_batch_size": global_batch_size, "spec": content}
+    identity = {"schema": SCHEMA_VERSION, "global_batch_size": global_batch_size, "spec": beyond_defaults(spec)}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
     variant = f"-{spec.variant}" if spec.variant else ""
     return f"{spec.name}{variant}-s{spec.seed}-{digest}"

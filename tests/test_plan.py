@@ -463,7 +463,13 @@ def test_the_global_batch_is_part_of_the_run(tmp_path: Path) -> None:
     assert run_id(spec, 128) != run_id(spec, 256)
 
 
-FREE = ("launch.", "tracking.", "data.num_workers", *(f"data.{split}.cache." for split in ("train", "val", "test")))
+FREE = (
+    "launch.",
+    "tracking.",
+    "data.num_workers",
+    "training.checkpoints.in_background",
+    *(f"data.{split}.cache." for split in ("train", "val", "test")),
+)
 """Keys that do not change a run."""
 LABELLED, CLASSES = "{source: scenes, attribute: shape}", "{source: folder, folder: /x, class_names: /y}"
 REGIONS = "{source: refcoco, file: /x, image_root: /y, boxes: /z, detections: /w}"

@@ -168,6 +168,7 @@ def refuse_what_does_not_fit(run: PlannedRun, estimate: Estimate) -> list[Proble
         return []
     available, what = has
     fixed, peak = estimate.cost["checkpoint_gib"], estimate.cost["peak_memory_gib"]
+    copies = what != _THE_GPU and run.spec.training.checkpoints.in_background  # of a GPU's memory into the host's
     queues = 2 * 4 * run.spec.model.queue_size * run.spec.model.embed_dim / GIB
     key = "model.queue_size" if queues > fixed / 2 else "model"
     if fixed > available:
@@ -176,7 +177,15 @@ def refuse_what_does_not_fit(run: PlannedRun, estimate: Estimate) -> list[Proble
     if peak > available:
         message = f"a training process peaks at about {peak:.4g} GiB (estimated for a GPU), and {what} {available:.4g} GiB"
         return [Problem("training.batch_size_per_gpu", message, "a smaller batch, or training.activation_checkpointing: true")]
+    if copies and peak + fixed > available:
+        message = (
+            f"takes {fixed:.4g} GiB beside a training process's {peak:.4g} (estimated for a GPU), and {what} {available:.4g}"
+        )
+        return [Problem("training.checkpoints.in_background", message, "false: training then waits for the disk")]
     return []
+
+
+_THE_GPU = "the GPU has"
 
 
 def _memory_of_a_process(run: PlannedRun) -> tuple[float, str] | None:
@@ -195,7 +204,7 @@ def _memory_of_a_process(run: PlannedRun) -> tuple[float, str] | None:
         )
         return None if node is None else (node / launch.processes_per_node, words)
     if run.spec.training.device in ("auto", "cuda") and (gpus := slots.gpu_memory_gib()):
-        return min(gpus), "the GPU has"
+        return min(gpus), _THE_GPU
     return memory().total / GIB / launch.num_processes, "this machine has for each process"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from tclx.section import Section
+    from tclx.spec.experiment import ExperimentSpec
 
 _NAMES = ("name", "variant", "seed")
 """What the runs are called is not what they differ in."""
@@ -20,11 +21,28 @@ CHANGES_NO_RESULT: dict[str, Any] = {
     "launch": True,
     "tracking": True,
     "data": {"num_workers": True, "train": _OF_A_SOURCE, "val": _OF_A_SOURCE, "test": _OF_A_SOURCE},
+    "training": {"checkpoints": {"in_background": True}},
 }
 """Of a spec, as pydantic's `exclude` takes it: two specs that differ in these alone train the same."""
 
 SEED_AND_HASH = re.compile(r"-s\d+-[0-9a-f]{8}(?=/|$)")
 """Of a run id, which may stand in a path: what follows the experiment's name and variant."""
+
+
+def beyond_defaults(spec: ExperimentSpec) -> dict[str, Any]:
+    """What a spec says beyond the defaults that may change a result."""
+    content = spec.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
+    _drop_emptied(content, CHANGES_NO_RESULT)
+    return content
+
+
+def _drop_emptied(tree: dict[str, Any], keys: Mapping[str, Any]) -> None:
+    """Sections that differ from the default in left-out keys alone."""
+    for key, inside in keys.items():
+        if isinstance(inside, dict) and isinstance(section := tree.get(key), dict):
+            _drop_emptied(section, inside)
+            if not section:
+                del tree[key]
 
 
 class Difference(NamedTuple):

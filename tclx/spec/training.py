@@ -16,6 +16,9 @@ class CheckpointsSpec(Section):
     """Save after this many optimizer steps; null saves at the end of every epoch."""
     keep_last: Count = 2
     """Number of most recent checkpoints to keep, besides the best."""
+    in_background: bool = True
+    """Copy the state into the host's memory, as much as a checkpoint takes on the disk, and train on while it is written; false
+    lets training wait for the disk instead."""
 
 
 class TrainingSpec(Section):

@@ -24,7 +24,7 @@ from tclx.errors import InputError, Problem
 from tclx.files import machine_error
 from tclx.launch.prepare import Say
 from tclx.runs import RunFolder
-from tclx.spec.difference import CHANGES_NO_RESULT, differences
+from tclx.spec.difference import beyond_defaults, differences
 from tclx.sweep import metrics, space
 from tclx.sweep.cluster import is_going_on
 from tclx.sweep.load import point_values
@@ -133,8 +133,7 @@ def _opened(sweep: Sweep, folder: StudyFolder) -> optuna.Study:
 def _identity(sweep: Sweep) -> dict[str, Any]:
     """What decides a trial's value: with another of these, old and new trials would not be comparable."""
     spec = sweep.spec.model_dump(mode="json", include={"space", "simplex", "objective", "constraints", "seeds"})
-    base = sweep.base.model_dump(mode="json", exclude_defaults=True, exclude=CHANGES_NO_RESULT)
-    identity: dict[str, Any] = _renamed({**spec, "experiment": base, "needs": sweep.needs})
+    identity: dict[str, Any] = _renamed({**spec, "experiment": beyond_defaults(sweep.base), "needs": sweep.needs})
     return identity
 
 

@@ -81,7 +81,24 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------------------- writing
 
 
-def save(checkpoints: Path, progress: Progress, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Path:
+class Content(NamedTuple):
+    """The tensors of a checkpoint."""
+
+    weights: Mapping[str, Tensor]
+    """Every parameter and buffer by name, tied ones once."""
+    aliases: Mapping[str, str]
+    """Further names of tied ones."""
+    moments: Mapping[str, Tensor]
+    """As `optimizer_tensors`."""
+
+
+def content_of(model: nn.Module, optimizer: AdamW) -> Content:
+    """What a model and its optimizer hold at this moment: their own tensors, not copies."""
+    weights, aliases = _without_aliases(model.state_dict())
+    return Content(weights, aliases, optimizer_tensors(optimizer))
+
+
+def save(checkpoints: Path, progress: Progress, *, content: Content, run_id: str) -> Path:
     """Write a checkpoint, atomically; returns its folder.
 
     Raises:
@@ -91,7 +108,7 @@ def save(checkpoints: Path, progress: Progress, *, model: nn.Module, optimizer: 
     building = checkpoints / f".{final.name}.{os.getpid()}.tmp"
     try:
         building.mkdir(parents=True)
-        _write(building, progress, model=model, optimizer=optimizer, run_id=run_id)
+        _write(building, progress, content=content, run_id=run_id)
         if os.path.lexists(final):  # a damaged one of the same step; a sound one would have been resumed from
             _remove(final)
         building.rename(final)
@@ -102,10 +119,9 @@ def save(checkpoints: Path, progress: Progress, *, model: nn.Module, optimizer: 
     return final
 
 
-def _write(folder: Path, progress: Progress, *, model: nn.Module, optimizer: AdamW, run_id: str) -> None:
-    tensors, aliases = _without_aliases(model.state_dict())
-    _save_tensors(folder / _MODEL, tensors, metadata={"aliases": json.dumps(aliases)})
-    _save_tensors(folder / _OPTIMIZER, optimizer_tensors(optimizer))
+def _write(folder: Path, progress: Progress, *, content: Content, run_id: str) -> None:
+    _save_tensors(folder / _MODEL, content.weights, metadata={"aliases": json.dumps(content.aliases)})
+    _save_tensors(folder / _OPTIMIZER, content.moments)
     (folder / _STATE).write_text(json.dumps(progress._asdict()), encoding="utf-8")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES}
     for name in _FILES:

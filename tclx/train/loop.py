@@ -38,6 +38,7 @@ from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms, term_relations
 from tclx.train.optim import learning_rate, parameters_of
 from tclx.train.precision import autocast, choose_device, prepare_numerics
+from tclx.train.saving import Background
 from tclx.train.session import Session, begin
 from tclx.train.stopping import StopRequest, answering_requests, stop_request
 from tclx.train.watchdog import BATCH, UPLOADING, Watchdog
@@ -115,8 +116,8 @@ def _train(
     tally = Tally(progress.num_bad_images, progress.num_bad_in_epoch) if is_main else Tally(0, 0)
     with watch_each(consoles, title=plan.run_id, first_step=progress.step, total_steps=plan.total_steps) as watcher:
         tracked = TrackedRun(folder, spec, rows, say=watcher.say, in_a_hurry=lambda: bool(stop))
-        with open_sinks(tracked) if is_main else nullcontext(Sink()) as sinks:
-            session = Session(folder, spec, plan, device, trained, metrics, sinks, watcher, stop, watchdog, tally)
+        with open_sinks(tracked) if is_main else nullcontext(Sink()) as sinks, Background() as writer:
+            session = Session(folder, spec, plan, device, trained, metrics, sinks, watcher, stop, watchdog, tally, writer)
             session.catch_up(rows)
             if progress.step < plan.total_steps:
                 _take_all_steps(session)
@@ -238,6 +239,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
         if stopping or evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps):
             session.save(done)  # before the evaluation: a run that is killed while it evaluates only evaluates again
         if stopping:
+            session.wait_until_saved()
             raise Interrupted(f"stopped by {session.stop.signal_name or 'another process'} and saved at step {done}")
         if evaluates:
             session.evaluate(done)

@@ -32,10 +32,11 @@ from tclx.track.console import Watcher
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sink import Sink
 from tclx.train import checkpoint, environment
-from tclx.train.checkpoint import Progress
+from tclx.train.checkpoint import Content, Progress
 from tclx.train.measure import Tally
 from tclx.train.optim import build_optimizer
 from tclx.train.precision import gradient_scaler
+from tclx.train.saving import Background, Snapshot
 from tclx.train.stopping import StopRequest
 from tclx.train.watchdog import EVALUATING, SAVING, STARTING, Watchdog
 
@@ -188,6 +189,10 @@ class Session:
     stop: StopRequest
     watchdog: Watchdog
     tally: Tally
+    writer: Background
+    """Writes checkpoints; rank 0's is at work."""
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    """What it writes; rank 0's."""
     evaluated: list[Best] = field(default_factory=list)
     """During training, the best first; rank 0's."""
     stepped: deque[Row] = field(default_factory=lambda: deque(maxlen=_ROWS_KEPT))
@@ -202,6 +207,7 @@ class Session:
 
         def append() -> None:
             self.folder.check_attempt()
+            self.writer.check()
             self.metrics.append(row)
             self.sinks.row(row)
 
@@ -242,23 +248,48 @@ class Session:
     # -- saving --------------------------------------------------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """A checkpoint of this step, the best and the newest kept; all processes wait for it."""
-        num_bad_images, num_bad_in_epoch = self.tally.bad_images(self.device)
-        trained, folder = self.trained, self.folder
+        """A checkpoint of this step, the best and the newest kept; written in the background where the spec has it so.
 
-        def save() -> None:
-            folder.check_attempt()
-            self.metrics.sync()
-            progress = Progress(step, num_bad_images, num_bad_in_epoch, trained.scaler.state_dict())
-            path = checkpoint.save(
-                folder.checkpoints, progress, model=trained.model, optimizer=trained.optimizer, run_id=self.plan.run_id
-            )
+        Raises:
+            MachineError: this one cannot be written, or the one before it could not.
+        """
+        num_bad_images, num_bad_in_epoch = self.tally.bad_images(self.device)
+        trained, folder, in_background = self.trained, self.folder, self.spec.training.checkpoints.in_background
+
+        def write(progress: Progress, content: Content) -> None:
+            path = checkpoint.save(folder.checkpoints, progress, content=content, run_id=self.plan.run_id)
             folder.check_attempt()  # a large checkpoint takes a while to write; never prune another attempt's
             folder.add_event("saved", step=step, checkpoint=path.name)
             self._prune()
 
+        def save() -> None:
+            self.writer.wait()  # its copy lies where this one's will
+            folder.check_attempt()
+            self.metrics.sync()
+            progress = Progress(step, num_bad_images, num_bad_in_epoch, trained.scaler.state_dict())
+            content = checkpoint.content_of(trained.model, trained.optimizer)
+            if not in_background:
+                write(progress, content)
+                return
+            copied, until_copied = self.snapshot.take(content)
+
+            def write_copy() -> None:
+                until_copied()
+                write(progress, copied)
+
+            self.writer.begin(write_copy)
+
         with self.watchdog.during(SAVING):
             distributed.on_main(save)
+
+    def wait_until_saved(self) -> None:
+        """Until the last checkpoint is there.
+
+        Raises:
+            MachineError: it cannot be written.
+        """
+        with self.watchdog.during(SAVING):
+            distributed.on_main(self.writer.wait)
 
     def _prune(self) -> None:
         best_step = self.evaluated[0].step if self.evaluated else None
@@ -280,6 +311,7 @@ class Session:
             found = self._evaluated(split)
             self._write_examples(found, split, step=step)  # before the row that leads to them
             self.write_row({"step": step, "epoch": step / self.plan.steps_per_epoch, **row_of(found, split)})
+            self.wait_until_saved()  # what is kept is that checkpoint
 
             def keep() -> None:
                 self.folder.check_attempt()
@@ -331,6 +363,7 @@ class Session:
     def finish(self) -> None:
         """Evaluate the weights that the run stands for, and say that it is finished."""
         folder, total_steps, model = self.folder, self.plan.total_steps, self.trained.model
+        self.wait_until_saved()
         distributed.on_main(folder.check_attempt)
         if distributed.any_rank(bool(self.stop)):
             raise Interrupted(f"stopped by {self.stop.signal_name or 'another process'}, trained but not evaluated")

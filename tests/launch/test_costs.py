@@ -86,6 +86,18 @@ def test_a_queue_that_fills_the_memory_is_named(toy: list[PlannedRun]) -> None:
         refuse_what_does_not_fit(run, estimated(fixed=3100.0, peak=3200.0))
 
 
+def test_the_copy_that_is_written_in_the_background_is_counted_where_there_is_no_gpu(
+    toy: list[PlannedRun], tmp_path: Path
+) -> None:
+    run = with_launch(toy[0], tmp_path, backend="slurm", gpus_per_node=0, memory_gb=4)
+    (remark,) = refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.2))
+    assert remark.key == "training.checkpoints.in_background"
+    training = run.spec.training
+    waiting = training.model_copy(update={"checkpoints": training.checkpoints.model_copy(update={"in_background": False})})
+    run = run._replace(spec=run.spec.model_copy(update={"training": waiting}))
+    assert refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.2)) == []
+
+
 def test_processes_on_one_machine_share_its_memory(toy: list[PlannedRun], tmp_path: Path) -> None:
     run = with_launch(toy[0], tmp_path, num_processes=2)
     with pytest.raises(MachineError):
@@ -94,7 +106,7 @@ def test_processes_on_one_machine_share_its_memory(toy: list[PlannedRun], tmp_pa
 
 def test_a_job_without_gpus_has_what_it_asks_for(toy: list[PlannedRun], tmp_path: Path) -> None:
     run = with_launch(toy[0], tmp_path, backend="slurm", gpus_per_node=0, tasks_per_node=2, memory_gb=8)
-    assert refuse_what_does_not_fit(run, estimated(fixed=3.9, peak=3.9)) == []
+    assert refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.0)) == []
     with pytest.raises(MachineError, match=r"launch\.memory_gb gives each process 4 GiB"):
         refuse_what_does_not_fit(run, estimated(fixed=4.1, peak=4.1))
 

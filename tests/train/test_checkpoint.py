@@ -57,7 +57,7 @@ def trained(*, num_steps: int = 2, width: int = 8, seed: int = 0) -> tuple[Tied,
 
 def save(folder: Path, step: int, *, num_steps: int = 2) -> Path:
     model, optimizer = trained(num_steps=num_steps)
-    return checkpoint.save(folder, Progress(step), model=model, optimizer=optimizer, run_id=RUN)
+    return checkpoint.save(folder, Progress(step), content=checkpoint.content_of(model, optimizer), run_id=RUN)
 
 
 def resume(folder: Path, *, width: int = 8, run_id: str = RUN) -> tuple[Progress | None, Tied, torch.optim.AdamW, list[str]]:
@@ -70,7 +70,7 @@ def resume(folder: Path, *, width: int = 8, run_id: str = RUN) -> tuple[Progress
 def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained()
     told = Progress(step=2, num_bad_images=3, scaler={"scale": 65536.0, "_growth_tracker": 2})
-    checkpoint.save(tmp_path, told, model=model, optimizer=optimizer, run_id=RUN)
+    checkpoint.save(tmp_path, told, content=checkpoint.content_of(model, optimizer), run_id=RUN)
     progress, loaded, loaded_optimizer, reports = resume(tmp_path)
     assert (progress, reports) == (told, [])
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
@@ -382,7 +382,7 @@ def save_for_ever(folder: Path, acknowledge: int, model: Tied, optimizer: torch.
     while True:
         step += 1
         model.queue.fill_(step)
-        checkpoint.save(folder, Progress(step), model=model, optimizer=optimizer, run_id=RUN)
+        checkpoint.save(folder, Progress(step), content=checkpoint.content_of(model, optimizer), run_id=RUN)
         checkpoint.prune(folder, keep_last=2, keep_step=None)
         os.write(acknowledge, b"%d\n" % step)
 
