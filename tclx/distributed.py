@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -152,13 +153,22 @@ def gather(x: Tensor) -> Tensor:
     if not dist.is_initialized():
         return x.detach()
     x = x.detach().contiguous()
-    gathered = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(gathered, x)
-    return torch.cat(gathered)
+    gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(gathered, x)
+    return gathered
+
+
+def gather_together(*columns: Tensor) -> list[Tensor]:
+    """`gather` of each in one message: [B, any width] of one dtype."""
+    if not dist.is_initialized():
+        return [each.detach() for each in columns]
+    together = gather(torch.cat(columns, dim=1))
+    ends = list(accumulate(each.shape[1] for each in columns))
+    return [together[:, end - each.shape[1] : end].contiguous() for each, end in zip(columns, ends, strict=True)]
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather forward; backward sums what every rank's loss says about the own rows.
+    """Everyone's rows; in the backward pass, summed, what every rank's loss says about the own rows.
 
     DDP averages parameter gradients over ranks, so this sum makes them the gradient of the mean of the ranks' losses.
     """
@@ -183,6 +193,89 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     if not dist.is_initialized():
         return x
     return cast(Tensor, _Gather.apply(x))
+
+
+class Exchange:
+    """Rows that this process wants of any, and those of its own that any wants: agreed on once, then fetched of any tensors.
+
+    What travels are the rows that are wanted, where `gather` moves all rows of all processes.
+
+    Args:
+        rows: [R] int64, numbers in rank order: row i of rank r is row r * B + i. The same R in every process.
+        num_rows: B, rows of each process.
+    """
+
+    def __init__(self, rows: Tensor, *, num_rows: int) -> None:
+        self._rows = rows
+        self._route: _Route | None = None
+        if not dist.is_initialized():
+            return
+        everyone, own, size = world_size(), rank(), len(rows)
+        wanted = gather(rows)
+        owner = wanted // num_rows
+        ranks = torch.arange(everyone, device=rows.device)
+        # Of how many rows a message consists the host must know: the one wait of an exchange.
+        counts = (owner.view(everyone, size, 1) == ranks).sum(dim=1).tolist()
+        by_owner = owner.argsort(stable=True)
+        first = sum(of_one[other] for of_one in counts for other in range(own))
+        sent = [of_one[own] for of_one in counts]
+        self._route = _Route(
+            send=wanted[by_owner[first : first + sum(sent)]] - own * num_rows,
+            order=owner[own * size : (own + 1) * size].argsort(stable=True),
+            sent=sent,
+            received=counts[own],
+        )
+
+    def fetch(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """The wanted rows, differentiable; every process must take the same backward passes, since each communicates.
+
+        Args:
+            x: [B, ...], of the same shape in every process.
+            dtype: they travel as; their gradients travel, and they arrive, as x is.
+
+        Returns:
+            [R, ...]
+        """
+        if self._route is None:
+            return x[self._rows]
+        return cast(Tensor, _Fetch.apply(x, self._route, dtype))
+
+
+class _Route(NamedTuple):
+    """Of an exchange."""
+
+    send: Tensor
+    """Own rows, in the order in which they are sent: to rank 0 first."""
+    order: Tensor
+    """Which of the wanted rows arrive first, and so on: those of rank 0."""
+    sent: list[int]
+    """How many rows to each rank."""
+    received: list[int]
+    """How many rows from each rank."""
+
+
+class _Fetch(torch.autograd.Function):
+    """Wanted rows come; in the backward pass their gradients go the way back, and add up where a row was wanted repeatedly.
+
+    As with `_Gather`, DDP's average makes the parameters' gradients those of the mean of the ranks' losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, route: _Route, dtype: torch.dtype | None) -> Tensor:
+        ctx.route, ctx.shape = route, x.shape
+        sent = x[route.send].to(dtype or x.dtype)
+        arrived = sent.new_empty(sum(route.received), *x.shape[1:])
+        dist.all_to_all_single(arrived, sent, route.received, route.sent)
+        return arrived[route.order.argsort()].to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        route, gradient = ctx.route, gradients[0]
+        returned = gradient.new_empty(sum(route.sent), *ctx.shape[1:])
+        dist.all_to_all_single(returned, gradient[route.order], route.sent, route.received)
+        # index_put_ sorts where index_add_ adds atomically: a GPU repeats itself bit for bit.
+        added = gradient.new_zeros(ctx.shape).index_put_((route.send,), returned, accumulate=True)
+        return added, None, None
 
 
 def maximum(x: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ def check_gather() -> dict[str, bool]:
     return {
         "gather_orders_rows_by_rank": bool((distributed.gather(mine)[:, 0] == everyone).all()),
         "gather_keeps_bool": distributed.gather(flags).tolist() == [v for r in range(world_size) for v in (r % 2 == 0, True)],
+        "columns_come_apart_again": all(
+            map(torch.equal, distributed.gather_together(mine, mine + 1), map(distributed.gather, (mine, mine + 1)))
+        ),
         "objects_come_in_rank_order": distributed.all_gather_object(rank) == list(range(world_size)),
         "any_rank_sees_the_last_rank": distributed.any_rank(rank == world_size - 1) and not distributed.any_rank(False),
         "mean_is_over_ranks": distributed.mean(torch.tensor(float(rank))).item() == (world_size - 1) / 2,
@@ -55,6 +58,28 @@ def check_gradient() -> dict[str, bool]:
     mine = wrapped(rows[rank * NUM_ROWS : (rank + 1) * NUM_ROWS])
     local_loss(mine, distributed.gather_with_gradient(mine), rank * NUM_ROWS).backward()
     return {"gradient_is_that_of_the_mean_loss": torch.allclose(net.weight.grad, expected, rtol=1e-5, atol=1e-7)}
+
+
+def check_exchange() -> dict[str, bool]:
+    """What is fetched, and the gradient that it leaves, are those of gathering everything and choosing then."""
+    rank, everyone = distributed.rank(), distributed.world_size()
+    generator = torch.Generator().manual_seed(rank)
+    kept = {"fetched_rows_are_the_wanted_ones": True, "their_gradient_is_that_of_gathering": True, "bools_travel": True}
+    for wanted in (torch.randint(everyone * NUM_ROWS, (4,), generator=generator), torch.full((4,), everyone * NUM_ROWS - 1)):
+        x = torch.randn(NUM_ROWS, WIDTH, 2, generator=generator)
+        weights = torch.randn(4, WIDTH, 2, generator=generator)
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        exchange = distributed.Exchange(wanted, num_rows=NUM_ROWS)
+        kept["only_wanted_rows_travel"] = len(exchange._route.order) == sum(exchange._route.received) == len(wanted)
+        fetched, chosen = exchange.fetch(one), distributed.gather_with_gradient(other)[wanted]
+        (fetched * weights).sum().backward()
+        (chosen * weights).sum().backward()
+        kept["fetched_rows_are_the_wanted_ones"] &= torch.equal(fetched, chosen)
+        kept["their_gradient_is_that_of_gathering"] &= torch.allclose(one.grad, other.grad, rtol=1e-6, atol=1e-6)
+        kept["bools_travel"] &= torch.equal(exchange.fetch(x > 0), distributed.gather(x > 0)[wanted])
+        halved = exchange.fetch(one, dtype=torch.bfloat16)
+        kept["half_is_for_the_way_alone"] = halved.dtype == torch.float32 and torch.equal(halved, chosen.bfloat16().float())
+    return kept
 
 
 def check_errors() -> dict[str, bool]:
@@ -87,6 +112,12 @@ def test_a_single_process_gives_and_gets_its_own(device: torch.device, tmp_path:
         distributed.wrap(net)(rows).sum().backward()
         assert torch.equal(distributed.gather(rows), rows)
         assert torch.equal(distributed.gather(flags), flags)
+        chosen = distributed.Exchange(torch.tensor([2, 2, 0], device=device), num_rows=3).fetch(
+            leaf_too := rows.clone().requires_grad_()
+        )
+        chosen.sum().backward()
+        assert torch.equal(chosen, rows[[2, 2, 0]])
+        assert torch.equal(leaf_too.grad, torch.tensor([[1.0, 1], [0, 0], [2, 2]], device=device))
         assert torch.equal(leaf.grad, torch.full_like(rows, 2))
         assert torch.equal(distributed.mean(rows), rows)
         assert torch.equal(distributed.total(flags.long()), flags.long())
@@ -144,7 +175,7 @@ def check_resume() -> dict[str, bool]:
     return {"settled_buckets_resume_bit_for_bit": settled, "and_unsettled_ones_do_not": not unsettled or two}
 
 
-CHECKS = (check_gather, check_gradient, check_errors, check_resume)
+CHECKS = (check_gather, check_gradient, check_exchange, check_errors, check_resume)
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
@@ -152,7 +183,7 @@ def test_processes_act_as_one(world_size: int) -> None:
     processes = start_processes([__file__], world_size=world_size)
     for output in finish_processes(processes):
         verdicts = json.loads(output)
-        assert len(verdicts) == 11
+        assert len(verdicts) == 17
         assert [promise for promise, kept in verdicts.items() if not kept] == []
 
 
@@ -163,6 +194,7 @@ def test_a_single_process_needs_no_group() -> None:
         assert distributed.gather_with_gradient(x) is x
         assert torch.equal(distributed.gather(x), x)
         assert not distributed.gather(x).requires_grad
+        assert torch.equal(distributed.Exchange(torch.tensor([1, 0]), num_rows=2).fetch(x), x[[1, 0]])
         assert distributed.wrap(nn.Linear(1, 1)).__class__ is nn.Linear
         assert distributed.all_gather_object("a") == ["a"]
         assert distributed.any_rank(True)

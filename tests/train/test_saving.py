@@ -90,6 +90,7 @@ def test_a_copy_stays_what_it_was_and_the_next_one_takes_its_memory(tmp_path: Pa
     assert all(torch.equal(again.moments[name], tensor) for name, tensor in content.moments.items())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="copies from a GPU need one")
 def test_a_gpus_tensors_are_copied_as_they_stood_when_they_were_asked_for() -> None:
     tensor = torch.full((1 << 24,), 1.0, device="cuda")

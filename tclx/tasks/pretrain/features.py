@@ -205,20 +205,45 @@ class Features:
         """[B, ...] -> [G, ...] with gradients to the process that each row comes from; as `gathered` where they stay."""
         return distributed.gather_with_gradient(features) if self._across_processes else features
 
+    def fetched(self, *features: Tensor, rows: Tensor, for_products: bool = False) -> list[Tensor]:
+        """[B, ...] -> [R, ...]: rows of all processes, without moving the others; gradients go to where each row comes from.
+
+        Args:
+            rows: [R] int64 among the G.
+            for_products: matrix products alone read them, which round them to half precision under autocast; then the way there
+                may do so as well.
+        """
+        if not self._across_processes:
+            return [each[rows] for each in features]
+        exchange, device = distributed.Exchange(rows, num_rows=len(self.batch.row)), rows.device.type
+        half = torch.get_autocast_dtype(device) if for_products and torch.is_autocast_enabled(device) else None
+        return [exchange.fetch(each, dtype=half) for each in features]
+
+    @cached_property
+    def _everyones(self) -> QueueKeys:
+        """The momentum features of all processes."""
+        image, text = distributed.gather_together(*_embeddings(self.momentum))
+        return QueueKeys(image, text, self._everyones_index)
+
+    @cached_property
+    def _everyones_index(self) -> Tensor:
+        return distributed.gather(self.batch.image_index)
+
     @cached_property
     def neighbours(self) -> Neighbours:
         own, index = self.own_rows, self.batch.image_index
         if self._across_processes:
             own = own + distributed.rank() * len(own)
-            index = distributed.gather(index)
+            index = self._everyones_index
         same_row = own[:, None] == torch.arange(len(index), device=own.device)
         return Neighbours(own, (self.batch.image_index[:, None] == index) | same_row if self._knows_identity else same_row)
 
     @cached_property
     def keys(self) -> Keys:
         """The momentum features of the batch, then the queue."""
-        embeddings, queue = _embeddings(self.momentum), self.model.queue
-        image, text, index = (self.gathered(each) for each in (*embeddings, self.batch.image_index))
+        queue = self.model.queue
+        own = QueueKeys(*_embeddings(self.momentum), self.batch.image_index)
+        image, text, index = self._everyones if self._across_processes else own
         rows, valid = self.batch.image_index, None
         if not self._knows_identity:  # every pair its own image, and none of them in the queue
             rows = index = torch.arange(len(image), device=image.device)
@@ -249,7 +274,7 @@ class Features:
     @property
     def queue_keys(self) -> QueueKeys:
         """What the queue takes up after the step, of all processes."""
-        return QueueKeys(*(distributed.gather(each) for each in (*_embeddings(self.momentum), self.batch.image_index)))
+        return self._everyones
 
     # -- similarities --------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.wire import received_bytes
 from tclx.data.batch import Batch, normalise
 from tclx.model.tcl import TCL
 from tclx.tasks.pretrain.step import StepOutput, TrainingStep
@@ -163,6 +164,14 @@ def test_several_processes_learn_what_one_learns_from_the_whole_batch(tmp_path: 
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.faults
+def test_what_a_process_receives_hardly_grows_with_their_number() -> None:
+    """Twice the processes, and the hard negatives still are one image and one caption a row."""
+    two, four = (received_bytes(4, everyone) for everyone in (2, 4))
+    assert four < 1.7 * two
+    assert received_bytes(4, 4, way="gathered") > 4 * four
 
 
 def test_a_frozen_image_encoder_is_run_once_and_its_copy_sees_the_same() -> None:

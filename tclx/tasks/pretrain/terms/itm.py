@@ -35,9 +35,11 @@ class ItmSpec(Term):
             return [true]
         negatives, images = features.negatives, features.online.image.tokens
         wrong_image = Pair(text, mask, negatives.image)
-        if features.num_candidates > len(own):  # only the images asked for get keys and values, not those of all processes
-            wrong_image = Pair(text, mask, own, features.across(images)[negatives.image])
-        wrong_text = Pair(features.across(text)[negatives.text], features.gathered(mask)[negatives.text], own)
+        if features.num_candidates > len(own):  # only the images asked for come, and get keys and values
+            (theirs,) = features.fetched(images, rows=negatives.image, for_products=True)
+            wrong_image = Pair(text, mask, own, theirs)
+        wrong_words, wrong_mask = features.fetched(text, mask, rows=negatives.text)
+        wrong_text = Pair(wrong_words, wrong_mask, own)
         return [true, wrong_image, wrong_text]
 
     def loss(self, features: Features) -> dict[str, Tensor]:
