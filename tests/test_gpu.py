@@ -17,11 +17,12 @@ import torch
 
 from benchmarks.gpu import page
 from benchmarks.gpu.__main__ import LIMITS, run_all
-from benchmarks.gpu.conditions import Conditions, peak_tflops
+from benchmarks.gpu.conditions import Conditions
 from benchmarks.gpu.faults import Syncs
 from benchmarks.gpu.pack import THERE, closure, requirements
 from benchmarks.gpu.parts import GPU_TESTS, PARTS, holds, run_part
 from benchmarks.gpu.training import largest_that_fits
+from tclx.gpus import peak_tflops
 
 PROJECT = Path(__file__).resolve().parents[1]
 CPU = Conditions("cpu", "tiny")
@@ -159,6 +160,7 @@ def test_peaks_are_those_of_the_cards_own_data_sheet() -> None:
     assert peak_tflops("NVIDIA A100-SXM4-80GB", "tf32") == 156.0
     assert peak_tflops("NVIDIA L40S", "fp32") == 91.6
     assert peak_tflops("NVIDIA GeForce GT 1030", "fp32") is None
+    assert peak_tflops("a100", "fp16") == 312.0  # as SLURM calls it
 
 
 def test_what_is_carried_leaves_nothing_open_but_what_is_there() -> None:

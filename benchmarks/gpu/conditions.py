@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from tclx.gpus import peak_tflops
 from tclx.provenance import describe_code, package_versions
 from tclx.spec.experiment import ExperimentSpec
 from tests.train.toy import toy_spec
@@ -20,20 +21,6 @@ Size = Literal["full", "tiny"]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-PEAK_TFLOPS: dict[str, dict[str, float]] = {
-    "H200 NVL": {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5},
-    "H200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4},
-    "H100 NVL": {"fp32": 60.0, "tf32": 417.5, "bf16": 835.0},
-    "H100 PCIe": {"fp32": 51.2, "tf32": 378.0, "bf16": 756.0},
-    "H100": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4},
-    "A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0},
-    "L40S": {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0},
-    "L40": {"fp32": 90.5, "tf32": 90.5, "bf16": 181.0},
-    "L4": {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0},
-    "A10": {"fp32": 31.2, "tf32": 62.5, "bf16": 125.0},
-}
-"""The makers' data sheets, dense, by what the card's name contains; the first that fits counts."""
 
 
 class Conditions(NamedTuple):
@@ -90,11 +77,6 @@ def training_spec(conditions: Conditions, precision: Precision, *, batch_size: i
         changes["optim.learning_rate"] = 1e-5
         changes["data.max_caption_tokens"] = 25
     return toy_spec(**changes)
-
-
-def peak_tflops(card: str, precision: str) -> float | None:
-    """Of the card by its maker's data sheet; None where it is not in the table."""
-    return next((peaks.get(precision) for name, peaks in PEAK_TFLOPS.items() if name in card), None)
 
 
 def card_name(device: str) -> str:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.conditions import Conditions, Precision, card_name, peak_tflops, training_spec
+from benchmarks.gpu.conditions import Conditions, Precision, card_name, training_spec
 from tclx.data.batch import Batch
+from tclx.gpus import peak_tflops
 from tclx.model.compiled import compile_encoders
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan

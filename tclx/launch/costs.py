@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,17 +51,23 @@ class Estimate(NamedTuple):
     """One run's cost, or why it is not known."""
 
     cost: dict[str, Any] | None
-    """As `tclx.train.cost.Cost`; its memory is a GPU's."""
+    """As `tclx.train.cost.Cost`, with `device`, gpu or cpu, whose memory is meant, and of a CPU `matrix_gflops`: what the
+    estimating process reached in matrix products."""
     reason: str | None = None
 
 
 def estimate_costs(
-    runs: Sequence[PlannedRun], *, max_bytes: int = MAX_MEMORY_BYTES, max_seconds: float = MAX_CPU_SECONDS
+    runs: Sequence[PlannedRun],
+    *,
+    elsewhere: bool = False,
+    max_bytes: int = MAX_MEMORY_BYTES,
+    max_seconds: float = MAX_CPU_SECONDS,
 ) -> list[Estimate]:
     """The cost of each run; runs that differ in their seed or name alone are estimated once.
 
     Args:
         runs: as they were planned.
+        elsewhere: as `slots.trains_on_gpus`.
         max_bytes: of resident memory that the estimate may take.
         max_seconds: of processor time that it may take.
 
@@ -71,7 +78,7 @@ def estimate_costs(
     by_sections: dict[tuple[int, ...], str] = {}
     for run in runs:
         if sections_of(run) not in by_sections:
-            by_sections[sections_of(run)] = _question(run)
+            by_sections[sections_of(run)] = _question(run, elsewhere=elsewhere)
     questions = [by_sections[sections_of(run)] for run in runs]
     asked = list(dict.fromkeys(questions))
     answers, why_no_more = _ask(asked, max_bytes, max_seconds)
@@ -91,11 +98,13 @@ def sections_of(run: PlannedRun) -> tuple[int, ...]:
     return tuple(map(id, (spec.model, spec.objectives, spec.data, spec.training, spec.evaluation, spec.launch)))
 
 
-def _question(run: PlannedRun) -> str:
+def _question(run: PlannedRun, *, elsewhere: bool = False) -> str:
     """What decides the cost of a run, as one line."""
     spec = without_first_weights(run.spec).model_copy(update={"seed": 0, "variant": None, "name": "x", "init": None})
     plan = {**run.plan.to_json(), "run_id": "x", "name": "x", "variant": None, "seed": 0}
-    return json.dumps({"spec": spec.model_dump(mode="json"), "plan": plan})
+    return json.dumps(
+        {"spec": spec.model_dump(mode="json"), "plan": plan, "on_cpu": not slots.trains_on_gpus(run, elsewhere=elsewhere)}
+    )
 
 
 def _ask(questions: Sequence[str], max_bytes: int, max_seconds: float) -> tuple[list[dict[str, Any]], str]:
@@ -158,7 +167,7 @@ def refuse_what_does_not_fit(run: PlannedRun, estimate: Estimate) -> list[Proble
     """Compare a run's memory with what it will run on, where that can be known here; returns what may be too much.
 
     What a checkpoint holds (weights, moments, queues) must be in memory whatever happens, so that is refused; the activations
-    are an estimate for a GPU's kernels, and only remarked on.
+    are an estimate, and only remarked on.
 
     Raises:
         MachineError: there is less memory than the weights, moments and queues take, or than the job asks for.
@@ -168,24 +177,18 @@ def refuse_what_does_not_fit(run: PlannedRun, estimate: Estimate) -> list[Proble
         return []
     available, what = has
     fixed, peak = estimate.cost["checkpoint_gib"], estimate.cost["peak_memory_gib"]
-    copies = what != _THE_GPU and run.spec.training.checkpoints.in_background  # of a GPU's memory into the host's
     queues = 2 * 4 * run.spec.model.queue_size * run.spec.model.embed_dim / GIB
     key = "model.queue_size" if queues > fixed / 2 else "model"
     if fixed > available:
         message = f"weights, AdamW's moments and queues take {fixed:.4g} GiB, and {what} {available:.4g} GiB"
         raise MachineError(str(Problem(key, message, "a smaller model or queue, or another machine")))
     if peak > available:
-        message = f"a training process peaks at about {peak:.4g} GiB (estimated for a GPU), and {what} {available:.4g} GiB"
-        return [Problem("training.batch_size_per_gpu", message, "a smaller batch, or training.activation_checkpointing: true")]
-    if copies and peak + fixed > available:
-        message = (
-            f"takes {fixed:.4g} GiB beside a training process's {peak:.4g} (estimated for a GPU), and {what} {available:.4g}"
-        )
-        return [Problem("training.checkpoints.in_background", message, "false: training then waits for the disk")]
+        message = f"a training process peaks at about {peak:.4g} GiB (estimated), and {what} {available:.4g} GiB"
+        ways = ["a smaller batch", "training.activation_checkpointing: true"]
+        if estimate.cost["device"] == "cpu" and run.spec.training.checkpoints.in_background:
+            ways.append("training.checkpoints.in_background: false")
+        return [Problem("training.batch_size_per_gpu", message, " or ".join(ways))]
     return []
-
-
-_THE_GPU = "the GPU has"
 
 
 def _memory_of_a_process(run: PlannedRun) -> tuple[float, str] | None:
@@ -203,8 +206,8 @@ def _memory_of_a_process(run: PlannedRun) -> tuple[float, str] | None:
             "launch.memory_gb gives each process" if launch.memory_gb else "the partition's largest node has for each process"
         )
         return None if node is None else (node / launch.processes_per_node, words)
-    if run.spec.training.device in ("auto", "cuda") and (gpus := slots.gpu_memory_gib()):
-        return min(gpus), _THE_GPU
+    if run.spec.training.device in ("auto", "cuda") and (gpus := slots.listed_gpus()):
+        return min(gpu.memory_gib for gpu in gpus), "the GPU has"
     return memory().total / GIB / launch.num_processes, "this machine has for each process"
 
 
@@ -219,6 +222,21 @@ def main() -> None:
         print(json.dumps(answer(line)), flush=True)
 
 
+@cache
+def _matrix_gflops() -> float:
+    """What this machine's processor reaches in products of large matrices: a tenth of a second's measurement."""
+    import torch
+
+    side = 768
+    square = torch.randn(side, side)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        _ = square @ square
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds) / 1e9
+
+
 def answer(question: str) -> dict[str, Any]:
     """The cost of the run that a line of `_question` describes, or the user's mistake in it."""
     from tclx.train.cost import estimate_cost
@@ -227,7 +245,9 @@ def answer(question: str) -> dict[str, Any]:
     spec = ExperimentSpec.model_validate_json(json.dumps(asked["spec"]))
     try:
         vocab_size = _vocab_size(spec.data.tokenizer)
-        return {"cost": asdict(estimate_cost(spec, Plan.from_json(asked["plan"]), vocab_size=vocab_size))}
+        plan, on_cpu = Plan.from_json(asked["plan"]), asked["on_cpu"]
+        cost = asdict(estimate_cost(spec, plan, vocab_size=vocab_size, on_cpu=on_cpu)) | {"device": "cpu" if on_cpu else "gpu"}
+        return {"cost": cost | ({"matrix_gflops": _matrix_gflops()} if on_cpu else {})}
     except InputError as error:
         return {"problems": [list(problem[:3]) for problem in error.problems]}
     except MachineError as error:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tclx.report.history import History, Series, is_number
-from tclx.report.results import RunResult
 from tclx.runs import RunFolder
 
 _BEGINS = ("started", "resumed")
@@ -56,9 +55,8 @@ def process_hours(history: History, *, global_batch_size: int, num_processes: in
     return seconds * num_processes / 3600
 
 
-def read_cost(run: RunResult, history: History) -> Cost:
+def read_cost(folder: RunFolder, history: History) -> Cost:
     """What a run's events, environment and rows say."""
-    folder = RunFolder(run.folder)
     environment = folder.read_environment()
     events = [event for event in folder.read_events() if is_number(event.get("time"))]
     plan: dict[str, Any] = folder.read_json(folder.plan) if folder.plan.exists() else {}

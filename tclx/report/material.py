@@ -56,7 +56,7 @@ def gather(selection: Selection, *, split: str | None) -> Material:
     runs = read_runs(selection)
     groups = tuple(group._replace(label=label) for label, group in _short_labels(group_runs(runs)))
     histories = {run.run_id: read_history(run) for run in runs}
-    costs = {run.run_id: read_cost(run, histories[run.run_id]) for run in runs}
+    costs = {run.run_id: read_cost(RunFolder(run.folder), histories[run.run_id]) for run in runs}
     results = summarise(runs, split=split)
     return Material(groups, styles([group.label for group in groups]), results, histories, costs, selection)
 

@@ -101,7 +101,7 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
 def group_key(label: str) -> str:

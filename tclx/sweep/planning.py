@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from tclx.launch.order import PlannedRun
 from tclx.spec.sweep import ParameterSpec
 from tclx.sweep import space
 from tclx.sweep.metrics import as_text
@@ -13,11 +15,16 @@ from tclx.sweep.study import num_evaluations
 from tclx.sweep.verdict import power
 
 
+def trial_0(sweep: Sweep) -> Sequence[PlannedRun]:
+    """The runs of the experiment as it is, one a seed."""
+    return sweep.planned(space.parameters_at(sweep.base_tree, sweep.spec))
+
+
 def plan_of(sweep: Sweep) -> dict[str, Any]:
     """The sweep's derived numbers, for people and machines."""
     spec = sweep.spec
     at_base = space.parameters_at(sweep.base_tree, spec)
-    (first, *_) = sweep.planned(at_base)
+    (first, *_) = trial_0(sweep)
     runs = spec.num_trials * len(sweep.seeds())
     return {
         "name": spec.name,

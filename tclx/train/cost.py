@@ -7,7 +7,7 @@ what it keeps for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,11 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.task import TrainingTask
 
 GIB = 1024**3
+CPU_BASE_GIB = 0.9
+"""What a training process on a CPU takes before it has a model: Python, torch, transformers, timm, a data set in small."""
+CPU_SLACK = 1.2
+"""How much more than what is held at once a CPU's allocator keeps; with the base within 6 % of six measured runs (docs/
+performance.md), from 0.4 million parameters to ViT-B and BERT-base."""
 MAX_ACTED_OUT = 12
 """Layers of a stack; of deeper ones the others are added up."""
 
@@ -39,38 +44,44 @@ class Cost:
     flops_per_step: int
     """Of one optimizer step over all processes: forward, backward and momentum encoders; a multiply-add counts two."""
     peak_memory_gib: float
-    """Of one process: weights, gradients, optimizer, queues, activations; the device's own context comes on top."""
+    """Of one process: weights, gradients, optimizer, queues, activations. Of a GPU's memory, where the device's own context
+    comes on top; on a CPU all of the process, with the copy of what is written in the background."""
     checkpoint_gib: float
     """Of one checkpoint on disk."""
 
 
-def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
+def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool = False) -> Cost:
     """Count what a run computes and holds.
 
     Args:
         spec: the experiment.
         plan: derived from it.
         vocab_size: of the tokenizer.
+        on_cpu: it trains there, where other kernels keep more.
 
     Raises:
         InputError, MachineError: the model cannot be built.
     """
     shallow, deeper = _shallow(spec)
-    base = astuple(_act_out(shallow, plan, vocab_size=vocab_size))
+    base = astuple(_act_out(shallow, plan, vocab_size=vocab_size, on_cpu=on_cpu))
     total = list(base)
     for with_one_more, num_missing in deeper:
-        more = astuple(_act_out(with_one_more, plan, vocab_size=vocab_size))
+        more = astuple(_act_out(with_one_more, plan, vocab_size=vocab_size, on_cpu=on_cpu))
         total = [part + num_missing * (one - before) for part, one, before in zip(total, more, base, strict=True)]
-    return Cost(*total)
+    cost = Cost(*total)
+    if not on_cpu:
+        return cost
+    copy = cost.checkpoint_gib if spec.training.checkpoints.in_background else 0.0
+    return replace(cost, peak_memory_gib=CPU_BASE_GIB + CPU_SLACK * cost.peak_memory_gib + copy)
 
 
-def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int) -> Cost:
+def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool) -> Cost:
     task: TrainingTask = spec.task
     with torch.device("meta"):
         model = task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
-            with kept.recording(), _GpuKernels(HALF.get(spec.training.precision)):
+            with kept.recording(), _Kernels(HALF.get(spec.training.precision), on_cpu=on_cpu):
                 loss = task.act_out(model, spec)
             forward_flops = counter.get_total_flops()
             torch.autograd.backward(loss)
@@ -183,18 +194,19 @@ def _layers(model: MomentumModel) -> Iterator[nn.Module]:
             yield from part.layers
 
 
-class _GpuKernels(TorchFunctionMode):
-    """Makes the meta device keep what a GPU's fused kernels keep, and cast as autocast does.
+class _Kernels(TorchFunctionMode):
+    """Makes the meta device keep what a device's fused kernels keep, and cast as autocast does.
 
-    Fused attention keeps no matrix of weights, fused dropout one byte per decision.
+    Fused attention keeps no matrix of weights, fused dropout one byte per decision. A CPU has no fused attention with dropout.
 
     Args:
         half: dtype of the matrix products under autocast; None without it.
+        on_cpu: or on a GPU.
     """
 
-    def __init__(self, half: torch.dtype | None) -> None:
+    def __init__(self, half: torch.dtype | None, *, on_cpu: bool) -> None:
         super().__init__()
-        self._half = half
+        self._half, self._on_cpu = half, on_cpu
         self._cast: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -207,7 +219,9 @@ class _GpuKernels(TorchFunctionMode):
             args = tuple(self._to_half(value) for value in args)
         elif self._half is not None and func in _IN_FULL:
             args = tuple(value.float() if isinstance(value, Tensor) and value.is_floating_point() else value for value in args)
-        return _attention(*args, **kwargs) if func is functional.scaled_dot_product_attention else func(*args, **kwargs)
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return _attention(*args, **kwargs, fuses_dropout=not self._on_cpu)
 
     def _to_half(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -226,8 +240,18 @@ def _dropout(states: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_other: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *,
+    fuses_dropout: bool,
+    **_other: Any,
 ) -> Tensor:
+    if dropout_p > 0 and not fuses_dropout:
+        whole: Tensor = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p)[0]
+        return whole
     bias = None
     if attn_mask is not None:
         bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])

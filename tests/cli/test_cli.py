@@ -246,9 +246,19 @@ def test_plan_knows_the_cost_of_each_run(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, variants={"cma": {"objectives": {**dict.fromkeys(SPEC["objectives"]), "cma": {}}}, "tcl": {}})
     cma, tcl = json.loads(Ended("plan", spec, "--json").out)
     assert 0 < cma["cost"]["parameters_trainable"] < tcl["cost"]["parameters_trainable"]
-    lines = Ended("plan", spec).out.splitlines()
-    assert len(lines) == 3
-    assert "parameters_total" in lines[0]
+    assert cma["expected"]["seconds"] > 0
+    out = Ended("plan", spec).out
+    same, table, expected = (part.splitlines() for part in out.split("\n\n"))
+    assert "total_steps" in "".join(same)  # once, not for each run
+    assert len(table) == 3
+    assert "parameters_total" in table[0]
+    assert expected[0].split() == ["expected", "each", "all", "2"]
+    assert expected[-1].startswith("time from 50% of this machine's")
+
+
+def test_what_will_be_taken_fits_80_columns(tmp_path: Path) -> None:
+    out = Ended("plan", write_spec(tmp_path, variants={"a": {}, "b": {}}, seeds=[0, 1])).out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_plan_needs_the_same_id_as_run_uses(runs_dir: Path, trained: Path) -> None:

@@ -32,7 +32,12 @@ def test_the_estimate_is_the_models(toy: list[PlannedRun]) -> None:
     from tclx.train.cost import estimate_cost
 
     first, second = estimate_costs(toy)
-    assert first.cost == asdict(estimate_cost(toy[0].spec, toy[0].plan, vocab_size=toy[0].spec.data.tokenizer.vocab_size))  # type: ignore[union-attr]
+    vocab_size = toy[0].spec.data.tokenizer.vocab_size  # type: ignore[union-attr]
+    assert first.cost is not None
+    found = dict(first.cost)
+    assert found.pop("matrix_gflops") > 1
+    assert found.pop("device") == "cpu"
+    assert found == asdict(estimate_cost(toy[0].spec, toy[0].plan, vocab_size=vocab_size, on_cpu=True))
     assert second == first
 
 
@@ -58,7 +63,7 @@ def test_an_estimate_that_takes_too_long_is_ended_and_says_so(toy: list[PlannedR
 
 
 def test_a_bug_in_the_estimate_keeps_its_traceback(toy: list[PlannedRun], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "_question", lambda run: '{"plan": {}}')
+    monkeypatch.setattr(costs, "_question", lambda run, elsewhere: '{"plan": {}}')
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*KeyError: 'spec'"):
         estimate_costs(toy)
 
@@ -67,14 +72,14 @@ def test_a_bug_in_the_estimate_keeps_its_traceback(toy: list[PlannedRun], monkey
 
 
 def estimated(*, fixed: float, peak: float) -> Estimate:
-    return Estimate({"checkpoint_gib": fixed, "peak_memory_gib": peak})
+    return Estimate({"checkpoint_gib": fixed, "peak_memory_gib": peak, "device": "cpu"})
 
 
 def test_weights_beyond_the_machines_memory_are_refused_and_activations_remarked_on(toy: list[PlannedRun]) -> None:
     has = memory().total / GIB
     assert refuse_what_does_not_fit(toy[0], estimated(fixed=has / 2, peak=has / 2)) == []
     (remark,) = refuse_what_does_not_fit(toy[0], estimated(fixed=has / 2, peak=has * 1.1))
-    assert "(estimated for a GPU), and this machine has for each process" in remark.message
+    assert "(estimated), and this machine has for each process" in remark.message
     with pytest.raises(MachineError, match=r"^model: weights, AdamW's moments and queues take .* GiB, and this machine has"):
         refuse_what_does_not_fit(toy[0], estimated(fixed=has * 1.1, peak=has * 2))
 
@@ -86,16 +91,18 @@ def test_a_queue_that_fills_the_memory_is_named(toy: list[PlannedRun]) -> None:
         refuse_what_does_not_fit(run, estimated(fixed=3100.0, peak=3200.0))
 
 
-def test_the_copy_that_is_written_in_the_background_is_counted_where_there_is_no_gpu(
+def test_where_memory_is_short_the_copy_that_is_written_in_the_background_is_named(
     toy: list[PlannedRun], tmp_path: Path
 ) -> None:
     run = with_launch(toy[0], tmp_path, backend="slurm", gpus_per_node=0, memory_gb=4)
-    (remark,) = refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.2))
-    assert remark.key == "training.checkpoints.in_background"
+    (remark,) = refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=4.2))
+    assert remark.hint is not None
+    assert remark.hint.endswith("or training.checkpoints.in_background: false")
     training = run.spec.training
     waiting = training.model_copy(update={"checkpoints": training.checkpoints.model_copy(update={"in_background": False})})
     run = run._replace(spec=run.spec.model_copy(update={"training": waiting}))
-    assert refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.2)) == []
+    (remark,) = refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=4.2))
+    assert "background" not in str(remark)
 
 
 def test_processes_on_one_machine_share_its_memory(toy: list[PlannedRun], tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_processes_on_one_machine_share_its_memory(toy: list[PlannedRun], tmp_pa
 
 def test_a_job_without_gpus_has_what_it_asks_for(toy: list[PlannedRun], tmp_path: Path) -> None:
     run = with_launch(toy[0], tmp_path, backend="slurm", gpus_per_node=0, tasks_per_node=2, memory_gb=8)
-    assert refuse_what_does_not_fit(run, estimated(fixed=1.9, peak=2.0)) == []
+    assert refuse_what_does_not_fit(run, estimated(fixed=3.9, peak=3.9)) == []
     with pytest.raises(MachineError, match=r"launch\.memory_gb gives each process 4 GiB"):
         refuse_what_does_not_fit(run, estimated(fixed=4.1, peak=4.1))
 
@@ -141,11 +148,11 @@ def test_more_memory_than_any_node_has_is_refused(
 
 
 def test_the_memory_of_this_machines_gpus_is_the_drivers_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(tmp_path, "nvidia-smi", "printf '81920\\n40960\\n'", monkeypatch)
+    stand_in(tmp_path, "nvidia-smi", "printf '81920, NVIDIA A100-SXM4-80GB\\n40960, NVIDIA A100-PCIE-40GB\\n'", monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert slots.gpu_memory_gib() == [80, 40]
+    assert slots.listed_gpus() == [("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A100-PCIE-40GB", 40)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert slots.gpu_memory_gib() == []
+    assert slots.listed_gpus() == []
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_time_is_counted_while_something_trains_and_not_in_queues(tmp_path: Path
     ]
     run = run_with(tmp_path, events, last_sign=7070.0, world_size=4, gpu="A100")
     rows = [{"step": step, SPEED: speed} for step, speed in ((1, 5.0), (2, 100.0), (3, 120.0), (4, 110.0))]
-    cost = read_cost(run, history_of(rows))
+    cost = read_cost(RunFolder(run.folder), history_of(rows))
     assert cost.wall_seconds == 50 + 70
     assert cost.images_per_second == 110.0
     assert cost.num_attempts == 2
@@ -79,10 +79,10 @@ def test_the_first_row_of_each_attempt_does_not_count_as_throughput(tmp_path: Pa
     run = run_with(tmp_path, events, last_sign=20.0, world_size=1, gpu="A100")
     speeds = [(1, 1.0), (2, 100.0), (3, 104.0), (4, 2.0), (5, 108.0)]
     rows = [{"step": step, SPEED: speed, "speed/share_waiting_for_data": 1 / speed} for step, speed in speeds]
-    cost = read_cost(run, history_of(rows))
+    cost = read_cost(RunFolder(run.folder), history_of(rows))
     assert cost.images_per_second == statistics.median([100.0, 104.0, 108.0])
     assert cost.share_waiting == 1 / 104.0
-    assert read_cost(run, history_of(rows[:1])).images_per_second == 1.0
+    assert read_cost(RunFolder(run.folder), history_of(rows[:1])).images_per_second == 1.0
 
 
 @pytest.mark.parametrize(("gpu", "name"), [("A100", "GPU-hours"), (None, "CPU-hours")])
@@ -92,9 +92,9 @@ def test_hours_are_training_time_times_processes_and_called_after_the_processor(
     run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=4, gpu=gpu, cpu="x86_64")
     folder = RunFolder(run.folder)
     rows = [{"step": step, SPEED: speed} for step, speed in ((1, 10.0), (4, 20.0))]
-    assert read_cost(run, history_of(rows)).process_hours is None  # without its plan
+    assert read_cost(RunFolder(run.folder), history_of(rows)).process_hours is None  # without its plan
     folder.write_json(folder.plan, {"global_batch_size": 40, "world_size": 4})
-    cost = read_cost(run, history_of(rows))
+    cost = read_cost(RunFolder(run.folder), history_of(rows))
     assert cost.process_hours == pytest.approx((1 * 40 / 10 + 3 * 40 / 20) * 4 / 3600)
     assert cost.hours_name == name
 
@@ -103,9 +103,9 @@ def test_peak_memory_is_what_a_run_logs(tmp_path: Path) -> None:
     run = run_with(tmp_path, [{"time": 1.0, "event": "started"}], last_sign=3.0, world_size=1, gpu=None, cpu="x86_64")
     tally = Tally(num_bad_images=0, num_bad_in_epoch=0, num_images=8, seconds=1.0)
     logged = tally.speed(torch.device("cpu"))
-    peak = read_cost(run, history_of([{"step": 1, **logged}])).peak_memory_gib
+    peak = read_cost(RunFolder(run.folder), history_of([{"step": 1, **logged}])).peak_memory_gib
     assert peak == next(value for name, value in logged.items() if "memory" in name) > 0
-    assert read_cost(run, history_of([{"step": 1}])).peak_memory_gib is None
+    assert read_cost(RunFolder(run.folder), history_of([{"step": 1}])).peak_memory_gib is None
 
 
 def test_specs_differ_in_their_deepest_keys() -> None:

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from tclx.data.shared_memory import check_shared_memory
 from tclx.errors import MachineError, Problem
 from tclx.launch.order import PlannedRun
-from tclx.spec.launch import LocalLaunch
+from tclx.spec.launch import LocalLaunch, SlurmLaunch
 
 
 class Slot(NamedTuple):
@@ -45,16 +45,24 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(index) for index in range(len(lines))) if listed.returncode == 0 else ()
 
 
-def gpu_memory_gib() -> list[float]:
-    """Of every GPU that nvidia-smi knows; empty where it knows none, or none may be used."""
+class Gpu(NamedTuple):
+    """One that nvidia-smi lists."""
+
+    name: str
+    memory_gib: float
+
+
+def listed_gpus() -> list[Gpu]:
+    """Every GPU that nvidia-smi knows; empty where it knows none, or none may be used."""
     if not visible_gpus():
         return []
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [int(line) / 1024 for line in listed.stdout.splitlines() if line.strip().isdigit()]
+    parts = [line.partition(",") for line in listed.stdout.splitlines()]
+    return [Gpu(name.strip(), int(mebibytes) / 1024) for mebibytes, _, name in parts if mebibytes.strip().isdigit()]
 
 
 def num_parallel(runs: Sequence[PlannedRun]) -> int:
@@ -71,6 +79,18 @@ def _limit(run: PlannedRun, num_gpus: int) -> int:
     if launch.max_parallel_runs is not None:
         return min(launch.max_parallel_runs, fitting or launch.max_parallel_runs)
     return fitting or 1
+
+
+def trains_on_gpus(run: PlannedRun, *, elsewhere: bool = False) -> bool:
+    """Whether the run trains on GPUs, here or where it is sent.
+
+    Args:
+        elsewhere: a local run is planned for another machine, which has GPUs where the spec takes them.
+    """
+    launch, device = run.spec.launch, run.spec.training.device
+    if isinstance(launch, SlurmLaunch):
+        return bool(launch.gpus_per_node) and device != "cpu"
+    return device in ("cuda", "mps") or (elsewhere and device == "auto") or uses_gpus(run, len(visible_gpus()))
 
 
 def uses_gpus(run: PlannedRun, num_gpus: int) -> bool:
