@@ -6,6 +6,7 @@ The console, the report, W&B's workspace, results, sweeps and `evaluation.best_m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import combinations
 
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
@@ -80,7 +81,8 @@ def task_of(name: str) -> str:
     return task if task in EVALUATION_TASKS else "retrieval"
 
 
-def of_one_split() -> dict[str, Metric]:
+@cache
+def of_one_split() -> Mapping[str, Metric]:
     """What evaluations give, by names `without_split`."""
     return {
         without_split(f"{task}/split/{metric.name}"): metric

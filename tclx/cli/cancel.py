@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say
 
 EXAMPLE = "Example:  tclx cancel quickstart"
 
 
 def cancel(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.", autocompletion=complete_runs)],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Ask runs to save and stop, wherever they run; `tclx resume` continues them.

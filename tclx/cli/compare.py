@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ _SIDE = "a run, an experiment, EXPERIMENT-VARIANT, or the file of one"
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help=f"What is compared with: {_SIDE}.")],
-    second: Annotated[str, typer.Argument(metavar="B", help=f"What may be better: {_SIDE}.")],
+    first: Annotated[str, typer.Argument(metavar="A", help=f"What is compared with: {_SIDE}.", autocompletion=complete_runs)],
+    second: Annotated[str, typer.Argument(metavar="B", help=f"What may be better: {_SIDE}.", autocompletion=complete_runs)],
     metric: Annotated[
         list[str] | None, typer.Option("--metric", metavar="NAME", help="Compare this metric, e.g. r_mean; may be repeated.")
     ] = None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tclx.cli.completion import complete_settings
 from tclx.errors import TclxError
 from tclx.terminal import error_lines, one_line, printable
 
@@ -19,7 +20,10 @@ RunsDir = Annotated[
     Path, typer.Option("--runs-dir", envvar="TCLX_RUNS", metavar="FOLDER", help="Folder of the runs.", file_okay=False)
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the spec; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the spec; may be repeated.", autocompletion=complete_settings
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
 DEFAULT_RUNS_DIR = Path("runs")

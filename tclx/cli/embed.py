@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
 from tclx.cli.using import BatchSize, Device, DeviceOption, PrecisionOption, SpecOption, load_model
 from tclx.errors import InputError, Problem
@@ -15,7 +16,12 @@ EXAMPLE = "Example:  tclx embed runs/quickstart-s0-68463135 photos -o vectors.np
 
 
 def embed(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint, an exported folder, or official weights.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run, a checkpoint, an exported folder, or official weights.", autocompletion=complete_runs
+        ),
+    ],
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="FILES|FOLDERS...", help="Images; folders recursively.")
     ] = None,

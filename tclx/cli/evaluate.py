@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, Overrides, RunsDir, aligned, print_json, show
 
 EXAMPLE = "Example:  tclx eval runs/quickstart-s0-68463135 --split test"
@@ -24,7 +25,9 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="A run (folder, id or unique name), a checkpoint folder, or an official .pth."
+            metavar="RUN_OR_CHECKPOINT",
+            help="A run (folder, id or unique name), a checkpoint folder, or an official .pth.",
+            autocompletion=complete_runs,
         ),
     ],
     spec: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, say, show
 from tclx.cli.weights import Form
 
@@ -23,7 +24,12 @@ class To(StrEnum):
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (folder, id or unique name), or a checkpoint folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run (folder, id or unique name), or a checkpoint folder.", autocompletion=complete_runs
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder, new or empty.")],
     to: Annotated[To, typer.Option("--to", help="safetensors is what tclx.load reads; onnx both encoders.")] = To.SAFETENSORS,
     form: Annotated[Form | None, typer.Option("--form", help="Official script that will load it; by the task.")] = None,

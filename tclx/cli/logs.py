@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RunsDir, show
 from tclx.errors import InputError, Problem
 from tclx.runs import RunFolder
@@ -19,7 +20,12 @@ FOLLOW_SECONDS = 0.5
 
 
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a run id, or a name that matches a single run.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder, a run id, or a name that matches a single run.", autocompletion=complete_runs
+        ),
+    ],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Rank of the training process.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output; Ctrl-C stops.")] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say, show
 
 EXAMPLE = "Example:  tclx report quickstart -o quickstart.html"
@@ -15,7 +16,7 @@ EXAMPLE = "Example:  tclx report quickstart -o quickstart.html"
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN|EXPERIMENT|SWEEP...", help=f"{RUNS_HELP}."),
+        typer.Argument(metavar="RUN|EXPERIMENT|SWEEP...", help=f"{RUNS_HELP}.", autocompletion=complete_runs),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Output file.", dir_okay=False)] = Path(
         "report.html"

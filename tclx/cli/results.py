@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from tclx.cli.completion import complete_metrics, complete_names, complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show, wants_colour
 from tclx.errors import InputError, Problem
 from tclx.terminal import one_line
@@ -16,10 +17,13 @@ from tclx.terminal import one_line
 if TYPE_CHECKING:
     from tclx.report.comparison import Side
     from tclx.report.latex import Cell
-    from tclx.report.results import Results
+    from tclx.report.results import Results, RunResult
 
 ShownMetrics = Annotated[
-    list[str] | None, typer.Option("--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--metric", metavar="NAME", help="Show this metric, e.g. r_mean; may be repeated.", autocompletion=complete_metrics
+    ),
 ]
 ShownSplit = Annotated[
     str | None, typer.Option("--split", metavar="NAME", help="Split: test or val; test by default where available.")
@@ -32,7 +36,10 @@ EXAMPLE = "Example:  tclx results quickstart --metric r_mean --csv quickstart.cs
 
 
 def results(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.", autocompletion=complete_runs),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     metric: ShownMetrics = None,
     split: ShownSplit = None,
@@ -47,7 +54,28 @@ def results(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="A", help="Show differences from A, a run or an experiment, with 95 % intervals."),
+        typer.Option(
+            "--against",
+            metavar="A",
+            help="Show differences from A, a run or an experiment, with 95 % intervals.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="NAME OP VALUE",
+            help='Only runs of which this is true, e.g. "objectives.lmi.weight > 0.1": a key, a metric, run_id, status or '
+            "step, and one of = != < <= > >=; may be repeated.",
+            autocompletion=complete_names,
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort", metavar="NAME", help="Rows by a metric, the best first, or by a key.", autocompletion=complete_names
+        ),
     ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print the table for a paper: LaTeX with booktabs.")] = False,
     as_json: AsJson = False,
@@ -64,7 +92,14 @@ def results(
         raise InputError(Problem("--latex", "is at odds with --json: stdout has one of them"))
     found = find(runs or [], runs_dir=runs_dir)
     runs_read = tables.read_runs(found.selection)
-    summary = tables.summarise(runs_read, metrics=metric or [], split=split, intervals=intervals is not False)
+    if where:
+        runs_read = _chosen(runs_read, where, split)
+    wanted = (metric or []) if runs_read else []  # of no runs none has a metric
+    summary = tables.summarise(runs_read, metrics=wanted, split=split, intervals=intervals is not False)
+    if sort is not None:
+        from tclx.report.conditions import ordered
+
+        summary = ordered(summary, sort)
     base = None
     if against is not None:
         from tclx.report import comparison
@@ -79,8 +114,16 @@ def results(
         print_results(summary, intervals=bool(intervals), against=base, latex=latex)
         if not found.folders and not found.notes:
             say(f"no runs in {runs_dir}; choose another folder with --runs-dir")
+        elif where and not runs_read:
+            say(f"none of {len(found.folders):,} runs has {' and '.join(where)}")
     for note in found.notes:
         say(note)
+
+
+def _chosen(runs: Sequence[RunResult], where: Sequence[str], split: str | None) -> list[RunResult]:
+    from tclx.report.conditions import chosen, condition
+
+    return chosen(runs, [condition(text) for text in where], split=split)
 
 
 def as_tree(summary: Results, against: Side | None) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say
 
 EXAMPLE = "Example:  tclx resume quickstart"
 
 
 def resume(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.", autocompletion=complete_runs)],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     detach: Annotated[bool, typer.Option("--detach", help="Local runs: return immediately.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="SLURM runs: wait and watch.")] = False,

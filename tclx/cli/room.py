@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show
 
 DU_EXAMPLE = "Example:  tclx du quickstart"
@@ -15,7 +16,10 @@ RM_EXAMPLE = "Example:  tclx rm quickstart --checkpoints --yes"
 
 
 def du(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.", autocompletion=complete_runs),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +45,7 @@ def du(
 
 
 def rm(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS...", help=f"{RUNS_HELP}.", autocompletion=complete_runs)],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Only checkpoints of finished runs, besides that of the best evaluation.")

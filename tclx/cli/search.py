@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, AsJson, RunsDir, aligned, print_json, say, show
 from tclx.cli.using import BatchSize, Device, DeviceOption, PrecisionOption, SpecOption, load_model
 from tclx.errors import InputError, Problem
@@ -17,7 +18,12 @@ TOLD_OF = 5
 
 
 def search(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint, an exported folder, or official weights.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run, a checkpoint, an exported folder, or official weights.", autocompletion=complete_runs
+        ),
+    ],
     where: Annotated[Path, typer.Argument(metavar="FOLDER|LINES.txt", help="Folder of pictures, or texts, one a line.")],
     query: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")] = None,
     image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Look for what is like this picture.")] = None,

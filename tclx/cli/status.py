@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, aligned, print_json, say, show
 from tclx.terminal import time_left
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 EXAMPLE = "Example:  tclx status quickstart --json"
 FOLLOW_SECONDS = 5.0
 
-Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")]
+Runs = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.", autocompletion=complete_runs)
+]
 
 
 def status(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, AsJson, RunsDir, print_json, say, show
 
 EXAMPLE = "Example:  tclx sync quickstart"
@@ -14,7 +15,7 @@ EXAMPLE = "Example:  tclx sync quickstart"
 def sync(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUNS...]", help=f"{RUNS_HELP}; all by default."),
+        typer.Argument(metavar="[RUNS...]", help=f"{RUNS_HELP}; all by default.", autocompletion=complete_runs),
     ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     again: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tclx.cli.completion import complete_runs
 from tclx.cli.console import DEFAULT_RUNS_DIR, RUNS_HELP, RunsDir, say, show
 from tclx.errors import MachineError
 
@@ -14,7 +15,10 @@ EXAMPLE = "Example:  tclx tensorboard quickstart && tensorboard --logdir runs"
 
 
 def tensorboard(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUNS]...", help=f"{RUNS_HELP}; all by default.", autocompletion=complete_runs),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
     """Write the rows of metrics.jsonl for TensorBoard, into tensorboard/ of each run folder; in place of an earlier copy.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from inspect import isclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -86,24 +87,38 @@ def _without(spec: Mapping[str, Any], keys: Any) -> dict[str, Any]:
 
 
 def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of a run folder, with keys that its version of tclx did not have at the values that mean the same."""
+    """The spec of a run folder, with keys that its version of tclx did not have at the values that mean the same.
+
+    To read: what is filled in is the same object everywhere.
+    """
     from tclx.spec.experiment import ExperimentSpec
 
     return _filled(spec, ExperimentSpec)
 
 
 def _filled(tree: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    defaults, sections = _known_of(section)
+    filled = {**tree, **{name: default for name, default in defaults.items() if name not in tree}}
+    for name, inner in sections.items():
+        if name in tree and isinstance(value := tree[name], dict):
+            filled[name] = _filled(value, inner)
+    return filled
+
+
+@cache
+def _known_of(section: type[Section]) -> tuple[dict[str, Any], dict[str, type[Section]]]:
+    """The defaults of its keys as JSON, and the sections that keys hold where they hold one kind."""
     from tclx.section import Section
 
-    filled = dict(tree)
+    defaults, sections = dict[str, Any](), dict[str, type[Section]]()
     for name, field in section.model_fields.items():
         inner = [one for one in (field.annotation, *get_args(field.annotation)) if isclass(one) and issubclass(one, Section)]
-        if name not in filled and not field.is_required():
+        if not field.is_required():
             default = field.get_default()
-            filled[name] = default.model_dump(mode="json") if isinstance(default, Section) else default
-        elif len(inner) == 1 and isinstance(filled.get(name), dict):
-            filled[name] = _filled(filled[name], inner[0])
-    return filled
+            defaults[name] = default.model_dump(mode="json") if isinstance(default, Section) else default
+        if len(inner) == 1:
+            sections[name] = inner[0]
+    return defaults, sections
 
 
 def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
