@@ -22,6 +22,10 @@ types:
 layers:
     lint-imports
 
+# the documentation as a site, in site/
+site:
+    NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 test *ARGS:
     pytest {{ARGS}}
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # loaded where a file is named: `tclx status` needs none of i
     from tclx.spec.experiment import ExperimentSpec
 
 SPEC_SUFFIXES = (".yaml", ".yml")
+_OF_WEIGHTS = ("spec.json", "manifest.json", "model.safetensors")
+"""A file of a run, a checkpoint, an exported folder."""
 
 
 class Found(NamedTuple):
@@ -108,8 +111,12 @@ def saved_or_run(name: str, *, runs_dir: Path) -> Path:
         InputError: it stands for none, or for several.
     """
     path = Path(name)
-    is_path = path.exists() and not name.endswith(SPEC_SUFFIXES) and _study_at(path) is None
-    return path if is_path else find_one(name, runs_dir=runs_dir)
+    if not path.exists() or name.endswith(SPEC_SUFFIXES) or _study_at(path) is not None:
+        return find_one(name, runs_dir=runs_dir)
+    if path.is_dir() and not any((path / file).exists() for file in _OF_WEIGHTS):
+        with suppress(InputError):  # a folder that is called as an experiment: its spec's, mostly
+            return find_one(name, runs_dir=runs_dir)
+    return path
 
 
 def is_sweep_file(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tclx.cli.app import app
 from tclx.errors import InputError
-from tclx.found import find, find_one, is_trial_only
+from tclx.found import find, find_one, is_trial_only, saved_or_run
 from tclx.launch.order import plan_runs
 from tclx.launch.prepare import prepare
 from tclx.report import results
@@ -299,3 +299,18 @@ def test_a_run_that_moved_and_a_study_without_runs(tmp_path: Path) -> None:
     assert (found.folders, found.notes) == ((), ("toy-sweep has no runs yet",))
     with pytest.raises(InputError, match="has no runs yet"):
         find_one(str(study.path), runs_dir=tmp_path / "runs")
+
+
+def test_a_folder_that_is_called_as_an_experiment_does_not_hide_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sweep(tmp_path)
+    (run,) = ordinary(tmp_path)
+    name = run.run_id.rpartition("-s")[0]
+    (tmp_path / name).mkdir()  # where `tclx init` has put the spec
+    assert saved_or_run(name, runs_dir=tmp_path / "runs") == run.path
+    (tmp_path / name / "model.safetensors").touch()
+    assert saved_or_run(name, runs_dir=tmp_path / "runs") == Path(name)
+    (tmp_path / "other").mkdir()
+    assert saved_or_run("other", runs_dir=tmp_path / "runs") == Path("other")  # whoever reads it says what it is not
