@@ -483,6 +483,7 @@ FULL = [
     "init={checkpoint: /x, experiment: null}",
     "optim.clip_gradient_norm=1",
     "compat=official",
+    "tracking.notify={}",
     "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",
     f"evaluation.classification={{val: {LABELLED}, test: {LABELLED}}}",
     "evaluation.selection={val: {source: scenes}, test: {source: scenes}}",
@@ -554,6 +555,7 @@ def changed(spec: ExperimentSpec, path: tuple[str, ...], place: Place) -> Experi
         [0.5, 0.75],
         [1, 2, 3],
         ["/z"],
+        ["failed"],
         ["{} of a kind"],
         {"exclude": "bad-node"},
     ]

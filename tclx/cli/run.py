@@ -100,6 +100,11 @@ def say_warnings(runs: Sequence[PlannedRun]) -> None:
     """What makes the metrics of these runs doubtful, each once."""
     for warning in dict.fromkeys(warning for run in runs for warning in run.warnings):
         say(f"warning: {warning}")
+    if any(run.spec.tracking.notify is not None for run in runs):
+        from tclx.track.notify import ADDRESSES, addresses
+
+        if not addresses():
+            say(f"warning: tracking.notify: the environment variable {ADDRESSES} names no address, so nobody will be told")
 
 
 def start(runs: Sequence[PlannedRun], *, runs_dir: Path, again: bool, detach: bool, follow: bool) -> int:

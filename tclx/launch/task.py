@@ -34,6 +34,7 @@ from tclx.runs import MEETING_FILE, MEETING_HOST, Attempt, RunFolder, RunState, 
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.load import load_spec_json
 from tclx.terminal import printable
+from tclx.track.notify import tell_of_run
 from tclx.train.stopping import ignore_requests
 from tclx.worker import INTERRUPTED_AND_SAVED, print_into_run, work
 
@@ -150,6 +151,7 @@ def look_after(folder: RunFolder, submission: Path, *, exit_code: int) -> int:
     newest = folder.read_attempt()
     began = newest is not None and newest.name == attempt.name
     if state.status == "finished":
+        _tell(folder)
         return 0
     if newest is not None and not began and newest.job_id == attempt.job_id and newest.restart > attempt.restart:
         return RunFailed.exit_code  # the job was started again elsewhere; its state is not ours to judge
@@ -271,7 +273,14 @@ def _end(folder: RunFolder, state: RunState) -> int:
     folder.write_state(state)
     with suppress(MachineError):  # a full disk may be what is being reported; the state has a reserve, events have none
         folder.add_event(state.status, step=state.step, reason=state.reason)
+    _tell(folder)
     return RunFailed.exit_code
+
+
+def _tell(folder: RunFolder) -> None:
+    """Whoever is to know; what is printed here is in the job's log."""
+    notify = load_spec_json(folder.spec).tracking.notify
+    tell_of_run(folder, notify, say=lambda line: print(printable(line), file=sys.stderr))
 
 
 if __name__ == "__main__":

@@ -323,6 +323,8 @@ def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
     if spec.tracking.tensorboard and find_spec("tensorboard") is None:
         hint = "pip install 'tclx[tensorboard]', or leave the key out: `tclx tensorboard` gives a run its copy later, too"
         yield Problem("tracking.tensorboard", "the package tensorboard is not installed", hint)
+    if spec.tracking.notify is not None and find_spec("apprise") is None:
+        yield Problem("tracking.notify", "the package apprise is not installed", "pip install 'tclx[notify]'")
 
 
 def _data_paths(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:

@@ -51,6 +51,18 @@ class WandbSpec(Section):
     """Seconds that a finished run waits for its last rows to arrive; `tclx sync` uploads the rest."""
 
 
+class NotifySpec(Section):
+    """Messages to people (chat, mail, telephone) through apprise, to the addresses in the environment's `TCLX_NOTIFY`."""
+
+    on: Annotated[tuple[Literal["finished", "failed", "interrupted", "best"], ...], Field(min_length=1)] = (
+        "finished",
+        "failed",
+        "best",
+    )
+    """Of what: a run that has `finished`, has `failed`, or was `interrupted` and does not go on by itself; a sweep's new `best`
+    trial."""
+
+
 class TrackingSpec(Section):
     """How often metrics are logged, and where besides metrics.jsonl."""
 
@@ -63,5 +75,7 @@ class TrackingSpec(Section):
     leaves it out. Such a step is written down as well."""
     tensorboard: bool = False
     """Whether rank 0 also keeps a copy of metrics.jsonl for TensorBoard, in `tensorboard/` of the run folder."""
+    notify: NotifySpec | None = None
+    """Messages when runs have ended; null sends none."""
     wandb: WandbSpec | None = None
     """Weights & Biases; null leaves it out, and wandb is never imported."""

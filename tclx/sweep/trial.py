@@ -23,10 +23,12 @@ from tclx.launch.watch import PRUNED
 from tclx.runs import RunFolder, TrialOf, is_held
 from tclx.sweep import metrics, process
 from tclx.sweep.claims import Claim
+from tclx.sweep.ranking import best_trials, counted_complete
 from tclx.sweep.searched import Sweep
-from tclx.sweep.stage import Stage
+from tclx.sweep.stage import Search, Stage
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder
+from tclx.track.notify import tell
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.5
@@ -260,6 +262,14 @@ def _tell(trial: Trial, finished: list[RunFolder], worker: Worker) -> TrialState
     patiently(lambda: worker.study.tell(trial, values, skip_if_finished=True))
     shown = ", ".join(f"{objective.metric} {value:.4g}" for objective, value in zip(sweep.objective, values, strict=True))
     worker.say(f"{worker.stage.called(trial)}: {shown}")
+    notify = worker.sweep.base.tracking.notify
+    if notify is not None and isinstance(worker.stage, Search):
+        complete = patiently(lambda: counted_complete(worker.study))
+        if len(complete) > 1 and [one.number for one in best_trials(worker.study, complete)] == [trial.number]:
+            called = f"{sweep.name}: {worker.stage.called(trial)}"
+            tell(
+                notify, "best", title=f"tclx: {called} is the best so far", body=f"{shown}, of {len(complete)}", say=worker.say
+            )
     return TrialState.COMPLETE
 
 

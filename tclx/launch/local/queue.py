@@ -51,6 +51,7 @@ from tclx.printing import survive_unprintable
 from tclx.runs import BEAT_SECONDS, RunFolder, RunState, is_held, read_submitted, write_submitted
 from tclx.system import num_cpus
 from tclx.terminal import printable
+from tclx.track.notify import tell_of_run
 from tclx.worker import ATTEMPT, HELD_BY_ANOTHER, INTERRUPTED_AND_SAVED, PRINT_INTO_LOG
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -275,6 +276,7 @@ class _Queue:
             if outcome.ending == "interrupted" and self._interrupted is None and not started.folder.cancel.exists():
                 self._interrupted = signal.SIGINT  # somebody stopped the worker itself: do not go on with the next one
             self._note(outcome)
+            tell_of_run(started.folder, started.run.spec.tracking.notify, say=self._say)
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[outcome.folder.run_id] = outcome
