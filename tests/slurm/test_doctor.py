@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tclx.cli.console import aligned
 from tclx.doctor import slurm as doctor_slurm
 from tclx.doctor.check import Check
+from tclx.doctor.cluster import as_rows, examine_nodes
 from tclx.doctor.machine import Mount, examine
+from tclx.launch.slurm import commands as slurm
+from tclx.spec.launch import SlurmLaunch
+from tests.cli.test_cli import run_process
 from tests.slurm.cluster import Cluster
+from tests.sweep.toy import wait_until
 
 PARTITIONS = {"partition gpu (default)", "partition short", "partition low", "partition high"}
 
@@ -51,3 +57,44 @@ def test_a_cluster_that_cannot_be_reached_is_told_apart(
     (check,) = doctor_slurm.check_slurm(Mount("/", "ext4", ()))
     assert check.verdict == "problem"
     assert "none.conf, which is not there" in check.found
+
+
+# ------------------------------------------------------------------------------------------------------------- every node asked
+
+
+def test_every_node_of_a_partition_is_asked_and_compared(cluster: Cluster, tmp_path: Path) -> None:
+    launch = SlurmLaunch(backend="slurm", partition="gpu", gpus_per_node=0, cpus_per_task=1)
+    nodes = examine_nodes(launch, runs_dir=tmp_path / "runs", minutes=5)
+    assert [node.name for node in nodes] == ["n1", "n2", "n3", "n4"]
+    for node in nodes:
+        assert node.facts is not None, node
+        assert node.facts["errors"] == {}
+        assert node.facts["gpus"] == []
+        assert node.facts["shared"]["mb_per_second"] > 0
+        assert node.facts["scratch"]["free_gib"] > 0
+        assert abs(node.facts["clock_seconds"]) < 1
+        assert node.verdict in ("ok", "warning")  # they share one machine, so one may look slower than the others
+    rows = as_rows(nodes)
+    assert [row[0] for row in rows] == ["node", "n1", "n2", "n3", "n4"]
+    assert max(len(line) for line in aligned(rows).splitlines()) <= 80
+
+
+def test_gpus_that_slurm_has_and_torch_does_not_see_are_a_problem(cluster: Cluster, tmp_path: Path) -> None:
+    ended = run_process("doctor", "--cluster", "--partition", "short", "--runs-dir", tmp_path / "runs", "--minutes", "5")
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.count("torch sees 0 of 2 GPUs") == 4
+
+
+def test_a_node_that_is_busy_is_waited_for_and_then_left_alone(cluster: Cluster, tmp_path: Path) -> None:
+    holding = ["sbatch", "--parsable", "--nodelist=n2", "--exclusive", "--partition=gpu", "--wrap=sleep 300"]
+    job = slurm.call(holding).strip()
+    try:
+        wait_until(lambda: slurm.job_state(job) == "RUNNING")
+        launch = SlurmLaunch(backend="slurm", partition="gpu", gpus_per_node=0, cpus_per_task=1)
+        nodes = {node.name: node for node in examine_nodes(launch, runs_dir=tmp_path / "runs", minutes=1)}
+        assert nodes["n2"].verdict == "info"
+        assert nodes["n2"].remarks == ("did not answer within 1 min: it is busy, or hangs",)
+        assert nodes["n1"].facts is not None
+        assert "doctor-n2" not in slurm.call(["squeue", "--noheader", "--format=%j %T"])
+    finally:
+        slurm.call(["scancel", job])
