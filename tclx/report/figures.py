@@ -17,8 +17,14 @@ _FEW_POINTS = 12
 _MARGIN = {"l": 48, "r": 8, "t": 8, "b": 34}
 
 
-def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style]) -> go.Figure:
-    """One metric: a line a group, and around it a band from the smallest to the largest seed."""
+def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style], *, chance: float | None = None) -> go.Figure:
+    """One metric: a line a group, and around it a band from the smallest to the largest seed.
+
+    Args:
+        by_group: by label.
+        styles: by label.
+        chance: what guessing reaches, as a dotted line.
+    """
     plot = go.Figure()
     for label, curve in by_group.items():
         key, style = group_key(label), styles[label]
@@ -44,6 +50,13 @@ def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style]) -> go.Fig
             mode="lines" if len(curve.steps) > _FEW_POINTS else "lines+markers",
             line={"color": style.color, "width": 2, "dash": style.dash},
             legendgroup=key,
+        )
+    if chance is not None:
+        plot.add_hline(
+            y=round(chance, 4),
+            line={"color": "#888888", "width": 1, "dash": "dot"},
+            annotation={"text": "chance", "font": {"size": 10, "color": "#888888"}},
+            annotation_position="bottom right",
         )
     plot.update_layout(
         template=None,

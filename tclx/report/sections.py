@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tclx.launch.ending import last_lines
 from tclx.launch.watch import describe
-from tclx.metrics import find_metric, is_evaluated, main_metrics, without_split
+from tclx.metrics import chance_of, find_metric, is_evaluated, main_metrics, without_split
 from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
@@ -27,6 +28,7 @@ from tclx.report.side_by_side import metrics_table, seed_dots
 from tclx.runs import Environment, RunFolder
 from tclx.spec.difference import differences, flat
 from tclx.spec.objectives import TERMS
+from tclx.terminal import printable
 
 HEALTH = ("temperature/", "accuracy/", "gradient_", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
 SPEED = ("speed/", "memory/")
@@ -147,6 +149,18 @@ def cost(material: Material) -> list[Html]:
     ]
 
 
+def printed(material: Material) -> list[Html]:
+    """The last lines of every run's first process, those of runs that have not finished unfolded."""
+    blocks = []
+    for run in material.runs:
+        lines = last_lines(RunFolder(run.folder).log(0))
+        if not lines:
+            continue
+        shown = code("\n".join(printable(line) for line in lines))
+        blocks += [details(run.run_id, shown)] if run.status.standing == "finished" else [text(f"{run.run_id}:"), shown]
+    return blocks
+
+
 def reproduction(material: Material) -> list[Html]:
     """How to get each row again: command, run id, code."""
     blocks = []
@@ -232,9 +246,21 @@ def _curve_figure(material: Material, name: str, curves: Mapping[str, Curve]) ->
     width = max(curve.rows_per_point for curve in curves.values())
     caption = f"Each point averages {width} logged rows." if width > 1 else ""
     title = _title(name)
-    return figure(
-        figures.curves(curves, material.styles), title=title, name=name if title != name else "", caption=caption, height=240
-    )
+    plot = figures.curves(curves, material.styles, chance=_chance(material, name))
+    return figure(plot, title=title, name=name if title != name else "", caption=caption, height=240)
+
+
+def _chance(material: Material, name: str) -> float | None:
+    """What guessing reaches in a metric that was evaluated while training, by a run that says among how many was chosen."""
+    if not is_evaluated(name):
+        return None
+    split = name.split("/")[1]
+    for history in material.histories.values():
+        last = {other: one.values[-1] for other, one in history.series.items() if is_evaluated(other)}
+        own = {without_split(other): value for other, value in last.items() if other.split("/")[1] == split}
+        if name in last and (found := chance_of(without_split(name), own)) is not None:
+            return found
+    return None
 
 
 def _title(name: str) -> str:

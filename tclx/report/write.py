@@ -53,4 +53,5 @@ def build(material: Material) -> Page:
         page.section("Answers", *items)
     page.section("What words look at", *attention(material))
     page.section("Cost", *sections.cost(material))
+    page.section("What was printed last", *sections.printed(material))
     return page.section("Reproduce", *sections.reproduction(material))

@@ -18,6 +18,7 @@ import tclx
 from tclx.cli.app import app
 from tclx.errors import InputError
 from tclx.found import find
+from tclx.metrics import chance_of
 from tclx.plan import run_id
 from tclx.report.material import Material
 from tclx.report.page import styles
@@ -89,6 +90,24 @@ def test_curves_are_the_seeds_mean_and_their_band_the_extremes(page: Path, train
             values = [run[step] for run in logged]
             assert line["y"][index] == pytest.approx(statistics.fmean(values), rel=1e-4)
             assert line["customdata"][index] == pytest.approx([min(values), max(values)], rel=1e-3)
+
+
+def test_a_metric_of_the_evaluation_is_drawn_with_what_guessing_reaches(page: Path, trained: Trained) -> None:
+    figures = Reader.of(page).figures
+    evaluated = [row for row in read(trained.both[0].metrics) if "retrieval/val/r_mean" in row][-1]
+    expected = chance_of("r_mean", {name.removeprefix("retrieval/val/"): value for name, value in evaluated.items()})
+    (line,) = figures["r_mean on val, %"]["layout"]["shapes"]
+    assert line["y0"] == line["y1"] == pytest.approx(expected, abs=1e-3)
+    assert figures["Total loss"]["layout"].get("shapes", []) == []
+
+
+def test_the_end_of_what_a_run_printed_is_on_the_page(trained: Trained, tmp_path: Path) -> None:
+    run = copy(trained.both[0], tmp_path)
+    run.log(0).parent.mkdir(exist_ok=True)
+    run.log(0).write_text("opening words\n" + "between\n" * 30 + "the \x1b[31mlast\x1b[0m <line>\n")
+    shown = report(tmp_path, run.path).text
+    assert "the \\u001b[31mlast\\u001b[0m <line>" in shown
+    assert "opening words" not in shown
 
 
 def test_every_logged_metric_is_somewhere_on_the_page(page: Path, trained: Trained) -> None:
