@@ -24,6 +24,7 @@ from tclx.spec.launch import SlurmLaunch
 
 LOOK_SECONDS = 2.0
 JOB_MINUTES = 5
+"""At most; torch alone may take a minute to load from a busy file system."""
 SLOW = 0.7
 """Of the median over the nodes: what is below it is told."""
 MOST_SKEW_SECONDS = 2.0
@@ -70,8 +71,8 @@ def examine_nodes(
     if not listed:
         raise InputError(Problem("launch.partition", f"{launch.partition or 'the default'} has no nodes", "sinfo lists them"))
     folder, code = new_submission(runs_dir), snapshot_code(runs_dir)
-    asked = {name: one.num_gpus for name, one in listed.items() if not one.state.startswith(_NO_NODE_TO_ASK)}
-    jobs = {name: _submit(launch, name, num_gpus=number, folder=folder, code=code) for name, number in asked.items()}
+    asked = {name: one for name, one in listed.items() if not one.state.startswith(_NO_NODE_TO_ASK)}
+    jobs = {name: _submit(launch, name, one, folder=folder, code=code) for name, one in asked.items()}
     say(f"asked {len(jobs)} nodes, {len(listed) - len(jobs)} cannot be asked; waiting at most {minutes:g} min")
     waiting = _wait(jobs, folder, minutes=minutes, say=say)
     nodes = []
@@ -90,20 +91,32 @@ class _Listed(NamedTuple):
 
     state: str
     num_gpus: int
+    most_minutes: int
+    """That its partition gives a job."""
 
 
 def _nodes(partition: str | None) -> dict[str, _Listed]:
     """By name, of the default partition where none is named."""
     where = [f"--partition={partition}"] if partition else []
-    lines = slurm.call(["sinfo", "--noheader", "--Node", "--format=%N %t %P %G", *where]).splitlines()
+    lines = slurm.call(["sinfo", "--noheader", "--Node", "--format=%N %t %P %l %G", *where]).splitlines()
     found = {}
-    for name, state, of, gres in (line.split(maxsplit=3) for line in lines):
+    for name, state, of, limit, gres in (line.split(maxsplit=4) for line in lines):
         if partition or of.endswith("*"):
-            found[name] = _Listed(state, sum(int(number) for number in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres)))
+            num_gpus = sum(int(number) for number in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres))
+            found[name] = _Listed(state, num_gpus, min(JOB_MINUTES, _minutes(limit)))
     return found
 
 
-def _submit(launch: SlurmLaunch, node: str, *, num_gpus: int, folder: Path, code: Path) -> str:
+def _minutes(limit: str) -> int:
+    """Whole minutes, at least one, of `infinite`, `2:00`, `12:00:00` or `7-00:00:00`."""
+    days, _, clock = limit.rpartition("-")
+    if not re.fullmatch(r"[\d:]+", clock):
+        return JOB_MINUTES
+    *hours, minutes, _ = (int(part) for part in clock.split(":")) if ":" in clock else (int(clock), 0)
+    return max(1, 24 * 60 * int(days or 0) + 60 * sum(hours) + minutes)
+
+
+def _submit(launch: SlurmLaunch, node: str, listed: _Listed, *, folder: Path, code: Path) -> str:
     """
     Raises:
         InputError: SLURM refuses.
@@ -112,9 +125,9 @@ def _submit(launch: SlurmLaunch, node: str, *, num_gpus: int, folder: Path, code
     own = launch.model_copy(
         update={
             "num_nodes": 1,
-            "gpus_per_node": num_gpus,
+            "gpus_per_node": listed.num_gpus,
             "tasks_per_node": None,
-            "time_limit_minutes": JOB_MINUTES,
+            "time_limit_minutes": listed.most_minutes,
             "signal_seconds": 10,
             "sbatch_options": {**{k: v for k, v in launch.sbatch_options.items() if k != "exclude"}, **there},
         }

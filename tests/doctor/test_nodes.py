@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tclx.doctor.cluster import Node, as_rows, judged
+import pytest
+
+from tclx.doctor.cluster import JOB_MINUTES, Node, _minutes, as_rows, judged
 
 
 def facts(**changes: Any) -> dict[str, Any]:
@@ -55,6 +57,22 @@ def test_what_runs_cannot_live_with_is_a_problem() -> None:
         "gpus: RuntimeError: CUDA error: uncorrectable ECC error",
         "scratch has 3.0 GiB left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [
+        ("infinite", JOB_MINUTES),
+        ("2:00", 2),
+        ("45", 45),
+        ("12:00:00", 720),
+        ("7-00:00:00", 10080),
+        ("0:30", 1),
+        ("n/a", JOB_MINUTES),
+    ],
+)
+def test_a_partitions_limit_is_read_as_sinfo_writes_it(limit: str, minutes: int) -> None:
+    assert _minutes(limit) == minutes
 
 
 def test_a_line_a_node_within_80_columns() -> None:
