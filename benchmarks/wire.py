@@ -22,18 +22,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.gpu.training import random_batch
 from tclx import distributed
-from tclx.data.batch import Batch
 from tclx.model.tcl import TCL
 from tclx.tasks.pretrain.step import TrainingStep
 from tests.processes import finish_processes, start_processes
 from tests.train.toy import toy_spec
 
 WAYS = ("fetched", "gathered")
-VOCAB_SIZE, LENGTH = 64, 16
+VOCAB_SIZE, LENGTH, SIDE = 64, 16, 64
 ENCODERS = {
     "model.image_encoder": {
-        "name": "vit_tiny_patch16_224", "image_size": 64, "patch_size": 8, "width": 64, "depth": 1, "num_heads": 2
+        "name": "vit_tiny_patch16_224", "image_size": SIDE, "patch_size": 8, "width": 64, "depth": 1, "num_heads": 2
     },
     "model.text_encoder": {"sizes": {"width": 64, "num_heads": 2, "intermediate_size": 64}, "num_layers": 1},
     "data.max_caption_tokens": LENGTH,
@@ -60,26 +60,6 @@ def counted(received: Counter[str]) -> None:
     dist.all_gather_into_tensor, dist.all_reduce, dist.all_to_all_single = counting_gather, counting_reduce, counting_all_to_all
 
 
-def random_batch(size: int, *, rank: int) -> Batch:
-    """Pairs of different images, one word of each caption hidden."""
-    generator = torch.Generator().manual_seed(rank)
-    images = torch.randint(0, 256, (2, size, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    ids = torch.randint(5, VOCAB_SIZE, (size, LENGTH), generator=generator)
-    own = torch.arange(size) + rank * size
-    return Batch(
-        images=images[0],
-        images_second=images[1],
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids, dtype=torch.bool),
-        masked_input_ids=ids.roll(1, dims=0),
-        mlm_positions=torch.arange(size) * LENGTH + 1,
-        mlm_labels=ids[:, 1],
-        image_index=own,
-        row=own,
-        num_bad_images=0,
-    )
-
-
 def work(size: int, way: str) -> None:
     """One process: a step, and what it received."""
     torch.set_num_threads(1)
@@ -93,8 +73,12 @@ def work(size: int, way: str) -> None:
                 distributed.gather_with_gradient(x)[self._rows] if x.is_floating_point() else fetch(self, x)
             )
         counted(received)
+        torch.manual_seed(distributed.rank())
+        first_row = distributed.rank() * size
+        cpu = torch.device("cpu")
+        batch = random_batch(size, side=SIDE, length=LENGTH, vocab_size=VOCAB_SIZE, device=cpu, first_row=first_row)
         torch.manual_seed(distributed.rank())  # dropout decides which negatives are hard, and some are one's own
-        step(random_batch(size, rank=distributed.rank()), soft_label_weight=0.4, draw=0).loss.backward()
+        step(batch, soft_label_weight=0.4, draw=0).loss.backward()
     print(json.dumps(received))
 
 

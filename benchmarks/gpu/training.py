@@ -32,6 +32,26 @@ NUM_ROWS = 1_000_000
 """Of the data that the plan is made for: more than any batch."""
 
 
+def random_batch(size: int, *, side: int, length: int, vocab_size: int, device: torch.device, first_row: int = 0) -> Batch:
+    """Random pairs from the global random state, all of different images, 15 % of the tokens hidden."""
+    images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8, device=device)
+    ids = torch.randint(5, vocab_size, (size, length), device=device)
+    positions = torch.arange(1, size * length, 7, device=device)
+    rows = torch.arange(first_row, first_row + size, device=device)
+    return Batch(
+        images=images[0],
+        images_second=images[1],
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        masked_input_ids=ids.roll(1, dims=0),
+        mlm_positions=positions,
+        mlm_labels=ids.flatten()[positions],
+        image_index=rows,
+        row=rows,
+        num_bad_images=0,
+    )
+
+
 class Trainer:
     """What `tclx.train.loop` does in a step, without data, rows and files: the step's own time.
 
@@ -55,21 +75,7 @@ class Trainer:
     def batch(self, size: int) -> Batch:
         """Random pairs, all of different images, 15 % of the tokens hidden."""
         side, length = self.spec.model.image_encoder.image_size, self.spec.data.max_caption_tokens
-        images = torch.randint(0, 256, (2, size, 3, side, side), dtype=torch.uint8, device=self.device)
-        ids = torch.randint(5, self.vocab_size, (size, length), device=self.device)
-        positions = torch.arange(1, size * length, 7, device=self.device)
-        return Batch(
-            images=images[0],
-            images_second=images[1],
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),
-            masked_input_ids=ids.roll(1, dims=0),
-            mlm_positions=positions,
-            mlm_labels=ids.flatten()[positions],
-            image_index=torch.arange(size, device=self.device),
-            row=torch.arange(size, device=self.device),
-            num_bad_images=0,
-        )
+        return random_batch(size, side=side, length=length, vocab_size=self.vocab_size, device=self.device)
 
     def take(self, batch: Batch) -> float:
         """One optimizer step; returns the loss, hence waits for it."""

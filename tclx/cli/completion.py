@@ -1,6 +1,6 @@
 """What does TAB complete? Run ids and experiments, keys and their values, metrics.
 
-Only the names of timm's models need torch, once.
+Every command imports this module, so its functions import what they ask. Only the names of timm's models need torch, once.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import typer
-
-from tclx.files import write_atomically
-from tclx.system import user_cache
 
 TIMM_KEY = "model.image_encoder.name"
 
@@ -54,10 +50,13 @@ def _runs_dir(ctx: typer.Context) -> Path:
 
 
 def _names(runs_dir: Path) -> Iterator[str]:
+    from tclx.runs import SWEEPS
+    from tclx.spec.difference import SEED_AND_HASH
+
     for plan in runs_dir.glob("*/plan.json"):
         yield plan.parent.name
-        yield plan.parent.name.rpartition("-s")[0]
-    for sweep in (runs_dir / "sweeps").glob("*/sweep.json"):
+        yield SEED_AND_HASH.sub("", plan.parent.name)
+    for sweep in (runs_dir / SWEEPS).glob("*/sweep.json"):
         yield sweep.parent.name
 
 
@@ -77,6 +76,11 @@ def _choices(key: str) -> list[str]:
 
 def _timm_names() -> list[str]:
     """Every model of timm; importing it takes seconds, so its names are kept."""
+    from importlib.metadata import version
+
+    from tclx.files import write_atomically
+    from tclx.system import user_cache
+
     kept = user_cache() / f"timm-{version('timm')}-models.txt"
     with suppress(OSError):
         return kept.read_text(encoding="utf-8").split()

@@ -111,8 +111,11 @@ class Annotations:
         """
         if self.targets is None:
             raise TypeError("rows of captions are no items of a task")
-        images = tuple(self.images[number] for number in self.images_of_row[row].tolist())
-        return Item(images, self.captions[self.caption_start[row]], json.loads(self.targets[row]))
+        return Item(self.names_of(row), self.captions[self.caption_start[row]], json.loads(self.targets[row]))
+
+    def names_of(self, row: int) -> tuple[str, ...]:
+        """The row's images, as the files name them."""
+        return tuple(self.images[number] for number in self.images_of_row[row].tolist())
 
     def captions_of(self, row: int) -> range:
         """The row's captions, as indices into `captions`."""

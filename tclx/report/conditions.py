@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tclx.errors import InputError, Problem
-from tclx.report.results import Results, Row, RunResult, direction_of
-from tclx.runs import RunFolder
-from tclx.spec.difference import with_defaults
+from tclx.report.results import Results, Row, RunResult, direction_of, read_spec
 from tclx.spec.fields import key_paths, nearest
 
 _FORM = re.compile(r"\s*([^\s=<>!]+)\s*(==|!=|<=|>=|=|<|>)\s*(.+?)\s*")
@@ -71,7 +69,7 @@ def chosen(runs: Sequence[RunResult], conditions: Sequence[Condition], *, split:
         return list(runs)
     kept = []
     for run in runs:
-        spec = _spec(run)
+        spec = read_spec(run)
         if all(_holds(one, value_of(run, one.name, spec=spec, split=split)) for one in conditions):
             kept.append(run)
     return kept
@@ -119,14 +117,9 @@ def value_of(run: RunResult, name: str, *, spec: Mapping[str, Any], split: str |
 
 def _of_row(row: Row, name: str, *, split: str) -> Any:
     """The mean over its runs where that is a number, else what the first has."""
-    values = [value_of(run, name, spec=_spec(run), split=split) for run in row.runs]
+    values = [value_of(run, name, spec=read_spec(run), split=split) for run in row.runs]
     numbers = [value for value in values if _is_number(value)]
     return statistics.fmean(numbers) if numbers else values[0]
-
-
-def _spec(run: RunResult) -> dict[str, Any]:
-    folder = RunFolder(run.folder)
-    return with_defaults(folder.read_json(folder.spec))
 
 
 def _holds(one: Condition, value: Any) -> bool:

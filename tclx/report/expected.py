@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tclx.errors import TclxError
 from tclx.gpus import UTILISATION, peak_tflops
-from tclx.launch.costs import Estimate
+from tclx.launch.costs import Estimate, sections_of
 from tclx.launch.local import slots
 from tclx.launch.order import PlannedRun
 from tclx.report.cost import Cost, read_cost
@@ -73,11 +73,16 @@ def expect(
         runs_dir: where runs that were measured may lie.
         elsewhere: as `slots.trains_on_gpus`.
     """
-    measured = _measured({shape_of_run(run) for run in runs}, runs_dir)
-    return [
-        _expected(run, estimate, measured.get(shape_of_run(run)), on_gpu=slots.trains_on_gpus(run, elsewhere=elsewhere))
-        for run, estimate in zip(runs, estimates, strict=True)
-    ]
+    different = {sections_of(run): (run, estimate) for run, estimate in zip(runs, estimates, strict=True)}
+    shapes = {sections: shape_of_run(run) for sections, (run, _) in different.items()}
+    measured = _measured(shapes.values(), runs_dir)
+    found = {
+        sections: _expected(
+            run, estimate, measured.get(shapes[sections]), on_gpu=slots.trains_on_gpus(run, elsewhere=elsewhere)
+        )
+        for sections, (run, estimate) in different.items()
+    }
+    return [found[sections_of(run)] for run in runs]
 
 
 def _expected(run: PlannedRun, estimate: Estimate, measured: Speed | None, *, on_gpu: bool) -> Expected:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tclx.report.cost import Cost, read_cost
 from tclx.report.history import Curve, History, curve, read_history
 from tclx.report.page import Style, styles
 from tclx.report.results import Group, Results, RunResult, Selection, group_runs, read_runs, summarise
 from tclx.runs import RunFolder
-from tclx.spec.difference import with_defaults
 
 
 class Material(NamedTuple):
@@ -59,11 +58,6 @@ def gather(selection: Selection, *, split: str | None) -> Material:
     costs = {run.run_id: read_cost(RunFolder(run.folder), histories[run.run_id]) for run in runs}
     results = summarise(runs, split=split)
     return Material(groups, styles([group.label for group in groups]), results, histories, costs, selection)
-
-
-def read_spec(run: RunResult) -> dict[str, Any]:
-    """The resolved spec, with keys that its version of tclx did not have."""
-    return with_defaults(RunFolder(run.folder).read_json(RunFolder(run.folder).spec))
 
 
 def _short_labels(groups: Sequence[Group]) -> Iterator[tuple[str, Group]]:

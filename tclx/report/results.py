@@ -22,7 +22,7 @@ from tclx.launch.watch import RunStatus, watch_runs
 from tclx.metrics import chance_of, columns, of_one_split, task_of, without_split
 from tclx.report.estimates import Estimates, read_estimates
 from tclx.runs import RunFolder, RunState, TrialOf
-from tclx.spec.difference import identity, told_apart
+from tclx.spec.difference import identity, told_apart, with_defaults
 
 if TYPE_CHECKING:  # numpy is loaded where there are runs
     from tclx.report.bootstrap import Interval, Sample
@@ -138,6 +138,12 @@ def _read(folder: Path, trial: TrialOf | None) -> RunResult:
     status = RunStatus(run, state.status, state.step, state.total_steps, state.reason)
     named = (folder.name, folder, shown.name, shown.variant, shown.seed)
     return RunResult(*named, state, identity(run.read_json(run.spec)), evaluations, status, trial)
+
+
+def read_spec(run: RunResult) -> dict[str, Any]:
+    """The resolved spec, with keys that its version of tclx did not have."""
+    folder = RunFolder(run.folder)
+    return with_defaults(folder.read_json(folder.spec))
 
 
 @dataclass(frozen=True)

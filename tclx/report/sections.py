@@ -14,7 +14,7 @@ from tclx.report import figures
 from tclx.report.cost import Cost
 from tclx.report.history import Curve
 from tclx.report.markup import Html, code, details, download, facts, figure, grid, table, text
-from tclx.report.material import Material, read_spec
+from tclx.report.material import Material
 from tclx.report.page import duration
 from tclx.report.results import (
     Group,
@@ -22,6 +22,7 @@ from tclx.report.results import (
     column_title,
     format_spread,
     leaders,
+    read_spec,
     winners,
 )
 from tclx.report.side_by_side import metrics_table, seed_dots

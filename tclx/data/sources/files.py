@@ -129,13 +129,10 @@ class FileRows:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
 
     def image(self, row: int) -> Pixels:
-        return self._read(image_path(self._source, self._names(row)[0]))
+        return self._read(image_path(self._source, self._annotations.names_of(row)[0]))
 
     def images(self, row: int) -> list[Pixels]:
-        return [self._read(image_path(self._source, name)) for name in self._names(row)]
+        return [self._read(image_path(self._source, name)) for name in self._annotations.names_of(row)]
 
     def item(self, row: int) -> Item:
         return self._annotations.item(row)
-
-    def _names(self, row: int) -> tuple[str, ...]:
-        return tuple(self._annotations.images[number] for number in self._annotations.images_of_row[row].tolist())

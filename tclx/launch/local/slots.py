@@ -67,7 +67,8 @@ def listed_gpus() -> list[Gpu]:
 
 def num_parallel(runs: Sequence[PlannedRun]) -> int:
     """How many of these runs may train at the same time."""
-    limits = [_limit(run, len(visible_gpus())) for run in runs]
+    num_gpus = len(visible_gpus())
+    limits = [_limit(run, num_gpus) for run in runs]
     return max(1, min(limits, default=1))
 
 
