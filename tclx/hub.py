@@ -71,13 +71,13 @@ def require(needed: HubFiles) -> None:
     lacking = _lacking(needed)
     if not lacking:
         return
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_hub_url
 
     if constants.is_offline_mode():
         raise _missing(needed, "HF_HUB_OFFLINE is set, so the hub is not asked")
     answer = ""
     for name in lacking[0]:
-        answer = _answer(needed, name)
+        answer = _answer(hf_hub_url(needed.repository, name, revision=needed.revision), f"{name} there")
         if answer == _THERE:
             return
         if not answer.startswith(_NO_SUCH):  # it will not answer for the other files either
@@ -108,6 +108,26 @@ def fetch(needed: HubFiles) -> int:
     except Exception as error:  # its client raises what its HTTP library does, and more
         raise _missing(needed, f"it cannot be fetched ({type(error).__name__}: {first_line(error)})") from error
     return sum(Path(path).stat().st_size for path in paths)
+
+
+def require_data_set(name: str, *, revision: str | None) -> None:
+    """See to it that the hub would give a data set.
+
+    Raises:
+        MachineError: it is not to be asked, cannot be reached or does not have it.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+
+    if constants.is_offline_mode():
+        raise MachineError(f"{name} is not on this machine, and HF_HUB_OFFLINE is set, so the hub is not asked")
+    try:
+        url = hf_hub_url(name, ".gitattributes", repo_type="dataset", revision=revision)  # every repository has one
+    except (HFValidationError, ValueError) as error:
+        raise MachineError(f"{name!r} is no name of a data set: {first_line(error)}") from error
+    answer = _answer(url, "data set of that name or commit")
+    if answer != _THERE:
+        raise MachineError(f"{name} is not on this machine, and {answer}")
 
 
 def go_offline() -> None:
@@ -145,30 +165,29 @@ def _is_whole(path: Path, needed: HubFiles) -> bool:
     return all(_cached(needed, [shard]) for shard in shards)
 
 
-def _answer(needed: HubFiles, name: str) -> str:
+def _answer(url: str, what: str) -> str:
     """`_THERE`, or why not; in a thread, since a name's look-up has no time limit of its own."""
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(_ask(needed, name)), daemon=True).start()
+    threading.Thread(target=lambda: answers.put(_ask(url, what)), daemon=True).start()
     try:
         return answers.get(timeout=SECONDS)
     except queue.Empty:
         return f"the hub gave no answer in {SECONDS:.0f} s"
 
 
-def _ask(needed: HubFiles, name: str) -> str:
+def _ask(url: str, what: str) -> str:
     import httpx
-    from huggingface_hub import get_token, hf_hub_url
+    from huggingface_hub import get_token
 
     try:
-        url = hf_hub_url(needed.repository, name, revision=needed.revision)
         headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
         code = httpx.head(url, headers=headers, timeout=SECONDS, follow_redirects=False).status_code
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return f"the hub cannot be reached ({type(error).__name__}: {first_line(error)})"
     if code in (401, 403):
-        return f"{_NO_SUCH}public model of that name (it answered {code}; for one that asks for consent, set HF_TOKEN)"
+        return f"{_NO_SUCH}public repository of that name (it answered {code}; for one that asks for consent, set HF_TOKEN)"
     if code == 404:
-        return f"{_NO_SUCH}{name} there"
+        return f"{_NO_SUCH}{what}"
     return _THERE if code < 400 else f"the hub answered {code}"
 
 

@@ -129,7 +129,7 @@ def test_what_the_hub_has_will_be_fetched() -> None:
     ("repository", "why"),
     [
         ("someone/other", "the hub has no config.json there"),
-        ("gated/bert", r"no public model of that name \(it answered 401; .* HF_TOKEN"),
+        ("gated/bert", r"no public repository of that name \(it answered 401; .* HF_TOKEN"),
         ("slow/bert", "gave no answer|timed out"),
     ],
 )

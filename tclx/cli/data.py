@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 EXAMPLE = "Example:  tclx data write experiments/quickstart.yaml scenes"
+
+DATA_SET = "datasets:"
+"""In front of the name of a data set where files are expected."""
 
 HELP = "Check images before training; convert annotation files; pack into shards; write generated data."
 
@@ -65,7 +68,12 @@ app.command(epilog="Example:  tclx data check experiments/quickstart.yaml --html
 
 @app.command("import", epilog="Example:  tclx data import captions.csv -o converted --to coco")
 def import_(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Annotation files, or a folder of images.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Annotation files, a folder of images, or datasets:NAME (a folder, or of the hub)."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write; nothing is overwritten.")],
     to: Annotated[ImportFormat, typer.Option("--to", help="The format to write.")] = ImportFormat.json,
     image_column: Annotated[str | None, typer.Option("--image-column", help="Column or key of the image's path.")] = None,
@@ -73,25 +81,34 @@ def import_(
         list[str] | None, typer.Option("--caption-column", help="Column or key of a caption; may be repeated.")
     ] = None,
     splits: Annotated[list[str] | None, typer.Option("--split", help="Only this split of the files; may be repeated.")] = None,
+    subset: Annotated[str | None, typer.Option("--subset", help="Of a data set that has several.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many images.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write annotation files of any format as another, a file a split.
 
-    Images that a Parquet table or a folder of `datasets` holds are written out, too.
+    Images that a Parquet table or a folder of `datasets` holds are written out, too; so are those of a data set of the hub,
+    which is fetched if needed.
     """
-    from tclx.data.importing import import_data
-    from tclx.spec.data import FilesSource
+    from tclx.data.importing import data_set, import_data
+    from tclx.spec.data import DatasetsSource, FilesSource, OwnData
 
-    source = FilesSource(
-        source="files",
-        files=tuple(str(path.absolute()) for path in files),
-        image_root=str(Path.cwd()),
-        image_column=image_column,
-        caption_columns=tuple(caption_columns or ()),
-        split=tuple(splits or ()),
-        limit=limit,
-    )
+    choice: dict[str, Any] = {"image_column": image_column, "limit": limit}
+    choice |= {"caption_columns": tuple(caption_columns or ()), "split": tuple(splits or ())}
+    source: OwnData
+    if str(files[0]).startswith(DATA_SET):
+        if len(files) > 1:
+            raise InputError(Problem("", f"{files[0]} is a data set, which is imported alone", "one command for each"))
+        name = str(files[0]).removeprefix(DATA_SET)
+        name = str(Path(name).absolute()) if name.startswith((".", "/", "~")) else name
+        source = data_set(DatasetsSource(source="datasets", name=name, subset=subset, **choice), say=say)
+    else:
+        if subset is not None:
+            raise InputError(
+                Problem("", "--subset is of a data set, and files have none", f"{DATA_SET}NAME in place of a file")
+            )
+        paths = tuple(str(path.absolute()) for path in files)
+        source = FilesSource(source="files", files=paths, image_root=str(Path.cwd()), **choice)
     written = import_data(source, output, target=to.value)
     if as_json:
         print_json([{**one._asdict(), "path": str(one.path)} for one in written])

@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 from tclx.data.filtering import SizeFilter
 from tclx.data.formats.entry import ROWS_WANTED, Unreadable
 from tclx.data.formats.naming import Naming
-from tclx.data.formats.reading import JSON_LIST, open_entries
+from tclx.data.formats.reading import JSON_LIST, open_rows
 from tclx.data.forms.form import Fault, Faults, Item
 from tclx.data.forms.table import FORMS, forms_with
+from tclx.data.hosted import Place, StoredRow
 from tclx.data.problems import Problems
 from tclx.data.selected import Selection
+from tclx.data.sources.source import StoredFile
 from tclx.errors import InputError, Problem
+from tclx.spec.data import DatasetsSource
 
 if TYPE_CHECKING:
     from tclx.spec.data import OwnData
@@ -135,12 +138,12 @@ def read_annotations(source: OwnData, *, key: str, training: bool) -> Annotation
             number.
     """
     problems = Problems(f"{key}.{source.files_key}")
-    naming, formats = Naming.of(source), list[str]()
-    reader = _Reader(source, naming, Selection(source, key), training=training)
+    formats = list[str]()
+    reader = _Reader(source, Naming.of(source), Selection(source, key), training=training)
     for path in source.files:
         reader.packer.begin_file()
         try:
-            opened = open_entries(Path(path), naming)
+            opened = open_rows(source, path)
             formats.append(opened.format)
             for entry in opened.entries:
                 try:
@@ -163,7 +166,7 @@ class _Reader:
     def __init__(self, source: OwnData, naming: Naming, selection: Selection, *, training: bool) -> None:
         self._source, self._naming, self._training = source, naming, training
         self._form = FORMS.get(source.form)
-        self._selection, self._sizes = selection, SizeFilter(source)
+        self._selection, self._sizes = selection, SizeFilter(source, lambda image: stored_image(source, image))
         self._num_without_caption = 0
         self.packer = _Packer(num_images=self._form.num_images if self._form else 1, gathers=source.form == "captions")
 
@@ -231,9 +234,11 @@ def _a_row_a_caption(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"image_id": row.get("image"), **row, "caption": caption}
 
 
-def image_path(source: OwnData, image: str) -> Path:
-    """Where a row's image lies: absolute as written, relative from the image root."""
-    return Path(source.image_root, image)
+def stored_image(source: OwnData, image: str) -> StoredFile | StoredRow:
+    """A row's image: of a data set its row; else a file, absolute as written, relative from the image root."""
+    if isinstance(source, DatasetsSource):
+        return StoredRow(Place.of(source), source.image_column, image)
+    return StoredFile(Path(source.image_root, image))
 
 
 def _faults(item: Any, source: OwnData, *, training: bool) -> Iterator[tuple[str, str | None]]:

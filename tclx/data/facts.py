@@ -166,7 +166,7 @@ def refuse_bad_images(
         shown = [Problem(bad.key, f"{bad.path}: {bad.reason}") for bad in check.bad[:MAX_BAD_SHOWN]]
         hint = "mend or remove them" if skips else "mend or remove them, or train past them with data.bad_images.policy: skip"
         if len(check.bad) == check.num_images:
-            hint = "when none can be used, look at data.train.image_root and data.val.image_root"
+            hint = "when none can be used, look at image_root, or where else data.train and data.val have images"
         raise InputError(*shown, Problem("", f"{len(check.bad):,} of {check.num_images:,} images cannot be used", hint))
     return check
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tclx.data.hosted import StoredRow
+    from tclx.data.sources.source import StoredFile
     from tclx.spec.data import OwnData
 
 TOO_SMALL = "below `min_side`"
@@ -17,12 +18,16 @@ TOO_LONG = "above `max_aspect`"
 class SizeFilter:
     """A source's `min_side` and `max_aspect`.
 
+    Args:
+        source: the source.
+        stored: where an image of that name is.
+
     Attributes:
         left_out: images so far, by cause.
     """
 
-    def __init__(self, source: OwnData) -> None:
-        self._root, self._min_side, self._max_aspect = source.image_root, source.min_side or 0, source.max_aspect
+    def __init__(self, source: OwnData, stored: Callable[[str], StoredFile | StoredRow]) -> None:
+        self._stored, self._min_side, self._max_aspect = stored, source.min_side or 0, source.max_aspect
         self._takes_all = source.min_side is None and source.max_aspect is None
         self._judged: dict[str, bool] = {}
         self.left_out: Counter[str] = Counter()
@@ -46,10 +51,10 @@ class SizeFilter:
         return self._judged[image]
 
     def _cause(self, image: str) -> str | None:
-        from tclx.data.images import BadImage, read_size  # planning opens no image where nothing is asked of its size
+        from tclx.data.images import BadImage  # planning opens no image where nothing is asked of its size
 
         try:
-            shorter, longer = sorted(read_size(Path(self._root, image)))
+            shorter, longer = sorted(self._stored(image).read_size())
         except BadImage:
             return None
         if shorter < self._min_side:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, BinaryIO, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import simplejpeg
@@ -108,11 +108,22 @@ def read_size(path: Path, *, as_stored: bool = False) -> tuple[int, int]:
         BadImage: with the reason.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), open_ordinary(path) as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            return (height, width) if not as_stored and orientation(image) >= 5 else (width, height)
+        with open_ordinary(path) as file:
+            return size_in(file, path, as_stored=as_stored)
     except FileNotFoundError:
         raise BadImage(path, "does not exist") from None
+    except OSError as error:
+        raise BadImage(path, f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL or half a character in the path
+        raise BadImage(path, f"is no path that a file can have: {error}") from None
+
+
+def size_in(file: BinaryIO, path: Path | str, *, as_stored: bool = False) -> tuple[int, int]:
+    """As `read_size`, of an open file that messages call `path`."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if not as_stored and orientation(image) >= 5 else (width, height)
     except UnidentifiedImageError:
         raise BadImage(path, f"is not an image in a known format ({READ_FORMATS} are read)") from None
     except OSError as error:

@@ -6,19 +6,19 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from tclx.data.annotations import Annotations, read_annotations
+from tclx.data.annotations import Annotations, read_annotations, stored_image
 from tclx.data.captions import clean_caption
 from tclx.data.formats.entry import Unreadable
-from tclx.data.formats.naming import Naming
-from tclx.data.formats.reading import open_entries
+from tclx.data.formats.reading import open_rows
+from tclx.data.hosted import Place, prepare
 from tclx.data.kinds import HEAD_BYTES, kind_of_file
 from tclx.errors import InputError, Problem
 from tclx.files import machine_error, replacing
-from tclx.spec.data import FilesSource, OwnData
+from tclx.spec.data import BadImagesSpec, DatasetsSource, FilesSource, OwnData
 
 Target = Literal["json", "retrieval", "jsonl", "csv", "tsv", "coco", "karpathy", "flickr", "parquet"]
 """`json` is ALBEF's list with a row an image, `retrieval` its list with a row a caption."""
@@ -39,6 +39,20 @@ class Written(NamedTuple):
     """Captions whose tabs or line ends became spaces, since the format has no place for them."""
     image_root: str | None
     """Where the images lie that were taken out of the data; None where paths are as they were."""
+
+
+def data_set(source: DatasetsSource, *, say: Callable[[str], None]) -> DatasetsSource:
+    """A data set that is on this machine, fetched if needed.
+
+    Raises:
+        InputError: it is none that can be read.
+        MachineError: it cannot be fetched.
+    """
+    try:
+        prepare(Place.of(source), say)
+    except Unreadable as error:
+        raise InputError(Problem("", f"{source.name}{error.message}", error.hint)) from error
+    return source
 
 
 def import_data(source: OwnData, folder: Path, *, target: Target) -> list[Written]:
@@ -168,10 +182,9 @@ def _rows(source: OwnData) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: a file cannot be read.
     """
-    naming = Naming.of(source)
     for path in source.files:
         try:
-            for entry in open_entries(Path(path), naming).entries:
+            for entry in open_rows(source, path).entries:
                 if isinstance(entry.value, dict):
                     yield entry.value
         except Unreadable as error:
@@ -190,13 +203,33 @@ def marked_splits(source: OwnData) -> list[str]:
     return [name for name, _ in found.most_common() if name is not None]
 
 
-def _held(row: dict[str, Any], source: OwnData) -> dict[str, Any] | None:
-    """The bytes and the name of an image that a row holds."""
+class _Held(NamedTuple):
+    content: bytes
+    path: str
+
+
+def _held(row: dict[str, Any], source: OwnData) -> _Held | None:
+    """The image that a row holds, and what it was called."""
     value = row.get(source.image_column or "image")
-    return value if isinstance(value, dict) and isinstance(value.get("bytes"), bytes) else None
+    if isinstance(source, DatasetsSource):
+        return _held_by_data_set(source, str(value))
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return _Held(value["bytes"], value.get("path") or "")
+    return None
+
+
+def _held_by_data_set(source: DatasetsSource, row: str) -> _Held:
+    from tclx.data.images import BadImage
+
+    try:
+        return _Held(stored_image(source, row).read_bytes(max_pixels=BadImagesSpec().max_pixels), "")
+    except BadImage as error:
+        raise InputError(Problem("", str(error))) from error
 
 
 def _holds_images(source: OwnData) -> bool:
+    if isinstance(source, DatasetsSource):
+        return True
     first = next(_rows(source), None)
     return first is not None and _held(first, source) is not None
 
@@ -213,13 +246,15 @@ def _with_images_taken_out(source: OwnData, folder: Path, root: Path) -> OwnData
     root.mkdir()
     with replacing(rows_file) as file:
         for number, row in enumerate(_rows(source)):
+            if source.split and row.get("split", source.split[0]) not in source.split:
+                continue
             held = _held(row, source)
             if held is None:
                 raise InputError(Problem("", f"row {number} holds no image, and others do"))
-            stem = PurePosixPath(held.get("path") or "").stem
-            kind = (kind_of_file(held["bytes"][:HEAD_BYTES]) or "").removesuffix(" image")
+            stem = PurePosixPath(held.path).stem
+            kind = (kind_of_file(held.content[:HEAD_BYTES]) or "").removesuffix(" image")
             name = f"{number:09d}{'-' + stem if stem else ''}{_IMAGE_SUFFIXES.get(kind, '.image')}"
-            (root / name).write_bytes(held["bytes"])
+            (root / name).write_bytes(held.content)
             others = {key: value for key, value in row.items() if isinstance(value, str | int | float | list)}
             file.write((json.dumps({**others, "image": name}, ensure_ascii=False, default=str) + "\n").encode())
     changes = {"files": (str(rows_file),), "image_root": str(root), "source": "files", "image_column": None}

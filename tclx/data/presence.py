@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tclx.data.annotations import Annotations, image_path
+from tclx.data.annotations import Annotations
 from tclx.errors import Problem
 
 if TYPE_CHECKING:
-    from tclx.spec.data import OwnData
+    from tclx.spec.data import FileData
 
 LOOKED_AT = 16
 """Images of one file: its first, its last, and others evenly between."""
@@ -22,7 +22,7 @@ MAX_LISTED = 10_000
 """Names of a folder that are compared with the one that is missing, and folders that are tried instead of image_root."""
 
 
-def missing_images(source: OwnData, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
+def missing_images(source: FileData, annotations: Annotations, *, key: str, all_needed: bool) -> Iterator[Problem]:
     """At most one problem: the images looked for are not there.
 
     Args:
@@ -35,11 +35,11 @@ def missing_images(source: OwnData, annotations: Annotations, *, key: str, all_n
     missing = [image for image in images if not _is_there(source, image)]
     if len(missing) == len(images):
         root = Path(source.image_root)
-        example = f"none of {len(images)} images looked for is there: {image_path(source, missing[0])} does not exist"
+        example = f"none of {len(images)} images looked for is there: {_path(source, missing[0])} does not exist"
         yield Problem(f"{key}.{source.root_key}", example, way_on(root, missing))
     elif missing and all_needed:
-        example = f"{len(missing)} of {len(images)} images looked for do not exist, the first: {image_path(source, missing[0])}"
-        hint = near_name(image_path(source, missing[0])) or "`tclx data check` names all that are missing"
+        example = f"{len(missing)} of {len(images)} images looked for do not exist, the first: {_path(source, missing[0])}"
+        hint = near_name(_path(source, missing[0])) or "`tclx data check` names all that are missing"
         yield Problem(f"{key}.{source.files_key}", example, hint)
 
 
@@ -55,10 +55,15 @@ def _sample(annotations: Annotations) -> list[str]:
     return [annotations.images[number] for number in numbers]
 
 
-def _is_there(source: OwnData, image: str) -> bool:
+def _path(source: FileData, image: str) -> Path:
+    """Absolute as written, relative from the image root."""
+    return Path(source.image_root, image)
+
+
+def _is_there(source: FileData, image: str) -> bool:
     """Anything of that name; whether it is an image is seen when it is opened."""
     try:
-        return image_path(source, image).exists()
+        return _path(source, image).exists()
     except OSError:  # a folder that may not be entered: opening says so
         return True
 

@@ -5,13 +5,17 @@ A job on a compute node finds out after hours in a queue; `tclx plan` and `tclx 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tclx import hub
-from tclx.errors import MachineError
+from tclx.data.formats.entry import Unreadable
+from tclx.data.hosted import Place, prepare
+from tclx.errors import InputError, MachineError, Problem, placed
 from tclx.hub import HubFiles
 from tclx.model.downloads import hub_files
+from tclx.spec.data import DatasetsSource
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.load import Experiment
 
 
 def check_downloads(specs: Iterable[ExperimentSpec], *, with_image: bool) -> list[str]:
@@ -44,25 +48,35 @@ def check_downloads(specs: Iterable[ExperimentSpec], *, with_image: bool) -> lis
     ]
 
 
-def fetch_all(specs: Iterable[ExperimentSpec], *, say: Callable[[str], None]) -> bool:
-    """Fetch what runs take from the hub and the cache lacks; returns whether they take anything.
+def fetch_all(experiments: Sequence[Experiment], *, say: Callable[[str], None]) -> bool:
+    """Fetch what runs take from the hub and the cache lacks, and prepare their data sets; returns whether they take anything.
 
     Args:
-        specs: of the runs.
+        experiments: of the runs.
         say: is told of every repository.
 
     Raises:
-        InputError: as `hub_files`.
+        InputError: as `hub_files`, or a data set is none that can be read.
         MachineError: something cannot be fetched.
     """
-    wanted = dict.fromkeys(needed for spec in specs for needed in hub_files(spec, with_image=True))
+    data_sets = set[Place]()
+    for spec, origins in experiments:
+        for key, source in spec.data.single_sources():
+            if isinstance(source, DatasetsSource) and (place := Place.of(source)) not in data_sets:
+                data_sets.add(place)
+                try:
+                    prepare(place, say)
+                except Unreadable as error:
+                    problem = Problem(f"{key}.name", f"{place.name}{error.message}", error.hint)
+                    raise InputError(placed(problem, origins)) from error
+    wanted = dict.fromkeys(needed for one in experiments for needed in hub_files(one.spec, with_image=True))
     for needed in wanted:
         if hub.in_cache(needed):
             say(f"{needed.repository}: is in the cache already ({needed.key})")
             continue
         num_bytes = hub.fetch(needed)
         say(f"{needed.repository}: {num_bytes / 2**20:,.1f} MiB fetched ({needed.key})")
-    return bool(wanted)
+    return bool(wanted or data_sets)
 
 
 def why_not(needed: HubFiles) -> str | None:

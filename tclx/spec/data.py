@@ -140,6 +140,40 @@ class FolderSource(OwnSource):
         yield NamedPath("folder", self.folder, "folder")
 
 
+class DatasetsSource(OwnSource):
+    """A data set that the `datasets` library reads: of the hub by its name, or a folder."""
+
+    files_key: ClassVar = "name"
+    root_key: ClassVar = "name"
+
+    source: Literal["datasets"]
+    """A data set with the images in it; `tclx fetch` brings it to this machine, and runs read it there."""
+    form: Literal["captions"] = "captions"
+    """All captions of a row are gathered, and one of them is drawn per epoch."""
+    name: HubName
+    """`owner/name` on the hub, or a local folder that `datasets` reads or has saved (written `./folder` or `/folder`)."""
+    subset: Annotated[str, Field(min_length=1)] | None = None
+    """Which part of the data set, where it has several (its "config")."""
+    revision: Annotated[str, text_like(r"^[0-9a-f]{40}$", "a commit of 40 hexadecimal digits")] | None = None
+    """The commit of the data set on the hub; null takes the one that was prepared last on this machine."""
+    approximate_rows: Count | None = None
+    """Roughly how many rows it holds, so that `tclx plan --without-data` can count steps where it is not."""
+
+    @model_validator(mode="after")
+    def _folders_have_no_commits(self) -> Self:
+        if self.revision is not None and self.name.startswith("/"):
+            raise Conflict("`revision` is a commit on the hub, and `name` is a folder", "revision")
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def paths(self) -> Iterator[NamedPath]:
+        if self.name.startswith("/"):
+            yield NamedPath("name", self.name, "folder")
+
+
 class ShardCacheSpec(Section):
     """Where shards are kept while they are read; all processes of a machine share it."""
 
@@ -177,9 +211,11 @@ class ShardsSource(SourceSection):
             yield "folder", self.folder
 
 
-OwnData = FilesSource | FolderSource
+FileData = FilesSource | FolderSource
+"""Images are files of their own."""
+OwnData = FileData | DatasetsSource
 
-SingleSource = ScenesSource | FilesSource | FolderSource | ShardsSource
+SingleSource = ScenesSource | FilesSource | FolderSource | DatasetsSource | ShardsSource
 
 
 class MixedSource(Section):
@@ -342,3 +378,12 @@ class DataSpec(Section):
     times as fast on photographs of 12 megapixels, with slightly other pixels."""
     num_workers: Annotated[int, Field(ge=0, le=128)] = 4
     """Data-loading worker processes per training process; results do not depend on it."""
+
+    def single_sources(self) -> Iterator[tuple[str, SingleSource]]:
+        """The sources with their key paths, those of mixtures one by one."""
+        for split in ("train", "val", "test"):
+            source = getattr(self, split)
+            if isinstance(source, MixtureSource):
+                yield from ((f"data.{split}.sources.{name}.data", one.data) for name, one in source.sources.items())
+            elif source is not None:
+                yield f"data.{split}", source

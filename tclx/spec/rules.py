@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tclx.errors import Problem
-from tclx.spec.data import DataSource, HubTokenizer, MixtureSource
+from tclx.spec.data import DatasetsSource, DataSource, HubTokenizer, MixtureSource
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.launch import SlurmLaunch
 from tclx.spec.model import ImageEncoderSpec
@@ -320,6 +320,9 @@ def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
         if (source := getattr(spec.data, split)) is not None:
             found = (client_problem(address, key=f"data.{split}.{key}") for key, address in source.addresses())
             yield from (problem for problem in found if problem is not None)
+    for key, source in spec.data.single_sources():
+        if isinstance(source, DatasetsSource) and find_spec("datasets") is None:
+            yield Problem(f"{key}.source", "the package datasets is not installed", "pip install 'tclx[datasets]'")
     if spec.tracking.tensorboard and find_spec("tensorboard") is None:
         hint = "pip install 'tclx[tensorboard]', or leave the key out: `tclx tensorboard` gives a run its copy later, too"
         yield Problem("tracking.tensorboard", "the package tensorboard is not installed", hint)

@@ -10,6 +10,7 @@ from tclx.metrics import of_one_split
 from tclx.provenance import describe_code
 from tclx.report.results import Selection, format_chance, format_spread, read_runs, summarise
 from tclx.spec.data import (
+    DatasetsSource,
     DataSource,
     FilesSource,
     FolderSource,
@@ -83,6 +84,9 @@ def _data(source: DataSource | None) -> str:
             return "none"
         case FilesSource():
             return f"files ({source.form}): " + ", ".join(Path(name).name for name in source.files)
+        case DatasetsSource():
+            commit = f", commit {source.revision}" if source.revision is not None else ""
+            return f"{source.name}{f', subset {source.subset}' if source.subset is not None else ''}{commit}"
         case FolderSource() | ShardsSource():
             return f"{source.source} ({source.form}): {Path(source.folder).name}"
         case MixtureSource():

@@ -199,7 +199,7 @@ WRONG = {
     ),
     "a mixture of mixtures": (
         mixture(a={"data": mixture(b={"data": scenes(4)})}),
-        "data.train.sources.a.data.source: must be one of scenes, files, folder, shards, not `mixture`",
+        "data.train.sources.a.data.source: must be one of scenes, files, folder, datasets, shards, not `mixture`",
     ),
     "no source": (mixture(), "data.train.sources: must be a list of at least 1"),
     "a name with a dot": (mixture(**{"a.b": {"data": scenes(4)}}), "a name of small letters, digits and _"),

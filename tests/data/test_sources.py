@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
+import datasets
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "scenes": {"num_images": 3, "split": "val"},
     "shards": {"folder": "tars"},
     "folder": {"folder": "photos"},
+    "datasets": {"name": "saved"},
     "mixture": {
         "sources": {
             "made": {"data": {"source": "scenes", "num_images": 1, "split": "val"}},
@@ -55,6 +57,13 @@ def folder(tmp_path: Path) -> Path:
             tar.add(tmp_path / f"{number}.jpg", f"{number}.jpg")
             (tmp_path / "captions").write_text(json.dumps({"caption": [f"{number} {k}" for k in range(5)]}))
             tar.add(tmp_path / "captions", f"{number}.json")
+    columns = {
+        "image": [{"bytes": (tmp_path / f"{number}.jpg").read_bytes(), "path": None} for number in range(3)],
+        "caption": [[f"{number} {k}" for k in range(5)] for number in range(3)],
+    }
+    features = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    datasets.DatasetDict({"train": rows, "val": rows}).save_to_disk(str(tmp_path / "saved"))
     return tmp_path
 
 
@@ -62,8 +71,8 @@ def sample(name: str, folder: Path, **changes: Any) -> DataSource:
     fields = {"source": name, **SAMPLES[name], **changes}
     if "files" in fields:
         fields |= {"files": [str(folder / file) for file in fields["files"]], "image_root": str(folder)}
-    if "folder" in fields:
-        fields["folder"] = str(folder / fields["folder"])
+    for key in {"folder", "name"} & {*fields}:
+        fields[key] = str(folder / fields[key])
     section: DataSource = SECTIONS[name].model_validate_json(json.dumps(fields))
     return section
 

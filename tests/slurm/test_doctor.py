@@ -89,7 +89,8 @@ def test_gpus_that_slurm_has_and_torch_does_not_see_are_a_problem(cluster: Clust
 
 def test_a_node_that_is_busy_is_waited_for_and_then_left_alone(cluster: Cluster, tmp_path: Path) -> None:
     cluster.wait_for_nodes()
-    holding = ["sbatch", "--parsable", "--nodelist=n2", "--exclusive", "--partition=gpu", "--wrap=sleep 300"]
+    quiet = ("--parsable", "--output=/dev/null")
+    holding = ["sbatch", *quiet, "--nodelist=n2", "--exclusive", "--partition=gpu", "--wrap=sleep 300"]
     job = slurm.call(holding).strip()
     try:
         wait_until(lambda: slurm.job_state(job) == "RUNNING")

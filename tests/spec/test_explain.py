@@ -36,7 +36,7 @@ def test_what_is_said_of_a_key() -> None:
     assert (device.values, device.default) == ("auto, cpu, cuda or mps", "auto")
     assert "evaluation.every_steps" in explain("evaluation.every_epochs")[0].together_with
     assert {one.goes_with for one in explain("data.train.source")} == {
-        f"source: {name}" for name in ("scenes", "files", "folder", "shards", "mixture")
+        f"source: {name}" for name in ("scenes", "files", "folder", "datasets", "shards", "mixture")
     }
     assert explain("data.train.num_images")[0].goes_with == "source: scenes"
     assert explain("launch.sbatch_options")[0].values.startswith("names of your own")

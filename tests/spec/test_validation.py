@@ -33,7 +33,7 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
         "toy.yaml:4:43: model.text_encoder.num_layers: must be a whole number, not the text `six`\n"
         "toy.yaml:5:3: model.queue_size: must be at least 0, not -1\n"
         "toy.yaml:7:9: objectives.cma.weight: must be greater than 0, not 0\n"
-        "toy.yaml:9:11: data.train.source: must be one of scenes, files, folder, shards, mixture, not `scene` "
+        "toy.yaml:9:11: data.train.source: must be one of scenes, files, folder, datasets, shards, mixture, not `scene` "
         "(did you mean `scenes`?)\n"
         "toy.yaml:11:1: training.batch_size_per_gpu: missing"
     )
@@ -62,7 +62,7 @@ def test_the_text_of_five_mistakes_at_once(tmp_path: Path) -> None:
         (
             "source: scenes, split: train",
             "split: train",
-            "16:3: data.train.source: missing (one of scenes, files, folder, shards, mixture)",
+            "16:3: data.train.source: missing (one of scenes, files, folder, datasets, shards, mixture)",
         ),
         (
             "split: train",
@@ -171,7 +171,9 @@ def test_the_walk_over_the_spec_finds_paths_kinds_and_leaves() -> None:
         "init.experiment",
         "init.checkpoint",
     }
-    assert {key for key, place in places.items() if place.is_hub_name} == {"model.text_encoder.name", "data.tokenizer.name"}
+    data_sets = {f"data.{split}.name" for split in ("train", "val", "test")}
+    hub_names = {key for key, place in places.items() if place.is_hub_name}
+    assert hub_names == {"model.text_encoder.name", "data.tokenizer.name", *data_sets}
     assert {key: place.tag for key, place in places.items() if place.tag} == {
         "data.train": "source",
         "data.val": "source",

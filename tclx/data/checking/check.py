@@ -22,7 +22,7 @@ from tclx.data.images import BadImage
 from tclx.data.overlap import DUPLICATES_TOLERATED, PAIRS, consequence, examples
 from tclx.data.sources.opening import open_source
 from tclx.data.sources.source import StoredFile
-from tclx.spec.data import MixtureSource, ShardsSource
+from tclx.spec.data import DatasetsSource, ShardsSource
 from tclx.tasks.task import CAPTION_FORMS
 
 if TYPE_CHECKING:
@@ -60,15 +60,8 @@ def parts_of(data: DataSpec, others: Mapping[str, Sequence[Path]]) -> list[Part]
     Raises:
         InputError: annotation files or shards are wrong.
     """
-    sections: dict[str, SourceSpec] = {}
-    for name in ("train", "val", "test"):
-        section = getattr(data, name)
-        if isinstance(section, MixtureSource):
-            sections |= {f"data.{name}.sources.{own}.data": one.data for own, one in section.sources.items()}
-        elif section is not None:
-            sections[f"data.{name}"] = section
     parts, first = list[Part](), 0
-    for key, one in sections.items():
+    for key, one in data.single_sources():
         source: Any = open_source(one, key=key)
         images = source.stored_images
         parts.append(Part(key, ".".join(key.split(".")[:2]), one, source, images, first))
@@ -306,5 +299,7 @@ def _place(part: Part) -> str:
     """The folder of a part's images, whatever is selected of them."""
     if part.section is None:
         return str(next((Path(str(image)).parent for image in part.images), ""))
+    if isinstance(part.section, DatasetsSource):
+        return part.section.name
     root = part.section.folder if isinstance(part.section, ShardsSource) else getattr(part.section, "image_root", "")
     return os.path.abspath(root)  # noqa: PTH100 no links are followed: a stamp names an image as the spec does

@@ -20,7 +20,7 @@ from tclx.data.forms.table import FORMS
 from tclx.data.sources.files import Files
 from tclx.errors import InputError, Problem
 from tclx.files import machine_error, replacing
-from tclx.spec.data import ShardsSource
+from tclx.spec.data import DatasetsSource, ShardsSource
 
 LEFT_OUT = "left_out.jsonl"
 """A line for every image that is left out."""
@@ -116,6 +116,9 @@ def _refuse_uncleanable(part: Part) -> None:
     if isinstance(part.section, ShardsSource):
         hint = "clean the files that they were packed from, and pack those"
         raise InputError(Problem(part.key, "is packed: a list of files cannot name images in shards", hint))
+    if isinstance(part.section, DatasetsSource):
+        hint = "`tclx data import` writes its images as files; clean those"
+        raise InputError(Problem(part.key, "is a data set of `datasets`: a list of files cannot name images in it", hint))
 
 
 def _judge(checked: Checked, filters: Filters) -> _Verdict:

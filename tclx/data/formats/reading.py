@@ -18,7 +18,11 @@ from tclx.data.formats.flickr import TOKEN, read_tokens
 from tclx.data.formats.json_text import read_lines, read_list
 from tclx.data.formats.naming import Naming
 from tclx.data.formats.tables import LINES_LOOKED_AT, read_table, recognise_table
+from tclx.data.hosted import Place
+from tclx.data.hosted import entries as hosted_entries
+from tclx.data.hosted import opened as opened_data_set
 from tclx.data.kinds import kind_of_file, open_ordinary
+from tclx.spec.data import DatasetsSource, OwnData
 
 
 class Opened(NamedTuple):
@@ -28,6 +32,18 @@ class Opened(NamedTuple):
     """In words: "CSV"."""
     entries: Iterator[Entry]
     """Raises Unreadable while it is iterated over."""
+
+
+def open_rows(source: OwnData, file: str) -> Opened:
+    """The rows of one of a source's files.
+
+    Raises:
+        Unreadable: as `open_entries`, or of a data set `tclx.data.hosted.entries`.
+    """
+    if isinstance(source, DatasetsSource):
+        place = Place.of(source)
+        return Opened(opened_data_set(place).what, hosted_entries(place, source.image_column))
+    return open_entries(Path(file), Naming.of(source))
 
 
 def open_entries(path: Path, naming: Naming) -> Opened:

@@ -1,4 +1,4 @@
-"""Annotation files and a folder of images as a source, and a folder with both."""
+"""Annotation files and a folder of images as a source, a folder with both, and a data set of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tclx.data.annotations import Annotations, image_path, read_annotations
+from tclx.data.annotations import Annotations, read_annotations, stored_image
 from tclx.data.forms.form import Item
 from tclx.data.forms.table import FORMS
 from tclx.data.order import Block
 from tclx.data.overlap import examples, repeats
 from tclx.data.presence import missing_images
-from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize, StoredFile
+from tclx.data.sources.source import ROWS_SHOWN, Description, SourceSize, StoredImage
+from tclx.spec.data import DatasetsSource
 
 if TYPE_CHECKING:
     from tclx.data.images import Pixels
@@ -55,7 +56,7 @@ class Files:
     @property
     def description(self) -> Description:
         rows = self.annotations
-        named = [f"{Path(file).name}: {taken}" for file, taken in zip(self._source.files, rows.formats, strict=True)]
+        named = [f"{_short(file)}: {taken}" for file, taken in zip(self._source.files, rows.formats, strict=True)]
         more = f" and {len(named) - MAX_FILES_NAMED} more" if len(named) > MAX_FILES_NAMED else ""
         numbers = range(min(ROWS_SHOWN, rows.num_rows))
         first = [(rows.images[rows.image_of_row[row]], rows.captions[rows.caption_start[row]]) for row in numbers]
@@ -74,11 +75,12 @@ class Files:
         return FileRows(self._source, self.annotations, spec, by_row=by_row)
 
     @property
-    def stored_images(self) -> Sequence[StoredFile]:
-        return [StoredFile(image_path(self._source, name)) for name in self.annotations.images]
+    def stored_images(self) -> Sequence[StoredImage]:
+        return [stored_image(self._source, name) for name in self.annotations.images]
 
     def missing(self, *, all_needed: bool) -> Iterator[Problem]:
-        return missing_images(self._source, self.annotations, key=self._key, all_needed=all_needed)
+        if not isinstance(self._source, DatasetsSource):  # which has its images with it
+            yield from missing_images(self._source, self.annotations, key=self._key, all_needed=all_needed)
 
     def warnings(self) -> Iterator[str]:
         for cause, number in self.annotations.left_out.items():
@@ -95,7 +97,7 @@ class Files:
             return f"{names[1]} reads files that {names[0]} reads: {examples(same_files)}"
         # By path; only those with a common last name are compared in full.
         paths = {other._normal(image): image for image in other.annotations.images}
-        last_names = {path.rpartition("/")[2] for path in paths}
+        last_names = {image.rpartition("/")[2] for image in paths.values()}
         also = {self._normal(image) for image in self.annotations.images if image.rpartition("/")[2] in last_names}
         if shared := [image for path, image in paths.items() if path in also]:
             counted = f"{len(shared):,} of {len(other.annotations.images):,} images of {names[1]}"
@@ -103,19 +105,26 @@ class Files:
         return None
 
     def _normal(self, image: str) -> str:
+        if isinstance(self._source, DatasetsSource):
+            return str(stored_image(self._source, image))
         root = os.path.abspath(self._source.image_root)  # noqa: PTH100 4 million of them
         return os.path.normpath(os.path.join(root, image))  # noqa: PTH118
+
+
+def _short(file: str) -> str:
+    """A file's own name; of a data set all of it."""
+    return Path(file).name if file.startswith("/") else file
 
 
 class FileRows:
     """Images are decoded when asked for."""
 
     def __init__(self, source: OwnData, annotations: Annotations, spec: ExperimentSpec, *, by_row: bool) -> None:
-        from tclx.data.images import image_reader  # planning needs none of it
+        from tclx.data.images import image_decoder  # planning needs none of it
 
         self._source, self._annotations = source, annotations
         self.image_index = np.arange(annotations.num_rows) if by_row else annotations.image_index
-        self._read = image_reader(spec, reduces=True)
+        self._decode, self._max_pixels = image_decoder(spec, reduces=True), spec.data.bad_images.max_pixels
 
     @property
     def num_rows(self) -> int:
@@ -129,10 +138,14 @@ class FileRows:
         return [self._annotations.captions[number] for number in self._annotations.captions_of(row)]
 
     def image(self, row: int) -> Pixels:
-        return self._read(image_path(self._source, self._annotations.names_of(row)[0]))
+        return self._read(self._annotations.names_of(row)[0])
 
     def images(self, row: int) -> list[Pixels]:
-        return [self._read(image_path(self._source, name)) for name in self._annotations.names_of(row)]
+        return [self._read(name) for name in self._annotations.names_of(row)]
+
+    def _read(self, name: str) -> Pixels:
+        stored = stored_image(self._source, name)
+        return self._decode(stored.read_bytes(max_pixels=self._max_pixels), str(stored))
 
     def item(self, row: int) -> Item:
         return self._annotations.item(row)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never, cast
 
-from tclx.spec.data import DataSource, DataSpec, FilesSource, FolderSource, MixtureSource, ScenesSource, ShardsSource
+from tclx.spec.data import (
+    DatasetsSource,
+    DataSource,
+    DataSpec,
+    FilesSource,
+    FolderSource,
+    MixtureSource,
+    ScenesSource,
+    ShardsSource,
+)
 
 if TYPE_CHECKING:
     from tclx.data.sources.source import SingleSource, Source
@@ -20,7 +29,7 @@ def open_source(source: DataSource, *, key: str) -> Source:
     """
     training = key.startswith("data.train")
     match source:
-        case FilesSource() | FolderSource():
+        case FilesSource() | FolderSource() | DatasetsSource():
             from tclx.data.sources.files import Files
 
             return Files(source, key=key, training=training)

@@ -70,6 +70,12 @@ class StoredFile:
 
         return read_bytes(self.path, max_pixels=max_pixels)
 
+    def read_size(self) -> tuple[int, int]:
+        """Width and height from the header; raises as `read_bytes`."""
+        from tclx.data.images import read_size
+
+        return read_size(self.path)
+
     def stamp(self) -> bytes | None:
         return stamp_of(self.path)
 
