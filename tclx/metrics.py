@@ -13,24 +13,64 @@ from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
 from tclx.spec.objectives import TERMS
 from tclx.tasks.metric import Metric
 
-TOTAL_LOSS = Metric("loss/total", "Total loss", "nats", "lower")
+_SPREAD = "spread over the sphere: 0 where all are at one point, a collapse; about -4 where they are even."
+CPU_USE, MEMORY_USE = "speed/cpu_percent", "memory/machine_percent"
+GPU_USE, GPU_MEMORY_USE, GPU_POWER = "speed/gpu_percent", "memory/gpu_percent", "speed/gpu_watts"
+TOTAL_LOSS = Metric(
+    "loss/total",
+    "Total loss",
+    "nats",
+    "lower",
+    about="Weighted sum of the terms; a queue that fills raises it.",
+)
 OF_EVERY_RUN = (
     TOTAL_LOSS,
     Metric("learning_rate", "Learning rate"),
-    Metric("gradient_norm", "Gradient norm"),
-    Metric("soft_labels/weight", "Soft-label weight"),
+    Metric(
+        "gradient_norm",
+        "Gradient norm",
+        about="Length of the whole gradient before clipping; spikes precede runs that diverge.",
+    ),
+    Metric("soft_labels/weight", "Soft-label weight", about="How much the momentum model's opinion counts in the labels."),
     Metric("batch/accuracy", "Accuracy on training batches", "%"),
-    Metric("temperature/shared", "Temperature"),
-    Metric("health/alignment", "Alignment: distance within pairs"),
-    Metric("health/uniformity_image", "Uniformity of images"),
-    Metric("health/uniformity_text", "Uniformity of texts"),
-    Metric("health/modality_gap", "Modality gap"),
-    Metric("health/queue_fill", "Queue filled"),
-    Metric("health/queue_age_gap", "Queue's age gap (temperatures)"),
+    Metric(
+        "temperature/shared",
+        "Temperature",
+        about="What similarities are divided by; the lower, the more the nearest negatives count. At its lower bound something "
+        "is wrong.",
+    ),
+    Metric(
+        "health/alignment",
+        "Alignment: distance within pairs",
+        about="Mean squared distance of an image and its caption: 0 equal, 2 at right angles.",
+    ),
+    Metric("health/uniformity_image", "Uniformity of images", about=f"Images {_SPREAD}"),
+    Metric("health/uniformity_text", "Uniformity of texts", about=f"Texts {_SPREAD}"),
+    Metric(
+        "health/modality_gap",
+        "Modality gap",
+        about="Distance between the centres of images and of texts: 0 where they share a region, 2 where they live apart.",
+    ),
+    Metric("health/queue_fill", "Queue filled", about="Share of the queue that holds features already; 1 from then on."),
+    Metric(
+        "health/queue_age_gap",
+        "Queue's age gap (temperatures)",
+        about="How much less similar the queue's oldest negatives are than the batch's own: above 2 or so, telling "
+        "old from new lowers the loss and teaches nothing.",
+    ),
     Metric("data/bad_images", "Bad images so far"),
-    Metric("speed/images_per_second", "Images a second", better="higher"),
-    Metric("speed/share_waiting_for_data", "Share of the time waiting for data"),
-    Metric("memory/peak_gib", "Peak memory of the main process (GiB)", "GiB", "lower"),
+    Metric("speed/images_per_second", "Images a second", better="higher", about="Of all processes, in training steps alone."),
+    Metric(
+        "speed/share_waiting_for_data",
+        "Share of the time waiting for data",
+        about="Above a few percent more `data.num_workers`, smaller images or shards make training faster.",
+    ),
+    Metric("memory/peak_gib", "Peak memory of the main process (GiB)", "GiB", "lower", about="On its GPU where it has one."),
+    Metric(CPU_USE, "Use of the CPUs (%)", "%", about="Since the last row, of the cores that the run may use."),
+    Metric(MEMORY_USE, "Memory in use on the machine (%)", "%", about="By all programs, of the main process's machine."),
+    Metric(GPU_USE, "Use of the GPU (%)", "%", about="Share of the last second or less in which it computed anything."),
+    Metric(GPU_MEMORY_USE, "Memory in use on the GPU (%)", "%", about="By all programs, of the main process's GPU."),
+    Metric(GPU_POWER, "Power of the GPU (W)", "W"),
 )
 
 
@@ -40,7 +80,8 @@ def of_terms() -> Iterator[Metric]:
         yield from term.metrics(name)
     for first, second in combinations(TERMS, 2):
         title = f"Cosine of the gradients of {first.upper()} and {second.upper()}"
-        yield Metric(f"gradient_cosine/{first}_{second}", title)
+        about = "Near -1 one undoes what the other does, near 0 they do not meet."
+        yield Metric(f"gradient_cosine/{first}_{second}", title, about=about)
 
 
 def of_evaluation(evaluation: EvaluationSpec, split: str) -> Iterator[Metric]:

@@ -6,8 +6,19 @@ from itertools import combinations
 
 import pytest
 
-from tclx.metrics import columns, find_metric, is_evaluated, main_metrics, of_one_split, task_of, without_split
+from tclx.metrics import (
+    OF_EVERY_RUN,
+    columns,
+    find_metric,
+    is_evaluated,
+    main_metrics,
+    of_one_split,
+    of_terms,
+    task_of,
+    without_split,
+)
 from tclx.spec.evaluation import EVALUATION_TASKS
+from tclx.spec.objectives import TERMS
 
 COUNTS = {"num_images": 4.0, "num_captions": 8.0}
 
@@ -50,6 +61,18 @@ def test_what_is_shown_is_known() -> None:
     assert set(columns()) | set(main_metrics()) <= known.keys()
     assert main_metrics(1) == ["r_mean", *(f"{task}/accuracy" for task in EVALUATION_TASKS if task != "retrieval")]
     assert known["text_to_image/median_rank"].better == "lower"
+
+
+def test_what_has_a_direction_or_is_of_the_training_alone_is_explained_in_a_sentence() -> None:
+    plain = {"learning_rate", "batch/accuracy", "data/bad_images", "speed/gpu_watts", "memory/gpu_percent"}
+    every = [*OF_EVERY_RUN, *of_terms(), *of_one_split().values()]
+    wanted = [
+        one for one in every if one.better or one.name.startswith(("loss/", "health/", "mi_bound/", "gradient_", "speed/"))
+    ]
+    parts = {f"loss/{name}_{part}" for name, term in TERMS.items() for part in term.parts}  # their titles say it
+    for metric in wanted:
+        assert metric.name in plain | parts or metric.about.endswith("."), metric.name
+        assert len(metric.about) < 160
 
 
 def test_a_metric_is_found_by_its_whole_name_alone() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -18,7 +18,8 @@ _MARGIN = {"l": 48, "r": 8, "t": 8, "b": 34}
 
 
 def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style], *, chance: float | None = None) -> go.Figure:
-    """One metric: a line a group, and around it a band from the smallest to the largest seed.
+    """One metric: a line a group, and around it a band from the smallest to the largest seed; each seed's own line is hidden,
+    until a button of the page shows it.
 
     Args:
         by_group: by label.
@@ -51,6 +52,8 @@ def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style], *, chance
             line={"color": style.color, "width": 2, "dash": style.dash},
             legendgroup=key,
         )
+        if banded and curve.each:
+            plot.add_scatter(**_single_seeds(curve, of=len(plot.data) - 1, key=key, color=style.color))
     if chance is not None:
         plot.add_hline(
             y=round(chance, 4),
@@ -72,6 +75,21 @@ def curves(by_group: Mapping[str, Curve], styles: Mapping[str, Style], *, chance
         yaxis={"automargin": True, "nticks": 6},
     )
     return plot
+
+
+def _single_seeds(curve: Curve, *, of: int, key: str, color: str) -> dict[str, Any]:
+    """Every seed's line as one trace; the page's script takes its steps from trace `of`, once for each seed."""
+    return {
+        "y": [value if value is None else _short(value) for values in curve.each for value in (*values, None)],
+        "meta": {"seeds_of": of},
+        "visible": False,
+        "connectgaps": False,
+        "mode": "lines",
+        "line": {"color": color, "width": 1},
+        "opacity": 0.7,
+        "hoverinfo": "skip",
+        "legendgroup": key,
+    }
 
 
 def dots(values: Mapping[str, Sequence[float]], spreads: Mapping[str, Spread], styles: Mapping[str, Style]) -> go.Figure:
@@ -164,4 +182,8 @@ def _faint(color: str) -> str:
 
 def _rounded(values: Sequence[float]) -> list[float]:
     """Five digits: what a figure can show, at a third of the weight."""
-    return [float(f"{value:.5g}") for value in values]
+    return [_short(value) for value in values]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -39,6 +39,8 @@ class Curve(NamedTuple):
     high: list[float]
     rows_per_point: int
     """How many logged rows of a run each point averages."""
+    each: tuple[tuple[float | None, ...], ...] = ()
+    """Of every run that logged it its own values at these steps, None where it has none."""
 
 
 def read_history(run: RunResult) -> History:
@@ -81,15 +83,17 @@ def curve(histories: Sequence[History], metric: str, *, max_points: int = MAX_PO
     if not steps:
         return None
     width = math.ceil(len(steps) / max_points)
-    made = Curve([], [], [], [], width)
-    for start in range(0, len(steps), width):
-        bin_steps = steps[start : start + width]
-        values = [mean for run in runs if (mean := _mean([run[step] for step in bin_steps if step in run])) is not None]
-        made.steps.append(bin_steps[-1])
-        made.mean.append(sum(values) / len(values))
-        made.low.append(min(values))
-        made.high.append(max(values))
-    return made
+    bins = [steps[start : start + width] for start in range(0, len(steps), width)]
+    each = tuple(tuple(_mean([run[step] for step in one if step in run]) for one in bins) for run in runs)
+    there = [[value for value in values if value is not None] for values in zip(*each, strict=True)]
+    return Curve(
+        steps=[one[-1] for one in bins],
+        mean=[sum(values) / len(values) for values in there],
+        low=[min(values) for values in there],
+        high=[max(values) for values in there],
+        rows_per_point=width,
+        each=each,
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

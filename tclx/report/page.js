@@ -11,6 +11,10 @@ async function drawAll(packed) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)");
   const hidden = new Set();
+  let showsSeeds = false;
+
+  const isSeeds = (trace) => trace.meta?.seeds_of !== undefined;
+  const isVisible = (trace) => !hidden.has(trace.legendgroup) && (showsSeeds || !isSeeds(trace));
 
   function theme(layout) {
     const style = getComputedStyle(document.documentElement);
@@ -55,7 +59,13 @@ async function drawAll(packed) {
     delete responsive.height;
     // A finger that scrolls the page must not zoom what it happens to touch.
     if (touch.matches) responsive.dragmode = false;
-    for (const trace of data) if (hidden.has(trace.legendgroup)) trace.visible = false;
+    for (const trace of data) {
+      if (isSeeds(trace)) {
+        const steps = data[trace.meta.seeds_of].x;
+        trace.x = trace.y.map((_, place) => steps[place % (steps.length + 1)] ?? null);
+      }
+      if (isSeeds(trace) || hidden.has(trace.legendgroup)) trace.visible = isVisible(trace);
+    }
     await Plotly.newPlot(plot, data, responsive, {
       responsive: true,
       displaylogo: false,
@@ -76,11 +86,12 @@ async function drawAll(packed) {
       const group = button.dataset.group;
       const shows = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", String(shows));
-      if (shows) hidden.delete(group);
+      if (group === undefined) showsSeeds = shows;
+      else if (shows) hidden.delete(group);
       else hidden.add(group);
       for (const plot of drawn()) {
-        const traces = plot.data.map((trace, index) => (trace.legendgroup === group ? index : -1)).filter((index) => index >= 0);
-        if (traces.length) Plotly.restyle(plot, { visible: shows }, traces);
+        const wrong = [...plot.data.keys()].filter((index) => (plot.data[index].visible !== false) !== isVisible(plot.data[index]));
+        if (wrong.length) Plotly.restyle(plot, { visible: wrong.map((index) => isVisible(plot.data[index])) }, wrong);
       }
     });
   }

@@ -54,11 +54,19 @@ class Page:
         self._title = title
         self._lead = lead
         self._toggles: list[tuple[str, str, str, str]] = []
+        self._has_seeds = False
         self._sections: list[tuple[str, Html]] = []
 
-    def toggles(self, groups: Mapping[str, Style]) -> Self:
-        """Buttons that stay in view and hide a group in all figures: the traces whose `legendgroup` is `group_key(label)`."""
-        self._toggles = [(group_key(label), label, style.color, _SVG_DASHES[style.dash]) for label, style in groups.items()]
+    def toggles(self, groups: Mapping[str, Style], *, seeds: bool = False) -> Self:
+        """Buttons that stay in view and hide a group in all figures: the traces whose `legendgroup` is `group_key(label)`.
+
+        Args:
+            groups: by label; one alone has no button.
+            seeds: one more button shows each seed's own line.
+        """
+        shown = groups.items() if len(groups) > 1 else ()
+        self._toggles = [(group_key(label), label, style.color, _SVG_DASHES[style.dash]) for label, style in shown]
+        self._has_seeds = seeds
         return self
 
     def section(self, heading: str, *blocks: Html) -> Self:
@@ -78,6 +86,7 @@ class Page:
                 title=self._title,
                 lead=self._lead or "",
                 toggles=self._toggles,
+                has_seeds=self._has_seeds,
                 sections=self._sections,
                 has_figures=has_figures,
                 library=_packed_plotly().base64 if has_figures else "",

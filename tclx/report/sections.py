@@ -245,8 +245,9 @@ def _is_constant(curves: Mapping[str, Curve]) -> bool:
 
 def _curve_figure(material: Material, name: str, curves: Mapping[str, Curve]) -> Html:
     width = max(curve.rows_per_point for curve in curves.values())
-    caption = f"Each point averages {width} logged rows." if width > 1 else ""
-    title = _title(name)
+    known, title = find_metric(name), _title(name)
+    averaged = f"Each point averages {width} logged rows." if width > 1 else ""
+    caption = " ".join(filter(None, (known.about if known is not None else "", averaged)))
     plot = figures.curves(curves, material.styles, chance=_chance(material, name))
     return figure(plot, title=title, name=name if title != name else "", caption=caption, height=240)
 

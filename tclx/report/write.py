@@ -40,8 +40,7 @@ def build(material: Material) -> Page:
     names = list(dict.fromkeys(f"Sweep {run.trial.study}" if run.trial is not None else run.name for run in material.runs))
     made = f"Made on {time.strftime('%Y-%m-%d %H:%M %Z')} by tclx {tclx.__version__}."
     page = Page(", ".join(names), lead=joined([text(made, kind="small"), *sections.summary(material)]))
-    if len(material.groups) > 1:
-        page.toggles(material.styles)
+    page.toggles(material.styles, seeds=any(len(group.runs) > 1 for group in material.groups))
     page.section("Results", *sections.comparison(material))
     page.section("What was run", *sections.what_was_run(material))
     page.section("Losses", *sections.losses(material))

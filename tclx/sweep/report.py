@@ -1,10 +1,11 @@
-"""What did a study find? One HTML page: what won, what mattered, what was tried. Optuna draws most of the figures."""
+"""What did a study find? One HTML page: what won, what mattered, what was tried."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import combinations
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -13,7 +14,7 @@ import tclx
 from tclx.report.markup import Html, bold, code, details, facts, figure, grid, joined, table, text
 from tclx.report.page import Page, duration
 from tclx.spec.sweep import ObjectiveSpec
-from tclx.sweep.confirm import Confirmation
+from tclx.sweep import figures
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import counted_complete, is_feasible, ranked
@@ -31,9 +32,6 @@ from tclx.sweep.summary import (
     values_of_trial,
 )
 from tclx.sweep.verdict import conclusion, power, rows
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 BEST_SHOWN = 10
 ENOUGH_FOR_IMPORTANCE = 20
@@ -64,7 +62,7 @@ def build(part: Part) -> Page:
     page.section("History", *_history(study, aims))
     page.section("Each parameter", *_slices(study, aims))
     page.section("Pairs of parameters", *_contours(study, aims))
-    page.section("All parameters", *_parallel(study, aims))
+    page.section("All parameters", *_parallel(study, sweep, aims))
     page.section("Evaluations and pruning", *_curves(study, sweep))
     page.section("Trials over time", *_timeline(study))
     page.section("Failed trials", *_failed(study))
@@ -106,7 +104,7 @@ def confirmation_blocks(part: Part) -> Iterator[Html]:
     yield table(*_head_and_rows(rows(confirmation, part.sweep)))
     if any(one.compared.num_seeds >= FEWEST for one in confirmation.candidates):
         metric = part.sweep.spec.objective[0].metric
-        plot = _differences(confirmation, part.sweep)
+        plot = figures.differences(confirmation, name=metric)
         title = f"{metric} minus that of trial 0, seed by seed"
         yield figure(plot, title=title, caption=_CONFIRMATION, height=110 + 44 * len(confirmation.candidates))
     by_seed = [["seed", *(str(arm.number) for arm in confirmation.arms)]]
@@ -129,49 +127,6 @@ _CONFIRMATION = "A dot a seed; the bar is the mean with its 95 % interval."
 
 def _head_and_rows(lines: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     return lines[0], lines[1:]
-
-
-def _differences(confirmation: Confirmation, sweep: Sweep) -> Figure:
-    import plotly.graph_objects as go
-
-    plot = go.Figure()
-    for one in reversed(confirmation.candidates):
-        name = f"trial {one.arm.number}"
-        both = [seed for seed in confirmation.seeds if seed in one.arm.values and seed in confirmation.baseline.values]
-        values = [one.arm.values[seed] - confirmation.baseline.values[seed] for seed in both]
-        low, high = one.compared.low, one.compared.high
-        if one.compared.num_seeds >= FEWEST:
-            plot.add_scatter(
-                x=[low, high],
-                y=[name, name],
-                mode="lines",
-                line={"color": "#2f7de1", "width": 6},
-                opacity=0.35,
-                hoverinfo="skip",
-            )
-            plot.add_scatter(
-                x=[(low + high) / 2],
-                y=[name],
-                mode="markers",
-                marker={"color": "#2f7de1", "size": 13, "symbol": "line-ns-open", "line": {"width": 3}},
-                hovertemplate="mean %{x:.3g}<extra></extra>",
-            )
-        plot.add_scatter(
-            x=values,
-            y=[name] * len(values),
-            mode="markers",
-            marker={"color": "#123", "size": 7},
-            customdata=both,
-            hovertemplate="seed %{customdata}: %{x:.3g}<extra></extra>",
-        )
-    plot.add_vline(x=0, line={"color": "#888", "width": 1, "dash": "dot"})
-    plot.update_layout(
-        template=None,
-        showlegend=False,
-        margin={"l": 8, "r": 16, "t": 8, "b": 34},
-        yaxis={"automargin": True, "type": "category"},
-    )
-    return plot
 
 
 def best_blocks(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> Iterator[Html]:
@@ -224,7 +179,7 @@ def importance_blocks(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html
                 f"From {len(complete)} trials these shares are rough: another few trials may turn them round.", kind="note"
             )
         title = f"Share of the variance of {aim.spec.metric}"
-        yield figure(_bars(importances), title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
+        yield figure(figures.importances(importances), title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
 
 
 _IMPORTANCE = (
@@ -233,42 +188,21 @@ _IMPORTANCE = (
 )
 
 
-def _bars(importances: dict[str, float]) -> Figure:
-    import plotly.graph_objects as go
-
-    names = list(reversed(importances))
-    plot = go.Figure(go.Bar(x=[importances[name] for name in names], y=names, orientation="h", marker={"color": "#2f7de1"}))
-    plot.update_layout(
-        template=None,
-        showlegend=False,
-        margin={"l": 8, "r": 16, "t": 8, "b": 34},
-        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
-        yaxis={"automargin": True},
-    )
-    return plot
-
-
 def _front(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
     if not 2 <= len(sweep.spec.objective) <= 3 or not counted_complete(study):
         return
     names = [objective.metric for objective in sweep.spec.objective]
-    yield _optunas(
-        optuna.visualization.plot_pareto_front(study, target_names=names),
-        title="What each objective costs the other",
-        height=420,
-    )
+    yield figure(figures.front(study, names), title="What each objective costs the other", height=420)
 
 
 def _history(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
-    for aim in aims if counted_complete(study) else ():
-        plot = optuna.visualization.plot_optimization_history(study, target=_target(aims, aim), target_name=aim.spec.metric)
-        yield _optunas(plot, title=f"{aim.spec.metric}, trial by trial", height=340)
+    complete = counted_complete(study)
+    for aim in aims if complete else ():
+        plot = figures.history(complete, aim.of, sign=aim.spec.sign, name=aim.spec.metric)
+        yield figure(plot, title=f"{aim.spec.metric}, trial by trial", caption=_HISTORY, height=340)
 
 
-def _optunas(plot: Figure, *, title: str, height: int) -> Html:
-    """One of Optuna's figures, with its legend above it, where it does not take a phone's width."""
-    plot.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    return figure(plot, title=title, height=height)
+_HISTORY = "The star is trial 0, the experiment itself, and the dotted line is its value: what is not above it won nothing."
 
 
 def _target(aims: Sequence[Aim], aim: Aim) -> Callable[[FrozenTrial], float] | None:
@@ -277,15 +211,17 @@ def _target(aims: Sequence[Aim], aim: Aim) -> Callable[[FrozenTrial], float] | N
 
 
 def _slices(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
-    varied = _varied(study)
+    complete, varied = counted_complete(study), _varied(study)
+    if varied:
+        yield text(_SLICES, kind="small")
     for aim in aims if varied else ():
-        yield grid(_slice(study, name, aims, aim) for name in varied)
+        plots = {name: figures.parameter(complete, aim.of, name, name=aim.spec.metric) for name in varied}
+        yield grid(figure(plot, title=f"{aim.spec.metric} by {name}", height=280) for name, plot in plots.items())
 
 
-def _slice(study: optuna.Study, name: str, aims: Sequence[Aim], aim: Aim) -> Html:
-    plot = optuna.visualization.plot_slice(study, [name], target=_target(aims, aim), target_name=aim.spec.metric)
-    plot.update_traces(marker={"showscale": False})
-    return _optunas(plot, title=f"{aim.spec.metric} by {name}", height=280)
+_SLICES = (
+    "A dot a trial, the star trial 0. What lies beside a dot differs in the other parameters, too: trends count, not points."
+)
 
 
 def _varied(study: optuna.Study) -> list[str]:
@@ -302,27 +238,28 @@ def _contours(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
         return
     for aim in aims:
         first = [name for name in importances_of(study, aim.position) or {} if name in _varied(study)][:MOST_CONTOURS]
-        pairs = [(one, other) for index, one in enumerate(first) for other in first[index + 1 :]]
-        for one, other in pairs:
-            plot = optuna.visualization.plot_contour(
-                study, [one, other], target=_target(aims, aim), target_name=aim.spec.metric
-            )
-            yield _optunas(plot, title=f"{aim.spec.metric} by {one} and {other}", height=400)
+        for one, other in combinations(first, 2):
+            plot = figures.pair(study, (one, other), _target(aims, aim), name=aim.spec.metric)
+            yield figure(plot, title=f"{aim.spec.metric} by {one} and {other}", caption=_BETWEEN, height=400)
 
 
-def _parallel(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
-    for aim in aims if len(counted_complete(study)) > 1 and _varied(study) else ():
-        plot = optuna.visualization.plot_parallel_coordinate(
-            study, _varied(study), target=_target(aims, aim), target_name=aim.spec.metric
-        )
-        yield _optunas(plot, title=f"Every trial a line, coloured by {aim.spec.metric}", height=420)
+_BETWEEN = "Only the dots were tried, the star is trial 0; between them the colours are interpolated."
+
+
+def _parallel(study: optuna.Study, sweep: Sweep, aims: Sequence[Aim]) -> Iterator[Html]:
+    complete, keys = counted_complete(study), {key: short_key(key, sweep) for key in _varied(study)}
+    for aim in aims if len(complete) > 1 and keys else ():
+        plot = figures.all_parameters(complete, aim.of, keys, sign=aim.spec.sign, name=aim.spec.metric)
+        caption = "From violet, the worst, to yellow, the best; a line ends where a trial has a section off."
+        yield figure(plot, title=f"Every trial a line, by {aim.spec.metric}", caption=caption, height=420)
 
 
 def _curves(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
-    if not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+    trials = study.get_trials(deepcopy=False)
+    if not any(trial.intermediate_values for trial in trials):
         return
-    metric = sweep.spec.objective[0].metric
-    yield _optunas(optuna.visualization.plot_intermediate_values(study), title=f"{metric} at every evaluation", height=380)
+    metric, best = sweep.spec.objective[0].metric, next((trial.number for trial in ranked(study, sweep)), None)
+    yield figure(figures.evaluations(trials, best, name=metric), title=f"{metric} at every evaluation", height=380)
     pruned = counted(study)[TrialState.PRUNED]
     if pruned:
         rows = [[str(trial.number), trial.user_attrs.get("reason", "")] for trial in pruned]
@@ -331,7 +268,7 @@ def _curves(study: optuna.Study, sweep: Sweep) -> Iterator[Html]:
 
 def _timeline(study: optuna.Study) -> Iterator[Html]:
     if any(trial.datetime_start for trial in study.get_trials(deepcopy=False)):
-        yield _optunas(optuna.visualization.plot_timeline(study), title="When each trial ran", height=360)
+        yield figure(figures.timeline(study), title="When each trial ran", height=360)
 
 
 def _failed(study: optuna.Study) -> Iterator[Html]:

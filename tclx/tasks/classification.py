@@ -83,7 +83,14 @@ class ClassificationSpec(OwnDataTask):
 
     key: ClassVar = "classification"
     metrics: ClassVar = (
-        Metric("accuracy", "accuracy", "%", "higher", lambda found: 100.0 / found["num_classes"]),
+        Metric(
+            "accuracy",
+            "accuracy",
+            "%",
+            "higher",
+            lambda found: 100.0 / found["num_classes"],
+            about="Images whose own class's prompts are the most similar to them.",
+        ),
         Metric(
             "balanced_accuracy",
             "balanced accuracy",
@@ -91,6 +98,7 @@ class ClassificationSpec(OwnDataTask):
             "higher",
             lambda found: 100.0 / found["num_classes"],
             MeanOfClasses("accuracy", classes="class"),
+            about="Mean over classes of each one's accuracy, so that frequent ones do not count more.",
         ),
         Metric("num_images", "images"),
         Metric("num_classes", "classes"),

@@ -128,8 +128,16 @@ def judging_metrics(classes: Sequence[str]) -> tuple[Metric, ...]:
     """The metrics of a choice among a few classes."""
     chance = 100.0 / len(classes)
     return (
-        Metric("accuracy", "accuracy", "%", "higher", lambda _: chance),
-        Metric("balanced_accuracy", "balanced accuracy", "%", "higher", lambda _: chance, MeanOfClasses("accuracy", "class")),
+        Metric("accuracy", "accuracy", "%", "higher", lambda _: chance, about="Items whose own class scores highest."),
+        Metric(
+            "balanced_accuracy",
+            "balanced accuracy",
+            "%",
+            "higher",
+            lambda _: chance,
+            MeanOfClasses("accuracy", "class"),
+            about="Mean over classes of each one's accuracy, so that frequent ones do not count more.",
+        ),
         Metric("majority", "share of the most frequent class", "%"),
         Metric("num_items", "items"),
     )

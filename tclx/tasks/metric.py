@@ -64,6 +64,8 @@ class Metric:
     """What guessing reaches, from the other metrics of the same evaluation; None where that is unknown."""
     statistic: Statistic | None = None
     """How it follows from the outcomes of the queries; None where there is one outcome of the metric's own name, or none."""
+    about: str = ""
+    """What it says, in a sentence for those who meet it first; empty where the title does."""
 
     def under(self, prefix: str) -> Self:
         """The same metric with `prefix` and a slash before its name."""

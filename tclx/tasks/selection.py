@@ -70,9 +70,12 @@ def _always(level: float, _: Mapping[str, float]) -> float:
     return level
 
 
+_CHOSEN = "Images whose true caption scores higher than every one that was made wrong."
+
+
 def _scores(pathway: str, words: str) -> tuple[Metric, ...]:
     found = (
-        Metric("accuracy", f"{words}selection accuracy", "%", "higher", lambda metrics: metrics["chance"]),
+        Metric("accuracy", f"{words}selection accuracy", "%", "higher", lambda metrics: metrics["chance"], about=_CHOSEN),
         *(Metric(name, f"{words}{title}", "%", chance=partial(_always, level)) for name, title, level in _PAIRED),
     )
     return tuple(metric.under(pathway) if pathway else metric for metric in found)

@@ -34,6 +34,7 @@ from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sink import Sink, TrackedRun
 from tclx.track.sinks import open_sinks
 from tclx.train.failures import known_failure, record_end
+from tclx.train.gauge import Gauge
 from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms, term_relations
 from tclx.train.optim import learning_rate, parameters_of
@@ -166,6 +167,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
     task: TrainingTask = spec.task
     model, optimizer, scaler = trained.model, trained.optimizer, trained.scaler
     parameters, num_passes = list(parameters_of(optimizer)), spec.training.accumulation_steps
+    gauge = Gauge(session.device, session.watcher.say)
     for step in range(first_step, plan.total_steps):
         # Every random number of the step follows from here: nothing of the generators' state needs saving, and an evaluation or
         # a resume in between changes nothing.
@@ -233,7 +235,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
         if writes_row or done % plan.steps_per_epoch == 0:
             _limit_bad_images(session, done)
         if writes_row:
-            session.write_row(row | session.tally.speed(session.device))
+            session.write_row(row | session.tally.speed(session.device) | gauge.read())
             session.write_state("running", done)
         evaluates = session.evaluation_is_due(done)
         if stopping or evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps):

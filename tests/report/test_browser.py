@@ -62,6 +62,26 @@ def test_a_button_hides_its_group_in_every_figure_and_shows_it_again(browser: Br
     assert browser.value(of_group) == before > 10
 
 
+def test_a_button_shows_each_seed_and_hides_it_again(browser: Browser, page: Path) -> None:
+    drawn = "[...document.querySelectorAll('.plot[data-drawn]')].flatMap(p => p.data)"
+    seeds = f"{drawn}.filter(trace => trace.meta?.seeds_of !== undefined)"
+    shown = f"{seeds}.filter(trace => trace.visible !== false)"
+    browser.open(page, width=WIDTHS["phone"])
+    assert browser.value(f"{seeds}.length") > 5
+    assert browser.value(f"{shown}.length") == 0
+    browser.value("document.querySelector('button[data-seeds]').click()")
+    assert browser.value(f"{shown}.length") == browser.value(f"{seeds}.length")
+    assert browser.value(f"{seeds}.every(trace => trace.x.length === trace.y.length && trace.x[0] > 0)")
+    browser.value("document.querySelector('button[data-group=no-imc]').click()")
+    assert browser.value(f"{shown}.filter(trace => trace.legendgroup === 'no-imc').length") == 0
+    browser.value("document.querySelector('button[data-group=no-imc]').click()")
+    browser.value("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    wait_for(browser, f"{DRAWN} === document.querySelectorAll('.plot').length")
+    assert browser.value(f"{shown}.length") == browser.value(f"{seeds}.length")  # also of those drawn since
+    browser.value("document.querySelector('button[data-seeds]').click()")
+    assert browser.value(f"{shown}.length") == 0
+
+
 def test_an_open_page_follows_the_reader_into_the_dark(browser: Browser, page: Path) -> None:
     color = "getComputedStyle(document.querySelector('.xtick text')).fill"
     browser.open(page, width=WIDTHS["desktop"], dark=False)

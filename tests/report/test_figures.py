@@ -13,9 +13,10 @@ STYLES = styles(["a", "b"])
 
 
 def test_a_line_a_group_and_a_band_around_several_seeds() -> None:
-    seeds = Curve(steps=[1, 2], mean=[2.0, 3.0], low=[1.0, 2.5], high=[3.0, 3.5], rows_per_point=1)
+    each = ((1.0, 2.5), (3.0, None), (None, 3.5))
+    seeds = Curve(steps=[1, 2], mean=[2.0, 3.0], low=[1.0, 2.5], high=[3.0, 3.5], rows_per_point=1, each=each)
     one = Curve(steps=[1, 2], mean=[5.0, 6.0], low=[5.0, 6.0], high=[5.0, 6.0], rows_per_point=1)
-    band, first, second = figures.curves({"a": seeds, "b": one}, STYLES).data
+    band, first, single, second = figures.curves({"a": seeds, "b": one}, STYLES).data
     assert list(band.x) == [1, 2, 2, 1]
     assert list(band.y) == [3.0, 3.5, 2.5, 1.0]
     assert (band.fill, band.mode, band.line.width, band.hoverinfo) == ("toself", "lines", 0, "skip")
@@ -29,6 +30,8 @@ def test_a_line_a_group_and_a_band_around_several_seeds() -> None:
     assert (second.legendgroup, second.name) == (group_key("b"), group_key("b"))
     assert (first.line.color, second.line.color) == (STYLES["a"].color, STYLES["b"].color)
     assert first.line.width == 2
+    assert list(single.y) == [1.0, 2.5, None, 3.0, None, None, None, 3.5, None]  # a seed after the other, a gap between
+    assert (single.visible, single.meta, single.legendgroup, single.x) == (False, {"seeds_of": 1}, group_key("a"), None)
 
 
 @pytest.mark.parametrize(("points", "mode"), [(12, "lines+markers"), (13, "lines")])

@@ -67,6 +67,44 @@ def test_the_page_says_what_won_and_what_mattered(tmp_path: Path) -> None:
         assert heading in page.text
 
 
+def test_trial_0_stands_out_in_every_figure_of_trials(tmp_path: Path) -> None:
+    sweep, study, folder = _study(tmp_path)
+    figures = Reader(build(part_of(sweep, study, folder)).html()).figures
+    metric, own = "retrieval/val/r_mean", study.trials[0]
+    stars = {
+        title: (star["x"][0], star["y"][0])
+        for title, figure in figures.items()
+        for star in figure["data"]
+        if star.get("marker", {}).get("symbol") == "star"
+    }
+    assert stars[f"{metric}, trial by trial"] == (0, own.value)
+    assert stars[f"{metric} by optim.learning_rate"] == (own.params["optim.learning_rate"], own.value)
+    assert stars[f"{metric} by objectives.imc"] == ("on", own.value)
+    assert any(" and " in title for title in stars)
+    lines = figures[f"Every trial a line, by {metric}"]["data"]
+    (named,) = [line for line in lines if line["showlegend"]]
+    assert (named["name"], named["line"]["width"], lines.index(named)) == ("trial 0 (the experiment)", 3, len(lines) - 1)
+    places = [line["y"] for line in lines]
+    assert all(0 <= place <= 1 for line in places for place in line if place is not None)
+    assert any(None in line for line in places)  # of trials without a weight of IMC
+    values = {line["y"][0]: line for line in lines}
+    assert (min(values), max(values)) == (0, 1)
+    curves = {line["name"] for line in figures[f"{metric} at every evaluation"]["data"]}
+    assert curves == {"others", f"trial {study.best_trial.number}, the best", "trial 0 (the experiment)"}
+    for title, figure in figures.items():
+        axes = [figure["layout"][axis] for axis in ("xaxis", "yaxis") if axis in figure["layout"]]
+        assert title.startswith(("Share of", "Every trial")) or all(axis["title"]["text"] for axis in axes), title
+
+
+def test_where_less_is_better_the_best_so_far_falls(tmp_path: Path) -> None:
+    objective = {"metric": "retrieval/val/text_to_image/median_rank", "direction": "minimize"}
+    sweep, study, folder = _study(tmp_path, objective=objective)
+    page = Reader(build(part_of(sweep, study, folder)).html())
+    best = page.figures["retrieval/val/text_to_image/median_rank, trial by trial"]["data"][0]["y"]
+    assert best == sorted(best, reverse=True)
+    assert best[-1] == study.best_value
+
+
 def test_nothing_of_a_study_becomes_markup(tmp_path: Path) -> None:
     sweep, study, folder = _study(tmp_path)
     html = build(part_of(sweep, study, folder)).html()

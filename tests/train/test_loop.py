@@ -46,7 +46,7 @@ def test_rows_have_every_metric_by_its_name(finished: RunFolder) -> None:
     parts = {f"{term}_{way}" for term, ways in both_ways.items() for way in ways}
     expected = {
         *("step", "epoch", "learning_rate", "gradient_norm", "soft_labels/weight", "temperature/shared", "data/bad_images"),
-        *("speed/images_per_second", "speed/share_waiting_for_data"),
+        *("speed/images_per_second", "speed/share_waiting_for_data", "speed/cpu_percent", "memory/machine_percent"),
         *(f"loss/{name}" for name in ("total", "cma", "imc", "lmi", "itm", "mlm", *parts)),
         *(f"mi_bound/{part}" for part in parts if not part.startswith("lmi")),
         *(f"health/{name}" for name in ("alignment", "uniformity_image", "uniformity_text", "modality_gap", "queue_fill")),

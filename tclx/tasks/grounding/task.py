@@ -66,15 +66,19 @@ class DescribedScenes(Section):
 Regions = Annotated[ReferringExpressions | DescribedScenes, Field(discriminator="source")]
 
 
+_BOXED = "Expressions whose region the proposed box meets (IoU of a half or more) that the attention map fills best."
+_POINTED = "Expressions at whose region the attention map has its peak."
+
+
 class GroundingSpec(OwnDataTask):
     """Visual grounding by Grad-CAM: which region does an expression name?"""
 
     key: ClassVar = "grounding"
     metrics: ClassVar = (
-        Metric("accuracy", "box accuracy", "%", "higher", lambda found: found["accuracy_chance"]),
+        Metric("accuracy", "box accuracy", "%", "higher", lambda found: found["accuracy_chance"], about=_BOXED),
         *(Metric(f"accuracy/{part}", f"{part} box accuracy", "%") for part in PARTS),
         Metric("accuracy_chance", "box accuracy by chance", "%"),
-        Metric("pointing", "pointing accuracy", "%", "higher", lambda found: found["pointing_chance"]),
+        Metric("pointing", "pointing accuracy", "%", "higher", lambda found: found["pointing_chance"], about=_POINTED),
         *(Metric(f"pointing/{part}", f"{part} pointing accuracy", "%") for part in PARTS),
         Metric("pointing_chance", "pointing accuracy by chance", "%"),
         Metric("num_expressions", "expressions"),

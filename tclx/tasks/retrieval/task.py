@@ -39,21 +39,35 @@ def _mean_recall_by_chance(counts: Mapping[str, float]) -> float:
     return sum(recalls) / len(recalls)
 
 
+_ASKED = {"text_to_image": "Captions that find their image", "image_to_text": "Images that find one of their captions"}
+
+
 def _ranking(pathway: str, words: str) -> tuple[Metric, ...]:
     """The metrics of one order of the keys; `pathway` stands before their names, `words` before their titles."""
+    how = ", by cosine similarity alone" if pathway else ""
     every, recalls = list[Metric](), list[Recall]()
     for direction, short in _DIRECTIONS.items():
         name = f"{pathway}{direction}"
         for k in CUTOFFS:
             recalls.append(Recall(name, k))
             title, chance = f"{words}{short} R@{k}", partial(_recall_by_chance, direction, k)
-            every.append(Metric(f"{name}/r{k}", title, "%", "higher", chance, recalls[-1]))
-        every.append(Metric(f"{name}/median_rank", f"{words}{short} median", "", "lower", statistic=MedianRank(name)))
-    mean = MeanOf(tuple(recalls))
-    return (*every, Metric(f"{pathway}r_mean", f"{words}r_mean", "%", "higher", _mean_recall_by_chance, mean))
+            about = f"{_ASKED[direction]} among the first {k}{how}." if k > 1 else f"{_ASKED[direction]} in first place{how}."
+            every.append(Metric(f"{name}/r{k}", title, "%", "higher", chance, recalls[-1], about))
+        about = f"The middle one of all ranks of what belongs to a query; 1 is best{how}."
+        every.append(Metric(f"{name}/median_rank", f"{words}{short} median", "", "lower", None, MedianRank(name), about))
+    mean, about = MeanOf(tuple(recalls)), f"Mean of R@1, R@5 and R@10 in both directions{how}."
+    return (*every, Metric(f"{pathway}r_mean", f"{words}r_mean", "%", "higher", _mean_recall_by_chance, mean, about))
 
 
 _TITLES = dict(zip(QUALITIES, ("mAP@R", "R-Precision", "R@1"), strict=True))
+
+
+_JUDGED = {
+    "map_at_r": "How early the R positives of a query come among its first R, mean over queries.",
+    "r_precision": "Share of a query's R positives among its first R, mean over queries.",
+    "r1": "Queries whose first is any of their positives.",
+}
+"""With all positives of a query, as Musgrave et al. 2020 (arXiv:2003.08505) measure."""
 
 
 def _of_positives(pathway: str, words: str) -> Iterator[Metric]:
@@ -67,6 +81,7 @@ def _of_positives(pathway: str, words: str) -> Iterator[Metric]:
                 "%",
                 "higher",
                 partial(_told_by_chance, chance),
+                about=_JUDGED[name],
             )
 
 

@@ -107,12 +107,15 @@ class VqaSpec(FineTuning):
         return loss
 
 
+_AGREED = "An answer counts as right in thirds, up to three people who gave it; of a single answer, as equal or not."
+
+
 class VqaEvaluation(EvaluationTask):
     """Questions about images: an answer chosen from a list, or written, and VQA's accuracy of it."""
 
     metrics: ClassVar = (
-        Metric("accuracy", "VQA accuracy", "%", "higher", lambda found: found["random"]),
-        Metric("exact", "exact match", "%", "higher"),
+        Metric("accuracy", "VQA accuracy", "%", "higher", lambda found: found["random"], about=_AGREED),
+        Metric("exact", "exact match", "%", "higher", about="Questions answered as most people did."),
         Metric("majority", "accuracy of the best single answer", "%"),
         Metric("random", "accuracy of a random answer of the list", "%"),
         Metric("unlisted", "questions without an answer in the list", "%"),

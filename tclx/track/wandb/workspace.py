@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import MachineError
+from tclx.metrics import CPU_USE, MEMORY_USE
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.objectives import TERMS
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm
@@ -124,6 +125,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line("images a second", ["speed/images_per_second"]),
             _line("share of time waiting for data", ["speed/share_waiting_for_data"]),
             _line("peak memory (GiB)", ["memory/peak_gib"]),
+            _line("CPUs and memory in use (%)", [CPU_USE, MEMORY_USE]),
             _line("bad images", ["data/bad_images"]),
             *_monitored(max(_num_gpus(spec) for spec in specs)),
         ],

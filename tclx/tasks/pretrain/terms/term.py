@@ -57,20 +57,36 @@ class Term(Section):
         """
         parts = [f"{name}_{part}" for part in cls.parts]
         words = [f"{name.upper()} {part.replace('_', ' ')}" for part in cls.parts]
-        found = [Metric(f"loss/{name}", cls.title, "nats", "lower")]
+        asked = (cls.__doc__ or "").partition("\n\n")[0]
+        found = [Metric(f"loss/{name}", cls.title, "nats", "lower", about=asked)]
         found += [Metric(f"loss/{part}", word, "nats") for part, word in zip(parts, words, strict=True)]
         if cls.has_bound:
             found += [
-                Metric(f"mi_bound/{name}_{part}", f"MI bound of {name.upper()}, {part.replace('_', ' ')}, nats", "nats")
+                Metric(
+                    f"mi_bound/{name}_{part}",
+                    f"MI bound of {name.upper()}, {part.replace('_', ' ')}, nats",
+                    "nats",
+                    about="So much at least one side tells of the other, log of the keys less the loss; 0 is nothing.",
+                )
                 for part in cls.parts
             ]
         found += [
             Metric(metric, f"Accuracy of {name.upper()}{words and ', '}{words}", "%")
             for metric, words in zip(cls.accuracies(name).values(), cls.judges.values(), strict=True)
         ]
-        found.append(Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}"))
-        found.append(Metric(f"gradient_share/{name}", f"Share of {name.upper()} in the update of what all terms share"))
-        found.append(Metric(f"gradient_ratio/{name}", f"Gradient norm of {name.upper()} there, to that of all terms"))
+        found += [
+            Metric(f"gradient_norm/{name}", f"Gradient norm of {name.upper()}", about="Of the term alone, before its weight."),
+            Metric(
+                f"gradient_share/{name}",
+                f"Share of {name.upper()} in the update of what all terms share",
+                about="Near 0 its weight might as well be 0; below 0 it is overruled.",
+            ),
+            Metric(
+                f"gradient_ratio/{name}",
+                f"Gradient norm of {name.upper()} there, to that of all terms",
+                about="Large beside a small share: most of what the term asks for, others take back.",
+            ),
+        ]
         if "temperature" in cls.model_fields:
             found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
         return found
