@@ -37,5 +37,6 @@ def report(
     material = write_report(found.selection, output, split=split)
     for note in found.notes:
         say(note)
-    say(f"{len(material.runs)} runs in {len(material.groups)} groups")
+    num_runs, num_rows = len(material.runs), len(material.groups)
+    say(f"{num_runs} run{'s' * (num_runs != 1)} in {num_rows} row{'s' * (num_rows != 1)}")
     show(str(output))

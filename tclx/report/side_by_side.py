@@ -40,6 +40,8 @@ def seed_dots(results: Results, labels: Sequence[str], styles: Mapping[str, Styl
     for metric in [name for name in main_metrics() if name in results.metrics][:3]:
         rows = {label: row for label, row in zip(labels, results.rows, strict=True) if metric in row.metrics}
         values = {label: row.samples[metric].values for label, row in rows.items()}
+        if sum(map(len, values.values())) < 2:
+            continue  # a dot alone shows nothing
         spreads = {label: row.metrics[metric] for label, row in rows.items()}
         caption = "Each dot is a seed; the diamond is their mean ± sample deviation."
         plot = figures.dots(values, spreads, styles)
