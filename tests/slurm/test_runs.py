@@ -19,8 +19,12 @@ from tests.slurm.toy import (
     slurm_spec,
     status_of,
     tclx,
+    until,
     until_standing,
 )
+from tests.track.receiver import Receiver, receiver
+
+__all__ = ["receiver"]
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -190,3 +194,19 @@ def test_a_run_in_a_container_trains_and_its_end_is_looked_after_outside(tmp_pat
     folder = only_run(tmp_path / "runs")
     until_standing([folder], "finished")
     assert (tmp_path / "mounts").read_text() == f"{tmp_path}/runs:{tmp_path}/runs,/tmp:/tmp\n"
+
+
+def test_jobs_tell_how_they_ended(tmp_path: Path, receiver: Receiver) -> None:
+    """The addresses come along in sbatch's environment."""
+    (tmp_path / "foreign.pth").write_bytes(b"no weights")
+    good = slurm_spec(tmp_path, "good", steps=2, tracking={"notify": {}})
+    bad = slurm_spec(tmp_path, "bad", tracking={"notify": {}}, init={"checkpoint": str(tmp_path / "foreign.pth")})
+    for spec in (good, bad):
+        tclx("run", spec, runs_dir=tmp_path / "runs")
+    failed, finished = folders_in(tmp_path / "runs")
+    until_standing([finished], "finished")
+    until_standing([failed], "failed")
+    until(lambda: len(receiver.messages) == 2, what="told", seconds=60)
+    told = {message["title"]: message["message"] for message in receiver.messages}
+    assert told.keys() == {f"tclx: {finished.run_id} finished", f"tclx: {failed.run_id} failed"}
+    assert "foreign.pth" in told[f"tclx: {failed.run_id} failed"]
