@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tclx.errors import InputError, Problem
+from tclx.model.balance import Balance
 from tclx.model.fusion import FusionEncoder
 from tclx.model.momentum import Pairs
 from tclx.model.queue import FeatureQueue
@@ -221,6 +222,7 @@ class TCL(MomentumModel):
             head only when MLM has soft labels.
         queue: None when no term takes negatives from it, or with queue_size 0.
         temperatures: see `Temperatures`.
+        balance: None where the weights of the terms are all there is.
 
     Raises:
         InputError, MachineError: as `ImageEncoder` and `build_text`.
@@ -254,6 +256,7 @@ class TCL(MomentumModel):
         has_keys = objectives.need(Needs.QUEUE) and spec.model.queue_size > 0
         self.queue = FeatureQueue(spec.model.queue_size, spec.model.embed_dim) if has_keys else None
         self.temperatures = Temperatures(objectives)
+        self.balance = Balance(objectives.balance, list(objectives.terms)) if objectives.balance is not None else None
 
     def head(self, term: str) -> nn.Module | None:
         """What a term alone trains; None when it is off, or trains nothing of its own."""

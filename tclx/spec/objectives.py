@@ -8,6 +8,7 @@ from typing import Literal
 
 from tclx.section import Section, members
 from tclx.tasks.needs import Needs
+from tclx.tasks.pretrain.balance import BalanceSpec
 from tclx.tasks.pretrain.terms.cma import CmaSpec
 from tclx.tasks.pretrain.terms.imc import ImcSpec
 from tclx.tasks.pretrain.terms.itm import ItmSpec
@@ -37,6 +38,8 @@ class ObjectivesSpec(Section):
     """Masked language modelling."""
     sigmoid: SigmoidSpec | None = None
     """SigLIP's pairwise sigmoid loss."""
+    balance: BalanceSpec | None = None
+    """Multipliers of the weighted terms that follow the training; null leaves the weights as they are."""
     in_batch_negatives: Literal["global", "local"] = "global"
     """Whether several processes compare across the whole global batch, or each within its own (the official code)."""
 

@@ -90,6 +90,12 @@ def _pooled_grid(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("objectives.lmi.pooled_grid", message, f"at most {grid}; null keeps every patch", others=others)
 
 
+def _balance(spec: ExperimentSpec) -> Iterator[Problem]:
+    if spec.objectives.balance is not None and len(spec.objectives.terms) < 2:
+        message = f"there is nothing to balance: {' and '.join(spec.objectives.terms) or 'no term'} alone is on"
+        yield Problem("objectives.balance", message, "null", others=tuple(f"objectives.{term}" for term in TERMS))
+
+
 def _fusion_encoder(spec: ExperimentSpec) -> Iterator[Problem]:
     needing = spec.objectives.needing(Needs.FUSION)
     if needing and spec.model.fusion_encoder is None:
@@ -269,6 +275,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _frozen_needs_weights,
     _vit_heads,
     _pooled_grid,
+    _balance,
     _fusion_encoder,
     _queue,
     _official_warmup,

@@ -23,6 +23,7 @@ from tclx import distributed
 from tclx.data.batch import RowBatch
 from tclx.errors import InputError, Interrupted, Problem, RunFailed, TclxError
 from tclx.model.downloads import ask_no_hub
+from tclx.model.tcl import TCL
 from tclx.plan import Plan
 from tclx.printing import screen
 from tclx.runs import RunFolder, RunState
@@ -33,6 +34,7 @@ from tclx.track.console import watch_each
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sink import Sink, TrackedRun
 from tclx.track.sinks import open_sinks
+from tclx.train.balancing import Balancing
 from tclx.train.failures import known_failure, record_end
 from tclx.train.gauge import Gauge
 from tclx.train.heartbeat import heartbeat
@@ -43,6 +45,9 @@ from tclx.train.saving import Background
 from tclx.train.session import Session, begin
 from tclx.train.stopping import StopRequest, answering_requests, stop_request
 from tclx.train.watchdog import BATCH, UPLOADING, Watchdog
+
+_ALL_RANKS = -1
+"""In place of a rank: for what all processes draw alike, however many there are."""
 
 
 def train(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, consoles: Sequence[Console] | None = None) -> RunState:
@@ -168,6 +173,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
     model, optimizer, scaler = trained.model, trained.optimizer, trained.scaler
     parameters, num_passes = list(parameters_of(optimizer)), spec.training.accumulation_steps
     gauge = Gauge(session.device, session.watcher.say)
+    balance = model.balance if isinstance(model, TCL) else None
     for step in range(first_step, plan.total_steps):
         # Every random number of the step follows from here: nothing of the generators' state needs saving, and an evaluation or
         # a resume in between changes nothing.
@@ -193,22 +199,29 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
 
             optimizer.zero_grad(set_to_none=True)
             passes: list[Pass] = []
+            balancing = Balancing(balance, parameters, model.online.last_parameters() if balance else (), done=done)
             term_norms: dict[str, float] = {}
             for number in range(num_passes):
                 with session.tally.waiting(), session.watchdog.during(BATCH):
                     batch = next(batches)
                 session.tally.count(batch)
                 is_last = number == num_passes - 1  # then the processes average their gradients
-                with nullcontext() if is_last else distributed.without_averaging(trained.step):
+                averages = is_last and not balancing.projects
+                with nullcontext() if averages else distributed.without_averaging(trained.step):
                     draw = step * num_passes + number
                     output = _forward(session, batch, draw=draw, measure=writes_row, inputs=inputs)
                     if measures_terms and number == 0:
                         term_norms = term_gradient_norms(output, parameters, scale=scaler.get_scale())
                     if compares_terms and number == 0:
                         term_norms |= term_relations(output, model.online.last_parameters(), scale=scaler.get_scale())
-                    scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
+                    balancing.look(output, scale=scaler.get_scale())
+                    if balancing.projects:
+                        balancing.add(output, scale=scaler.get_scale() / num_passes)
+                    else:
+                        scaler.scale(output.loss / num_passes).backward()  # type: ignore[no-untyped-call]
                 passes.append(Pass(output.loss.detach(), output.measures, output.keys, batch.row))
 
+            balancing.put(seed=_step_seed(spec.seed, step, _ALL_RANKS))
             scaler.unscale_(optimizer)
             gradient_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
             stopping = _agree(session, step, passes, gradient_norm)
@@ -216,6 +229,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                 clip_grads_with_norm_(parameters, spec.optim.clip_gradient_norm, gradient_norm)
             scaler.step(optimizer)
             scaler.update()
+            balancing.finish()
             task.after_update(model, spec, [each.keys for each in passes if each.keys is not None])
 
             row: Row = {}

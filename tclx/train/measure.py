@@ -113,13 +113,7 @@ def term_relations(output: StepOutput, parameters: Sequence[nn.Parameter], *, sc
     """
     if len(output.terms) < 2 or not parameters:
         return {}
-    terms = list(output.terms.values())
-    weights = torch.autograd.grad(output.loss, terms, retain_graph=True)
-    gradients = []
-    for term, weight in zip(terms, weights, strict=True):
-        parts = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-        gradients.append(distributed.mean(torch.cat([part.flatten().float() for part in parts]) * weight / scale))
-    stacked = torch.stack(gradients)
+    stacked = weighted_gradients(output, parameters, scale=scale)
     products = (stacked @ stacked.T).double().cpu()
     whole, norms = products.sum(), products.diagonal().sqrt()
     found: dict[str, float] = {}
@@ -129,6 +123,17 @@ def term_relations(output: StepOutput, parameters: Sequence[nn.Parameter], *, sc
     for (one, first), (other, second) in combinations(enumerate(output.terms), 2):
         found[f"gradient_cosine/{first}_{second}"] = float(products[one, other] / (norms[one] * norms[other]))
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def weighted_gradients(output: StepOutput, parameters: Sequence[nn.Parameter], *, scale: float) -> Tensor:
+    """[K, P] the gradient of each of K weighted terms for P numbers of parameters; arguments as of `term_relations`."""
+    terms = list(output.terms.values())
+    weights = torch.autograd.grad(output.loss, terms, retain_graph=True)
+    gradients = []
+    for term, weight in zip(terms, weights, strict=True):
+        parts = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        gradients.append(distributed.mean(torch.cat([part.flatten().float() for part in parts]) * weight / scale))
+    return torch.stack(gradients)
 
 
 def describe_nonfinite(step: int, measures: Sequence[dict[str, Tensor]], rows: Tensor, gradient_norm: float) -> str:

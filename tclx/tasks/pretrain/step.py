@@ -68,7 +68,8 @@ class TrainingStep(Step):
                 measures |= _bounds(name, term, features, parts)
             if measure and term.judges:
                 measures |= _accuracies(name, term, features)
-        loss = torch.stack(weighted).sum()
+        balance = self.model.balance
+        loss = torch.stack(weighted).sum() if balance is None else balance.total(torch.stack(weighted))
         measures |= {f"loss/{name}": value.detach() for name, value in (*terms.items(), ("total", loss))}
         if measure and self.spec.objectives.need(Needs.PROJECTIONS):
             measures |= self._health(features)

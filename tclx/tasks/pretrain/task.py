@@ -62,7 +62,8 @@ class PretrainSpec(TrainingTask):
 
     def row(self, model: TCL, inputs: dict[str, Any]) -> dict[str, float]:
         temperatures = {f"temperature/{name}": getattr(model.temperatures, name).item() for name in model.temperatures.bounds}
-        return {**temperatures, **super().row(model, inputs)}
+        balance = model.balance.multipliers() if model.balance is not None else {}
+        return {**temperatures, **{f"balance/{name}": each for name, each in balance.items()}, **super().row(model, inputs)}
 
     def act_out(self, model: TCL, spec: ExperimentSpec) -> Tensor:
         from tclx.tasks.pretrain.step import act_out

@@ -87,6 +87,8 @@ class Term(Section):
                 about="Large beside a small share: most of what the term asks for, others take back.",
             ),
         ]
+        about = "What `objectives.balance` multiplies its weight with; of PCGrad, how often its gradient is in the update."
+        found.append(Metric(f"balance/{name}", f"Multiplier of {name.upper()}", about=about))
         if "temperature" in cls.model_fields:
             found.append(Metric(f"temperature/{name}", f"Temperature of {name.upper()}"))
         return found
