@@ -482,6 +482,7 @@ FULL = [
     "data.tokenizer={source: captions}",
     "init={checkpoint: /x, experiment: null}",
     "optim.clip_gradient_norm=1",
+    "objectives.balance={name: gradnorm}",
     "compat=official",
     "tracking.notify={}",
     "tracking.wandb={entity: x, group: x, job_type: x, notes: x, tags: [x]}",

@@ -181,6 +181,7 @@ def test_the_walk_over_the_spec_finds_paths_kinds_and_leaves() -> None:
         "data.tokenizer": "source",
         "task": "name",
         "optim.schedule": "name",
+        "objectives.balance": "name",
         "launch": "backend",
     }
 

@@ -119,6 +119,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
             _line("gradient norm", ["gradient_norm"]),
             *_gradient_norms(specs, list(terms)),
             *_gradients_compared(specs, list(terms)),
+            *_multipliers(specs, list(terms)),
             _line("soft-label weight", ["soft_labels/weight"]),
         ],
         "Systems": [
@@ -152,6 +153,12 @@ def _gradient_norms(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> li
     if all(spec.tracking.term_gradient_norms_every_steps is None for spec in specs):
         return []
     return [_line("gradient norm of each term", [f"gradient_norm/{term}" for term in terms])]
+
+
+def _multipliers(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> list[Any]:
+    if all(spec.objectives.balance is None for spec in specs):
+        return []
+    return [_line("multipliers of the terms", [f"balance/{term}" for term in terms])]
 
 
 def _gradients_compared(specs: Sequence[ExperimentSpec], terms: Sequence[str]) -> list[Any]:
