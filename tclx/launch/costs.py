@@ -180,7 +180,7 @@ def refuse_what_does_not_fit(run: PlannedRun, estimate: Estimate) -> list[Proble
     queues = 2 * 4 * run.spec.model.queue_size * run.spec.model.embed_dim / GIB
     key = "model.queue_size" if queues > fixed / 2 else "model"
     if fixed > available:
-        message = f"weights, AdamW's moments and queues take {fixed:.4g} GiB, and {what} {available:.4g} GiB"
+        message = f"weights, the optimizer's moments and queues take {fixed:.4g} GiB, and {what} {available:.4g} GiB"
         raise MachineError(str(Problem(key, message, "a smaller model or queue, or another machine")))
     if peak > available:
         message = f"a training process peaks at about {peak:.4g} GiB (estimated), and {what} {available:.4g} GiB"

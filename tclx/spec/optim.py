@@ -1,4 +1,4 @@
-"""How the weights move: AdamW, its learning rate over time, clipping."""
+"""How the weights move: the optimizer, its learning rate over time, clipping."""
 
 from __future__ import annotations
 
@@ -39,8 +39,13 @@ Schedule = Annotated[CosineSchedule | ConstantSchedule, Field(discriminator="nam
 
 
 class OptimSpec(Section):
-    """AdamW and its learning-rate schedule. No weight decay for biases, norms, [CLS], position embeddings and temperatures."""
+    """The optimizer and its learning-rate schedule. No weight decay for biases, norms, [CLS], position embeddings and
+    temperatures."""
 
+    optimizer: Literal["adamw", "nadamw", "lion", "muon", "sgd"] = "adamw"
+    """torch's AdamW; timm's NAdamW, SGD with Nesterov's momentum, Lion (Chen et al. 2023: a learning rate 3 to 10 times
+    smaller, betas [0.9, 0.99]) and Muon (Jordan et al. 2024: matrices by their orthogonalised momentum of 0.95, scaled to the
+    size of AdamW's updates; everything else, embeddings too, by NAdamW)."""
     learning_rate: Annotated[float, Field(gt=0), Sensible(at_least=1e-12, below=1)]
     """Peak learning rate; it is not scaled by the number of processes."""
     weight_decay: Annotated[float, Field(ge=0), Sensible(at_most=10_000)] = 0.02
@@ -49,9 +54,9 @@ class OptimSpec(Section):
         0.9,
         0.999,
     )
-    """AdamW's beta1 and beta2: decay rates of the first and second moment estimates."""
+    """Decay rates of the first and second moment estimates; of SGD the first one is the momentum."""
     epsilon: Annotated[float, Field(gt=0), Sensible(at_least=1e-30, at_most=1)] = 1e-8
-    """AdamW's epsilon, added to the denominator for numerical stability."""
+    """Added to AdamW's and NAdamW's denominator for numerical stability."""
     clip_gradient_norm: Weight | None = None
     """Maximum global gradient norm; null disables clipping."""
     schedule: Schedule = CosineSchedule()

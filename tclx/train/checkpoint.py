@@ -1,7 +1,7 @@
 """What must a run remember to go on as if it had never been killed, and how is it written so that no kill tears it?
 
     checkpoints/step-00001234/model.safetensors      every parameter and buffer: momentum encoders and queues, too
-                              optimizer.safetensors  AdamW's moments under the names of their parameters
+                              optimizer.safetensors  its moments under the names of their parameters
                               state.json             step, gradient scaler, counters
                               manifest.json          the size and checksum of each, and its own; written last
 
@@ -29,7 +29,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
@@ -92,7 +92,7 @@ class Content(NamedTuple):
     """As `optimizer_tensors`."""
 
 
-def content_of(model: nn.Module, optimizer: AdamW) -> Content:
+def content_of(model: nn.Module, optimizer: Optimizer) -> Content:
     """What a model and its optimizer hold at this moment: their own tensors, not copies."""
     weights, aliases = _without_aliases(model.state_dict())
     return Content(weights, aliases, optimizer_tensors(optimizer))
@@ -161,13 +161,14 @@ def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return unique, aliases
 
 
-def optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as `moment/parameter name`, so that a changed order of parameters cannot mix it up."""
     return {
         f"{moment}/{name}": value
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
         for moment, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)  # Muon also notes which parameters are its own, and finds that out again
     }
 
 
@@ -297,7 +298,7 @@ def _sound(folder: Path) -> _Sound:
     return _Sound(manifest.run_id, manifest.step, {**tensors, **tied})
 
 
-def resume(checkpoints: Path, *, model: nn.Module, optimizer: AdamW, run_id: str, report: Report) -> Progress | None:
+def resume(checkpoints: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str, report: Report) -> Progress | None:
     """Load the newest sound checkpoint; a damaged one is reported, set aside as `*.damaged`, and the next older is used.
 
     Returns:
@@ -346,7 +347,7 @@ def _first_sound(folders: Iterable[Path], use: Callable[[Path], T], *, report: R
     return None
 
 
-def load(folder: Path, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Progress:
+def load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str) -> Progress:
     """Check a checkpoint against its manifest and put it into the model and the optimizer.
 
     Raises:
@@ -356,7 +357,7 @@ def load(folder: Path, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Pr
         return _load(folder, model=model, optimizer=optimizer, run_id=run_id)
 
 
-def _load(folder: Path, *, model: nn.Module, optimizer: AdamW, run_id: str) -> Progress:
+def _load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str) -> Progress:
     sound = _sound(folder)
     if sound.run_id != run_id:
         raise InputError(_foreign(folder, f"it was saved by run {sound.run_id}, and this is run {run_id}"))
@@ -523,7 +524,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a safe_open is no mapping)
 
 
-def _optimizer_state(folder: Path, tensors: Mapping[str, Tensor], optimizer: AdamW) -> dict[int, dict[str, Tensor]]:
+def _optimizer_state(folder: Path, tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
     """The tensors of `optimizer_tensors` under the numbers that this optimizer gives to its parameters."""
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     index_of = {name: index for index, name in enumerate(names)}

@@ -23,6 +23,7 @@ from tclx.model.tcl import MomentumModel
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.task import TrainingTask
+from tclx.train.optim import num_moments
 
 GIB = 1024**3
 CPU_BASE_GIB = 0.9
@@ -90,6 +91,7 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
         flops += (flops - forward_flops) // 2
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state_bytes, trained_bytes = _bytes(model.state_dict().values()), _bytes(trained)
+    moments = 4 * num_moments(model, spec.optim)  # in fp32
     # Without accumulation the gradients appear as the activations go; otherwise, and in DDP's buckets, they are always there.
     gradients_stay = spec.training.accumulation_steps > 1 or plan.world_size > 1
     transient = kept.num_bytes + trained_bytes if gradients_stay else max(kept.num_bytes, trained_bytes)
@@ -97,8 +99,8 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
         parameters_trainable=sum(parameter.numel() for parameter in trained),
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
         flops_per_step=flops * (plan.global_batch_size // spec.training.batch_size_per_gpu),
-        peak_memory_gib=(state_bytes + 2 * trained_bytes + transient) / GIB,  # AdamW's two moments
-        checkpoint_gib=(state_bytes + 2 * trained_bytes) / GIB,
+        peak_memory_gib=(state_bytes + moments + transient) / GIB,
+        checkpoint_gib=(state_bytes + moments) / GIB,
     )
 
 

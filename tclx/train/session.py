@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from tclx import distributed
 from tclx.data.dataset import training_captions
@@ -49,7 +49,7 @@ class Trained:
     model: MomentumModel
     step: nn.Module
     """The task's step, averaging its gradients over processes where there are several."""
-    optimizer: AdamW
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
 
@@ -118,7 +118,7 @@ def _resume(
     folder: RunFolder,
     plan: Plan,
     model: MomentumModel,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     say: Callable[[str], None],
 ) -> Progress | None:

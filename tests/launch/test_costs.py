@@ -80,7 +80,9 @@ def test_weights_beyond_the_machines_memory_are_refused_and_activations_remarked
     assert refuse_what_does_not_fit(toy[0], estimated(fixed=has / 2, peak=has / 2)) == []
     (remark,) = refuse_what_does_not_fit(toy[0], estimated(fixed=has / 2, peak=has * 1.1))
     assert "(estimated), and this machine has for each process" in remark.message
-    with pytest.raises(MachineError, match=r"^model: weights, AdamW's moments and queues take .* GiB, and this machine has"):
+    with pytest.raises(
+        MachineError, match=r"^model: weights, the optimizer's moments and queues take .* GiB, and this machine has"
+    ):
         refuse_what_does_not_fit(toy[0], estimated(fixed=has * 1.1, peak=has * 2))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from tclx.spec.objectives import SoftLabelSpec
 from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
 from tclx.tasks.task import soft_label_weight
-from tclx.train.optim import build_optimizer, learning_rate, parameter_groups
+from tclx.train.optim import build_optimizer, learning_rate, num_moments, parameter_groups
 
 
 class Tiny(nn.Module):
@@ -63,6 +64,55 @@ def test_optimizer_is_adamw_by_the_formula() -> None:
     optimizer.step()
     expected = before - 0.5 * (torch.tensor([[1.0, -1.0]]) + 0.2 * before)
     assert torch.allclose(net.weight, expected, atol=1e-6)
+
+
+def one_step(net: nn.Module, **optim: Any) -> nn.Module:
+    """An update with a learning rate of 0.5 and a decay of 0.2, from the gradient of a sum."""
+    optimizer = build_optimizer(net, OptimSpec(learning_rate=0.5, weight_decay=0.2, **optim), official=False)
+    net(torch.tensor([[1.0, -2.0]])).sum().backward()
+    optimizer.step()
+    return net
+
+
+def test_lion_moves_by_the_sign_and_sgd_by_the_gradient_and_both_decay_apart() -> None:
+    for optimizer, moved in (("lion", [1.0, -1.0]), ("sgd", [1.9, -3.8])):  # Nesterov: the gradient and 0.9 of its momentum
+        net = nn.Linear(2, 1)
+        before = net.weight.detach().clone()
+        one_step(net, optimizer=optimizer)
+        torch.testing.assert_close(net.weight.detach(), before - 0.5 * torch.tensor([moved]) - 0.5 * 0.2 * before)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_nadamw() -> None:
+    torch.manual_seed(0)
+    net = Tiny()
+    optimizer = build_optimizer(net, OptimSpec(learning_rate=0.5, weight_decay=0.2, optimizer="muon"), official=False)
+    left = {name for group in optimizer.param_groups if group["use_fallback"] for name in group["param_names"]}
+    own = {name for group in optimizer.param_groups if not group["use_fallback"] for name in group["param_names"]}
+    assert own == {"linear.weight"}
+    assert len(left) == 9
+    before = net.linear.weight.detach().clone()
+    turned = torch.linalg.qr(torch.randn(3, 3)).Q
+    net.linear.weight.grad = turned @ torch.diag(torch.tensor([9.0, 3.0, 1.0]))
+    net.linear.bias.grad = torch.tensor([1.0, -2.0, 3.0])
+    bias = net.linear.bias.detach().clone()
+    optimizer.step()
+    moved = before * (1 - 0.5 * 0.2) - net.linear.weight.detach()
+    lengths = torch.linalg.svdvals(moved)
+    assert lengths.max() / lengths.min() < 2  # about orthogonal; of the gradient it is 9
+    steps = (bias - net.linear.bias.detach()) * torch.tensor([1.0, -1.0, 1.0])
+    torch.testing.assert_close(steps, steps[:1].expand(3))  # by the gradient's sign alone, as Adam's first step is
+    assert steps.min() > 0.1
+
+
+@pytest.mark.parametrize(("optimizer", "each"), [("adamw", 2), ("nadamw", 2), ("lion", 1), ("sgd", 1)])
+def test_as_many_moments_are_counted_as_are_kept(optimizer: Literal["adamw", "nadamw", "lion", "sgd"], each: int) -> None:
+    net, optim = nn.Linear(2, 1), OptimSpec(learning_rate=0.5, optimizer=optimizer)
+    assert num_moments(net, optim) == 3 * each
+    made = build_optimizer(net, optim, official=False)
+    net(torch.ones(1, 2)).sum().backward()
+    made.step()
+    kept = [value for state in made.state.values() for name, value in state.items() if name != "step"]
+    assert sum(value.numel() for value in kept) == 3 * each
 
 
 def rate(step: int, schedule: CosineSchedule | ConstantSchedule, *, total_steps: int = 100) -> float:

@@ -165,6 +165,7 @@ OTHER_WAYS = {
         "training.accumulation_steps": 2,
         "optim.clip_gradient_norm": 1.0,
     },
+    **{name: {"optim.optimizer": name} for name in ("nadamw", "lion", "muon", "sgd")},
     "official": {"compat": "official", "optim.schedule": {"name": "constant"}, "objectives.in_batch_negatives": "local"},
 }
 
