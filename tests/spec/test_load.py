@@ -198,7 +198,7 @@ def test_set_takes_whole_sections_and_the_list_of_variants(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lr=1", "--set: optim.lr: unknown key `lr` (known here: learning_rate, weight_decay"),
+        ("optim.lr=1", "--set: optim.lr: unknown key `lr` (known here: optimizer, learning_rate, weight_decay"),
         (
             "optim.learning-rate=1",
             "--set: optim.learning-rate: unknown key `learning-rate` (did you mean `optim.learning_rate`?)",
