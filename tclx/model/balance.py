@@ -55,12 +55,14 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def equalise_(self, norms: Tensor, losses: Tensor) -> None:
-        """One step of GradNorm, in place.
+        """One step of GradNorm, in place; none where a number is not finite, as of a step that fp16 skips.
 
         Args:
             norms: [K] of the gradients of the weighted terms at shared parameters, multipliers left out.
             losses: [K] the weighted terms.
         """
+        if not bool((norms + losses).isfinite().all()):
+            return
         spec = cast("GradNormBalance", self.spec)
         self.first_losses.copy_(torch.where(self.first_losses.isnan(), losses, self.first_losses))
         lengths = self.multiplied * norms

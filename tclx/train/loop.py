@@ -174,6 +174,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
     parameters, num_passes = list(parameters_of(optimizer)), spec.training.accumulation_steps
     gauge = Gauge(session.device, session.watcher.say)
     balance = model.balance if isinstance(model, TCL) else None
+    shared = model.online.last_parameters() if balance is not None else []
     for step in range(first_step, plan.total_steps):
         # Every random number of the step follows from here: nothing of the generators' state needs saving, and an evaluation or
         # a resume in between changes nothing.
@@ -199,7 +200,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
 
             optimizer.zero_grad(set_to_none=True)
             passes: list[Pass] = []
-            balancing = Balancing(balance, parameters, model.online.last_parameters() if balance else (), done=done)
+            balancing = Balancing(balance, parameters, shared, done=done)
             term_norms: dict[str, float] = {}
             for number in range(num_passes):
                 with session.tally.waiting(), session.watchdog.during(BATCH):

@@ -95,6 +95,14 @@ def test_multipliers_move_as_the_gradient_of_gradnorms_loss_says() -> None:
     assert expected[1] < 1 < expected[2]  # the longest gradient is made shorter, the shortest longer
 
 
+def test_a_step_that_overflows_moves_no_multiplier() -> None:
+    balance = Balance(GradNormBalance(name="gradnorm", every_steps=1), ["cma", "itm"])
+    for norms, losses in (([1.0, torch.inf], [1.0, 1.0]), ([1.0, 1.0], [torch.nan, 1.0])):
+        balance.equalise_(torch.tensor(norms), torch.tensor(losses))
+    assert balance.multipliers() == {"cma": 1.0, "itm": 1.0}
+    assert balance.first_losses.isnan().all()
+
+
 def test_equal_gradients_come_of_equal_progress() -> None:
     balance = Balance(GradNormBalance(name="gradnorm", rate=0.01, every_steps=1), ["cma", "itm"])
     norms = torch.tensor([9.0, 1.0])
