@@ -13,7 +13,7 @@ from tclx.cli.console import say, show
 from tclx.cli.plan import print_data
 from tclx.errors import InputError, Problem
 
-EXAMPLE = "Example:  tclx init mine --images photos --captions captions.csv --name mine"
+EXAMPLE = "Example:  tclx init mine --images photos --captions captions.csv"
 
 
 class SizeChoice(StrEnum):
@@ -39,7 +39,9 @@ def init(
         Path | None,
         typer.Option("--captions", metavar="FILE", help="CSV, JSON, COCO, ... ; without it they lie beside the images."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What the experiment is called.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What the experiment is called.  [default: as its folder]")
+    ] = None,
     size: Annotated[SizeChoice, typer.Option("--size", help="tiny: a laptop; base: ViT-B/16 and BERT-base.")] = SizeChoice.TINY,
     device: Annotated[DeviceChoice, typer.Option("--device", help="What it trains on.")] = DeviceChoice.AUTO,
     val_share: Annotated[
@@ -56,7 +58,9 @@ def init(
         question = "File of the captions (none: they lie beside the images)"
         asked = typer.prompt(question, default="", show_default=False, err=True)
         captions = Path(asked) if asked else None
-    name = name or _asked("name", "Name of the experiment")
+    called = folder.absolute().name
+    if name is None:
+        name = _asked("name", "Name of the experiment", default=called) if sys.stdin.isatty() else called
 
     from pydantic import TypeAdapter, ValidationError
 
@@ -75,7 +79,7 @@ def init(
     show(f"tclx run {made.spec} --smoke   # does it work?\ntclx run {made.spec}\ntclx sweep {made.sweep}")
 
 
-def _asked(option: str, question: str) -> str:
+def _asked(option: str, question: str, *, default: str | None = None) -> str:
     if not sys.stdin.isatty():
         raise InputError(Problem(f"--{option}", "is needed", "or answer at a terminal"))
-    return str(typer.prompt(question, err=True))
+    return str(typer.prompt(question, default=default, err=True))

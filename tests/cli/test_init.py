@@ -100,6 +100,15 @@ def test_images_that_are_not_there_leave_nothing(photos: Path) -> None:
     assert list(photos.glob("mine/*")) == []
 
 
+def test_without_a_name_it_is_called_as_its_folder(photos: Path) -> None:
+    for number in range(60):
+        (photos / "photos" / f"{number}.txt").write_text(f"number {number}")
+    assert Ended("init", str(photos / "mine"), "--images", str(photos / "photos")).code == 0
+    assert (photos / "mine" / "mine.yaml").exists()
+    unfit = Ended("init", str(photos / "no name"), "--images", str(photos / "photos"))
+    assert (unfit.code, "--name: `no name` is no name" in unfit.err) == (2, True)
+
+
 def test_without_a_terminal_nothing_is_asked() -> None:
     ended = Ended("init")
     assert ended.code == 2
