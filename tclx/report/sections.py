@@ -31,7 +31,17 @@ from tclx.spec.difference import differences, flat
 from tclx.spec.objectives import TERMS
 from tclx.terminal import printable
 
-HEALTH = ("temperature/", "accuracy/", "gradient_", "mi_bound/", "health/", "learning_rate", "soft_labels/", "data/")
+HEALTH = (
+    "temperature/",
+    "balance/",
+    "accuracy/",
+    "gradient_",
+    "mi_bound/",
+    "health/",
+    "learning_rate",
+    "soft_labels/",
+    "data/",
+)
 SPEED = ("speed/", "memory/")
 
 
