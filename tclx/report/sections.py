@@ -32,15 +32,8 @@ from tclx.spec.objectives import TERMS
 from tclx.terminal import printable
 
 HEALTH = (
-    "temperature/",
-    "balance/",
-    "accuracy/",
-    "gradient_",
-    "mi_bound/",
-    "health/",
-    "learning_rate",
-    "soft_labels/",
-    "data/",
+    *("temperature/", "balance/", "accuracy/", "gradient_", "mi_bound/", "health/"),
+    *("learning_rate", "soft_labels/", "data/"),
 )
 SPEED = ("speed/", "memory/")
 
