@@ -54,14 +54,19 @@ class Mount(NamedTuple):
 UNKNOWN_MOUNT = Mount("/", "unknown", ())
 
 
+def own_cores() -> set[int]:
+    """The numbers of the cores that this process is bound to; all of them where the system binds nothing."""
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # a Mac binds nothing
+        return set(range(os.cpu_count() or 1))
+
+
 def num_cpus() -> int:
     """Cores that this process may use: those it is bound to where the system binds processes, else all."""
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # a Mac binds nothing
-        return os.cpu_count() or 1
+    return len(own_cores())
 
 
 def memory() -> Memory:

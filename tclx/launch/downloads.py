@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from tclx import hub
-from tclx.data.formats.entry import Unreadable
-from tclx.data.hosted import Place, prepare
 from tclx.errors import InputError, MachineError, Problem, placed
 from tclx.hub import HubFiles
 from tclx.model.downloads import hub_files
@@ -59,6 +57,9 @@ def fetch_all(experiments: Sequence[Experiment], *, say: Callable[[str], None]) 
         InputError: as `hub_files`, or a data set is none that can be read.
         MachineError: something cannot be fetched.
     """
+    from tclx.data.formats.entry import Unreadable  # only here is a data set touched
+    from tclx.data.hosted import Place, prepare
+
     data_sets = set[Place]()
     for spec, origins in experiments:
         for key, source in spec.data.single_sources():

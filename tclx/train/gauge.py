@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import psutil
@@ -10,6 +9,7 @@ import torch
 
 from tclx.foreign import first_line
 from tclx.metrics import CPU_USE, GPU_MEMORY_USE, GPU_POWER, GPU_USE, MEMORY_USE
+from tclx.system import own_cores
 from tclx.track.jsonl import Row
 
 
@@ -29,7 +29,7 @@ class Gauge:
     def read(self) -> Row:
         """In percent, and watts: of the cores that this process may use since the last call, of memory and GPU now."""
         cores = psutil.cpu_percent(percpu=True)
-        mine = [cores[core] for core in _allowed() if core < len(cores)] or cores
+        mine = [cores[core] for core in own_cores() if core < len(cores)] or cores
         row: Row = {CPU_USE: sum(mine) / len(mine), MEMORY_USE: psutil.virtual_memory().percent}
         return row | (self._gpu() if self._asks_gpu else {})
 
@@ -45,11 +45,3 @@ class Gauge:
             self._asks_gpu = False
             self._say(f"the driver does not say how busy the GPU is, so the run does not record it: {first_line(error)}")
             return {}
-
-
-def _allowed() -> set[int]:
-    """The numbers of the cores that this process is bound to; all of them where the system binds nothing."""
-    try:
-        return os.sched_getaffinity(0)
-    except AttributeError:
-        return set(range(os.cpu_count() or 1))

@@ -158,7 +158,8 @@ def test_a_data_set_is_fetched_once_and_learned_from_as_files_are(scenes: Path, 
     described = json.loads(planned.out)[0]["data"]["data.train"]
     assert described["what"] == f"{NAME}: a data set of the hub, commit {COMMIT[:12]}"
     assert described["first_rows"][0]["image"] == "train/0"
-    learned = what_was_learned(outcome(run(prepare(tmp_path / "hosted", spec))))
+    environment = {"HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
+    learned = what_was_learned(outcome(run(prepare(tmp_path / "hosted", spec), environment=environment)))
     assert learned == what_was_learned(outcome(run(prepare(tmp_path / "files", toy(files)))))
 
 
