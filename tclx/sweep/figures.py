@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import optuna
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tclx.report.page import COLORS
 from tclx.sweep.confirm import Confirmation
 from tclx.sweep.sequential import FEWEST
+from tclx.sweep.summary import STATE_WORDS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -23,8 +25,6 @@ _TRIAL, _OWN, _OTHER = COLORS[0], COLORS[1], COLORS[7]
 _MARGIN = {"l": 48, "r": 16, "t": 8, "b": 40}
 _ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 """A legend that takes no width, of which a phone has little."""
-_WORDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-"""States of trials, as Optuna names them."""
 
 _FEW_EVALUATIONS = 12
 """So few that each has a mark on its axis."""
@@ -42,14 +42,14 @@ def history(trials: Sequence[FrozenTrial], value: Value, *, sign: int, name: str
         name: of the objective.
     """
     plot, numbers, values = _figure(), [trial.number for trial in trials], [value(trial) for trial in trials]
-    best = [sign * max(sign * each for each in values[: place + 1]) for place in range(len(values))]
+    best = list(accumulate(values, max if sign > 0 else min))
     plot.add_scatter(
         x=numbers, y=best, mode="lines", line={"color": _TRIAL, "shape": "hv", "width": 1}, name="best so far", hoverinfo="skip"
     )
     _add_trials(plot, [(trial.number, value(trial), trial) for trial in trials])
-    own = next((value(trial) for trial in trials if trial.number == 0), None)
+    own = _experiment(trials)
     if own is not None:
-        plot.add_hline(y=own, line={"color": _OWN, "width": 1, "dash": "dot"})
+        plot.add_hline(y=value(own), line={"color": _OWN, "width": 1, "dash": "dot"})
     return plot.update_layout(xaxis={"title": {"text": "trial"}}, yaxis={"title": {"text": name}})
 
 
@@ -72,7 +72,7 @@ def parameter(trials: Sequence[FrozenTrial], value: Value, key: str, *, name: st
 def pair(study: optuna.Study, keys: tuple[str, str], target: Value | None, *, name: str) -> Figure:
     """The objective over two parameters, as Optuna interpolates it."""
     plot = optuna.visualization.plot_contour(study, list(keys), target=target, target_name=name)
-    first = next((trial for trial in study.get_trials(deepcopy=False) if trial.number == 0), None)
+    first = _experiment(study.get_trials(deepcopy=False))
     # Which of the two lies across is Optuna's to choose.
     across = plot.layout.xaxis.title.text
     down = next(key for key in keys if key != across)
@@ -196,16 +196,16 @@ def evaluations(trials: Sequence[FrozenTrial], best: int | None, *, name: str) -
 def timeline(study: optuna.Study) -> Figure:
     """When each trial ran."""
     plot = optuna.visualization.plot_timeline(study)
+    words = {state.name: word for state, word in STATE_WORDS.items()}
     for trace in plot.data:
-        trace.name = _WORDS.get(trace.name, trace.name)
+        trace.name = words.get(trace.name, trace.name.lower())
     return plot.update_layout(legend=_ABOVE, xaxis_title="time", yaxis_title="trial")
 
 
 def front(study: optuna.Study, names: Sequence[str]) -> Figure:
     """What each objective costs the others."""
     plot = optuna.visualization.plot_pareto_front(study, target_names=list(names))
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    own = next((trial for trial in complete if trial.number == 0), None)
+    own = _experiment(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if own is not None and len(names) == 2:
         plot.add_scatter(x=[own.values[0]], y=[own.values[1]], **_star())
     return plot.update_layout(legend=_ABOVE)
@@ -277,6 +277,11 @@ def _figure() -> Figure:
     return go.Figure().update_layout(
         template=None, legend=_ABOVE, margin=_MARGIN, hovermode="closest", xaxis={**plain, "zeroline": False}, yaxis=plain
     )
+
+
+def _experiment(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Trial 0, where it is among them."""
+    return next((trial for trial in trials if trial.number == 0), None)
 
 
 def _add_trials(plot: Figure, points: Sequence[tuple[Any, float, FrozenTrial]]) -> None:

@@ -87,10 +87,10 @@ def state_word(trial: FrozenTrial, folder: StudyFolder) -> Standing:
         if claim is not None and is_alive(folder, claim):
             return "running"
         return "interrupted" if claim is not None and claim.released else "lost"
-    return _WORDS[trial.state]
+    return STATE_WORDS[trial.state]
 
 
-_WORDS: dict[TrialState, Standing] = {
+STATE_WORDS: dict[TrialState, Standing] = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
