@@ -202,7 +202,9 @@ def _history(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html]:
         yield figure(plot, title=f"{aim.spec.metric}, trial by trial", caption=_HISTORY, height=340)
 
 
-_HISTORY = "The star is trial 0, the experiment itself, and the dotted line is its value: what is not above it won nothing."
+_HISTORY = (
+    "The star is trial 0, the experiment itself, and the dotted line is its value: what does not lie beyond it won nothing."
+)
 
 
 def _target(aims: Sequence[Aim], aim: Aim) -> Callable[[FrozenTrial], float] | None:
