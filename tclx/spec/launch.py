@@ -187,13 +187,12 @@ class SlurmLaunch(Section):
             )
         lines = [("setup", line) for line in self.setup]
         lines += [(f"sbatch_options.{name}", str(value)) for name, value in self.sbatch_options.items()]
-        for key, line in lines:
-            if (secret := written_secret(line)) is not None:
-                raise Conflict(
-                    f"`{key}` writes the secret {secret} into the job's script; export it where you submit (jobs "
-                    "inherit your environment) or read it from a file there",
-                    key,
-                )
+        if secrets := [(key, secret) for key, line in lines if (secret := written_secret(line)) is not None]:
+            raise Conflict(
+                f"{' and '.join(f'`{key}` writes the secret {secret}' for key, secret in secrets)} into the job's script; "
+                "export it where you submit (jobs inherit your environment) or read it from a file there",
+                *dict(secrets),
+            )
         return self
 
 

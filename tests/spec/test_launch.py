@@ -167,6 +167,15 @@ def test_a_secret_among_the_options_is_refused_too(tmp_path: Path) -> None:
     assert "abc" not in message
 
 
+def test_all_secrets_are_named_at_once(tmp_path: Path) -> None:
+    options = '{wckey: "TOKEN=abc"}'
+    lines = f'setup: ["export PGPASSWORD=abc", "module load x", "export HF_TOKEN=abc"], sbatch_options: {options}'
+    message = refused(tmp_path, lines)
+    assert "`setup` writes the secret PGPASSWORD and `setup` writes the secret HF_TOKEN" in message
+    assert "and `sbatch_options.wckey` writes the secret TOKEN into the job's script" in message
+    assert "abc" not in message
+
+
 @pytest.mark.parametrize(("signal_seconds", "minutes"), [(60, 1), (120, 2), (3600, 60)])
 def test_a_time_limit_leaves_something_to_train_in(tmp_path: Path, signal_seconds: int, minutes: int) -> None:
     message = refused(tmp_path, f"signal_seconds: {signal_seconds}, time_limit_minutes: {minutes}")
