@@ -28,6 +28,7 @@ from tclx.spec.difference import CHANGES_NO_RESULT, SEED_AND_HASH, identity
 if TYPE_CHECKING:  # loaded where a file is named: `tclx status` needs none of it
     from tclx.report.results import Selection
     from tclx.spec.experiment import ExperimentSpec
+    from tclx.spec.load import Experiment
 
 SPEC_SUFFIXES = (".yaml", ".yml")
 _OF_WEIGHTS = ("spec.json", "manifest.json", "model.safetensors")
@@ -259,27 +260,65 @@ def _is_called(run: Path, name: str) -> bool:
 
 
 def _of_experiment_file(path: Path, runs_dir: Path) -> Found:
-    """The runs that a file asks for, and what is not there.
+    """The runs that a file asks for, and what is not there."""
+    from tclx.spec.load import load_experiments
 
-    Compared by content and not by run id, which takes the training data to be at hand.
-    """
-    from tclx.spec.load import load_experiments, load_spec_json
-
-    known = _runs_in(runs_dir)
     found: list[Path] = []
     missing: list[str] = []
-    for spec, _ in load_experiments(path):
-        label = f"{spec.name}-{spec.variant}" if spec.variant else spec.name
-        named = [folder for folder in known if folder.name.rpartition("-")[0] == f"{label}-s{spec.seed}"]
-        same = [folder for folder in named if _content(load_spec_json(folder / "spec.json")) == _content(spec)]
+    for spec, same in with_their_runs(load_experiments(path), runs_dir=runs_dir):
         found += same
         if not same:
-            other = "; a run of that name was trained from another spec" if named else ""
-            missing.append(f"{label} with seed {spec.seed} has not been run{other}")
+            missing.append(f"{_label(spec)} with seed {spec.seed} has not been run{_another(spec, runs_dir)}")
     if not found:
         hint = f"tclx run {path} trains them; runs are looked for in {runs_dir}, choose another with --runs-dir"
         raise InputError(Problem("", f"no run of {path}: {missing[0]}", hint))
     return Found(tuple(found), {}, experiments=(path,), notes=tuple(missing))
+
+
+def with_their_runs(experiments: Sequence[Experiment], *, runs_dir: Path) -> Iterator[tuple[ExperimentSpec, list[Path]]]:
+    """Each spec with the run folders that were trained from it.
+
+    Compared by content and not by run id, which takes the training data to be at hand; so is the run that it starts from, as
+    long as its folder is there.
+    """
+    from tclx.spec.load import load_spec_json
+
+    known = _runs_in(runs_dir)
+    for experiment in experiments:
+        found = []
+        for folder in known:
+            if _is_named_as(experiment.spec, folder):
+                ran = load_spec_json(folder / "spec.json")
+                if _content(ran) == _content(experiment.spec) and _starts_alike(ran, experiment):
+                    found.append(folder)
+        yield experiment.spec, found
+
+
+def _starts_alike(ran: ExperimentSpec, asked: Experiment) -> bool:
+    """Whether a run began where the experiment asks for; true where nothing tells any more."""
+    from tclx.launch.order import started_from
+    from tclx.spec.load import load_spec_json
+
+    if asked.spec.init is None or asked.spec.init.experiment is None:
+        return ran.init == asked.spec.init
+    if ran.init is None or ran.init.checkpoint is None:
+        return False
+    began = Path(ran.init.checkpoint) / "spec.json"
+    needed = started_from(asked)
+    return needed is None or not began.is_file() or _content(load_spec_json(began)) == _content(needed.spec)
+
+
+def _label(spec: ExperimentSpec) -> str:
+    return f"{spec.name}-{spec.variant}" if spec.variant else spec.name
+
+
+def _is_named_as(spec: ExperimentSpec, folder: Path) -> bool:
+    return folder.name.rpartition("-")[0] == f"{_label(spec)}-s{spec.seed}"
+
+
+def _another(spec: ExperimentSpec, runs_dir: Path) -> str:
+    named = any(_is_named_as(spec, folder) for folder in _runs_in(runs_dir))
+    return "; a run of that name was trained from another spec" if named else ""
 
 
 def _content(spec: ExperimentSpec) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 CLUSTER = "tests/slurm/"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as `just check` has it: tests share the cores, and some fork
 os.environ.setdefault("TCLX_RUNS", "/nonexistent/tests-name-their-own-runs-folder")
 
 

@@ -25,6 +25,7 @@ from tclx.cli import (
     logs,
     plan,
     report,
+    repro,
     results,
     resume,
     room,
@@ -115,6 +116,7 @@ app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=results.EXAMPLE)(results.results)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=repro.EXAMPLE)(repro.repro)
 app.command(epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 app.command(epilog=sync.EXAMPLE)(sync.sync)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -82,6 +82,18 @@ def without_first_weights(spec: ExperimentSpec) -> ExperimentSpec:
     return spec.model_copy(update={"model": model})
 
 
+def started_from(experiment: Experiment) -> Experiment | None:
+    """The run of another experiment file whose best weights a run starts from; None where it starts from no such run.
+
+    Raises:
+        InputError: the file is wrong, or it cannot be told which of its runs is meant.
+    """
+    init = experiment.spec.init
+    if init is None or init.experiment is None:
+        return None
+    return _Needed.of(load_experiments(Path(init.experiment))).choose(init, seed=experiment.spec.seed, asking=experiment)
+
+
 class _Planner:
     """Runs found so far, by id, and the facts of data read so far."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import signal
 import sys
 import traceback
 import warnings
@@ -52,6 +53,7 @@ def planned(spec: Path, override: str, runs_dir: Path) -> Ended:
         child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))
+        signal.alarm(20 * SECONDS)  # one that waits for ever uses no processor time
         os._exit(_plan(spec, override, runs_dir))
     _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)

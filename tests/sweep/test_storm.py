@@ -253,7 +253,8 @@ def restart_during(folder: StudyFolder, server: Server, module: str, *, num_tria
     with working(folder, module) as workers:
         for begun in after:
             while len(list(folder.claim(0).parent.glob("*.json"))) < begun:
-                assert len(workers.seats) == 4
+                workers.collect()
+                assert len(workers.seats) == 4, workers.printed
                 time.sleep(0.05)
             server.stop("immediate")
             time.sleep(2)
