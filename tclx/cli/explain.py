@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tclx.cli.console import AsJson, print_json, say, show
+from tclx.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from tclx.spec.explain import Key
+    from tclx.spec.fields import Place
 
 EXAMPLE = "Example:  tclx explain objectives.lmi.pooled_grid"
 
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
-    from tclx.spec.explain import SWEEP_ROOT, known_paths
+    from tclx.spec.explain import known_paths
+
+    root = _root(sweep=bool(ctx.params.get("sweep")), table=bool(ctx.params.get("table")))
+    return [path for path in known_paths(root) if path.startswith(incomplete)]
+
+
+def _root(*, sweep: bool, table: bool) -> Place:
+    """Of which kind of file a key is."""
+    from tclx.spec.explain import SWEEP_ROOT, TABLE_ROOT
     from tclx.spec.fields import ROOT
 
-    return [path for path in known_paths(SWEEP_ROOT if ctx.params.get("sweep") else ROOT) if path.startswith(incomplete)]
+    if sweep and table:
+        raise InputError(Problem("--table", "is at odds with --sweep: a key is of one kind of file"))
+    return SWEEP_ROOT if sweep else TABLE_ROOT if table else ROOT
 
 
 def explain(
@@ -28,6 +40,7 @@ def explain(
         typer.Argument(metavar="[KEY]", help="Dotted, such as data.train; all sections by default.", autocompletion=_complete),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="A key of a sweep file.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="A key of a table's file (`tclx repro`).")] = False,
     all_keys: Annotated[bool, typer.Option("--all", help="Print the page of all keys, in Markdown.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="With --all: the output file.", dir_okay=False)
@@ -35,19 +48,18 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say what a key of a spec is: its values, its default, what it means, which keys go with it."""
-    from tclx.spec.explain import SWEEP_ROOT, key_of, reference
     from tclx.spec.explain import explain as explained
-    from tclx.spec.fields import ROOT
+    from tclx.spec.explain import key_of, reference
 
     if all_keys:
         write_page(reference(), output)
         return
-    root = SWEEP_ROOT if sweep else ROOT
+    root = _root(sweep=sweep, table=table)
     (section,) = root.sections
     found = (
         explained(key, root)
         if key is not None
-        else [key_of(section, name, name) for name in section.model_fields if sweep or name != "variant"]
+        else [key_of(section, name, name) for name in section.model_fields if sweep or table or name != "variant"]
     )
     if as_json:
         print_json([one._asdict() for one in found])

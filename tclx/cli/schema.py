@@ -18,6 +18,7 @@ class Kind(StrEnum):
 
     EXPERIMENT = "experiment"
     SWEEP = "sweep"
+    TABLE = "table"
 
 
 def schema(
@@ -30,9 +31,9 @@ def schema(
     import json
 
     from tclx.files import write_atomically
-    from tclx.spec.schema import experiment_schema, sweep_schema
+    from tclx.spec.schema import experiment_schema, sweep_schema, table_schema
 
-    made = experiment_schema() if kind is Kind.EXPERIMENT else sweep_schema()
+    made = {Kind.EXPERIMENT: experiment_schema, Kind.SWEEP: sweep_schema, Kind.TABLE: table_schema}[kind]()
     text = json.dumps(made, indent=1) + "\n"
     if output is None:
         show(text, end="")

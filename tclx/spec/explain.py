@@ -17,8 +17,10 @@ from tclx.spec.merging import path_problem
 from tclx.spec.rules import CONTRADICTIONS
 from tclx.spec.schema import experiment_schema
 from tclx.spec.sweep import SweepSpec
+from tclx.spec.table import TableSpec
 
 SWEEP_ROOT = Place(sections=(SweepSpec,))
+TABLE_ROOT = Place(sections=(TableSpec,))
 REQUIRED = "required"
 
 
@@ -197,6 +199,9 @@ def reference() -> str:
         "## Sweeps",
         "",
         *_sections(SWEEP_ROOT),
+        "## Tables",
+        "",
+        *_sections(TABLE_ROOT),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.sweep import SweepSpec
+from tclx.spec.table import TableSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NOT_IN_A_VARIANT = ("name", "seed", "variant")
@@ -46,6 +47,11 @@ def sweep_schema() -> dict[str, Any]:
         "anyOf": [{"$ref": "#/$defs/ObjectiveSpec"}, several],
     }
     return {"$schema": _DIALECT, **schema, "title": "tclx sweep"}
+
+
+def table_schema() -> dict[str, Any]:
+    """JSON Schema of a table's file."""
+    return {"$schema": _DIALECT, **TableSpec.model_json_schema(), "title": "tclx table"}
 
 
 def _file_keys(properties: dict[str, Any]) -> dict[str, Any]:

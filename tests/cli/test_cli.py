@@ -26,7 +26,7 @@ COMMANDS = [
     ["sweep", "cancel"],
     ["data"], ["data", "write"], ["data", "check"], ["data", "import"],
     ["embed"], ["search"], ["export"], ["du"], ["rm"], ["fetch"],
-    ["weights"], ["weights", "import"], ["weights", "export"],
+    ["weights"], ["weights", "import"], ["weights", "export"], ["repro"],
 ]  # fmt: skip
 
 

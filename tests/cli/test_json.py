@@ -41,6 +41,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "swept").mkdir()
     code, _, stderr = run_sweep(write_sweep(folder / "swept", num_trials=2))
     assert code == 0, stderr
+    (folder / "table.yaml").write_text("title: T\nrows: [{experiment: toy.yaml}]\ncolumns: [r_mean]\n")
     (folder / "photos").mkdir()
     for number in range(3):
         Image.new("RGB", (24, 20), (80 * number, 40, 160)).save(folder / "photos" / f"{number}.png")
@@ -58,6 +59,7 @@ def asked(listed: str, folder: Path) -> list[str]:
     words = {
         "SPEC...": "toy.yaml", "A": "toy-a", "B": "toy-b", "RUN": run, "FOLDER": "photos", "TEXT": "a circle",
         "FILE...": "photos.csv", "KEY": "optim.learning_rate", "SWEEP": "swept/sweep.yaml",
+        "TABLE": "table.yaml",
     }  # fmt: skip
     more = ["-o", "imported"] if "import" in listed else ["--runs-dir", "swept/runs"] if "SWEEP" in listed else []
     return [*(words.get(word, word) for word in listed.split()), *more, "--json"]

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from tclx.spec.explain import SWEEP_ROOT, explain, known_paths, reference
+from tclx.spec.explain import SWEEP_ROOT, TABLE_ROOT, explain, known_paths, reference
 from tclx.spec.fields import ROOT
 from tests.cli.test_cli import Ended
 from tests.conftest import PROJECT
 
 
-@pytest.mark.parametrize("root", [ROOT, SWEEP_ROOT], ids=["experiment", "sweep"])
+@pytest.mark.parametrize("root", [ROOT, SWEEP_ROOT, TABLE_ROOT], ids=["experiment", "sweep", "table"])
 def test_every_key_has_values_a_default_and_a_meaning(root: object) -> None:
     for path in known_paths(root):  # type: ignore[arg-type]
         found = explain(path, root)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tclx.errors import Location
 from tclx.spec.fields import ROOT, file_keys
-from tclx.spec.schema import experiment_schema
+from tclx.spec.schema import experiment_schema, table_schema
 from tclx.spec.yaml import parse_yaml, read_yaml
 from tests.conftest import PROJECT
 from tests.spec.documents import GOOD
@@ -94,3 +95,13 @@ def test_every_key_of_a_file_is_described() -> None:
     assert bare == []
     assert "seed" not in schema["$defs"]["Variant"]["properties"]
     assert set(schema["$defs"]["Variant"]["properties"]) < set(ROOT.known_keys())
+
+
+def test_the_schema_of_tables_is_the_present_one_and_fits_those_that_are_shipped() -> None:
+    folder = PROJECT / "docs" / "tables"
+    assert json.loads((folder / "schema.json").read_text()) == table_schema(), "tclx schema table -o docs/tables/schema.json"
+    schema = jsonschema.Draft202012Validator(table_schema())
+    for path in folder.glob("*.yaml"):
+        content = read_yaml(path).plain()
+        assert not list(schema.iter_errors(content)), path
+        assert list(schema.iter_errors({**content, "colums": []}))
