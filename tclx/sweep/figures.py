@@ -20,6 +20,8 @@ from tclx.sweep.summary import STATE_WORDS
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from tclx.report.bootstrap import Interval
+
 EXPERIMENT = "trial 0 (the experiment)"
 _TRIAL, _OWN, _OTHER = COLORS[0], COLORS[1], COLORS[7]
 _MARGIN = {"l": 48, "r": 16, "t": 8, "b": 40}
@@ -211,12 +213,16 @@ def front(study: optuna.Study, names: Sequence[str]) -> Figure:
     return plot.update_layout(legend=_ABOVE)
 
 
-def importances(shares: dict[str, float]) -> Figure:
-    """Shares of the variance, the largest on top."""
+def importances(shares: Mapping[str, float], intervals: Mapping[str, Interval]) -> Figure:
+    """Shares of the variance, the largest on top; a line where each is known to lie."""
     import plotly.graph_objects as go
 
-    names = list(reversed(shares))
+    names = list(shares)[::-1]
     plot = go.Figure(go.Bar(x=[shares[name] for name in names], y=names, orientation="h", marker={"color": _TRIAL}))
+    for name in names:
+        if (interval := intervals.get(name)) is not None:
+            line = {"color": _OTHER, "width": 3}
+            plot.add_scatter(x=list(interval), y=[name, name], mode="lines", line=line, hovertemplate="%{x:.0%}<extra></extra>")
     return plot.update_layout(
         template=None,
         showlegend=False,

@@ -15,6 +15,7 @@ from tclx.report.markup import Html, bold, code, details, facts, figure, grid, j
 from tclx.report.page import Page, duration
 from tclx.spec.sweep import ObjectiveSpec
 from tclx.sweep import figures
+from tclx.sweep.importance import FEWEST_FOR_IMPORTANCE, importance_intervals, importances_of
 from tclx.sweep.metrics import as_text
 from tclx.sweep.parts import Part
 from tclx.sweep.ranking import counted_complete, is_feasible, ranked
@@ -23,8 +24,6 @@ from tclx.sweep.sequential import FEWEST
 from tclx.sweep.storage import quieten
 from tclx.sweep.study import StudyFolder, counted
 from tclx.sweep.summary import (
-    FEWEST_FOR_IMPORTANCE,
-    importances_of,
     seconds_of,
     short_key,
     state_word,
@@ -179,12 +178,14 @@ def importance_blocks(study: optuna.Study, aims: Sequence[Aim]) -> Iterator[Html
                 f"From {len(complete)} trials these shares are rough: another few trials may turn them round.", kind="note"
             )
         title = f"Share of the variance of {aim.spec.metric}"
-        yield figure(figures.importances(importances), title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
+        plot = figures.importances(importances, importance_intervals(study, aim.position))
+        yield figure(plot, title=title, caption=_IMPORTANCE, height=60 + 34 * len(importances))
 
 
 _IMPORTANCE = (
-    "fANOVA (Hutter et al. 2014), over the whole of the space; a parameter that only some trials have, since a section may be "
-    "off, is left out."
+    "fANOVA (Hutter et al. 2014), over the whole of the space. The line through a bar is where 95 % of its shares lie when "
+    "trials are drawn again from these: where two lines overlap, the order may be chance. A parameter that only some trials "
+    "have, since a section may be off, is left out."
 )
 
 

@@ -15,12 +15,9 @@ from tclx.report.cost import wall_seconds
 from tclx.runs import RunFolder
 from tclx.spec.difference import shortest_ending
 from tclx.sweep.claims import is_alive, read_claim
-from tclx.sweep.ranking import best_trials, counted_complete
+from tclx.sweep.ranking import best_trials
 from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder, counted, num_begun, stopped_by
-
-FEWEST_FOR_IMPORTANCE = 4
-"""Complete trials; with fewer a forest of trees says nothing."""
 
 
 class Summary(NamedTuple):
@@ -146,24 +143,6 @@ def _eta(trials: dict[TrialState, list[FrozenTrial]], sweep: Sweep, folder: Stud
 def _share_done(trial: FrozenTrial, folder: StudyFolder) -> float:
     done, total = progress_of(trial, folder)
     return min(1.0, done / total) if total else 0.0
-
-
-def importances_of(study: optuna.Study, objective: int) -> dict[str, float] | None:
-    """How much of the variance each parameter explains, by fANOVA; those that only some trials have are left out.
-
-    Args:
-        study: with `FEWEST_FOR_IMPORTANCE` complete trials or more.
-        objective: its position.
-
-    Returns:
-        Shares by name, the largest first; None where nothing mattered.
-    """
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # brings scikit-learn
-
-    if len({trial.values[objective] for trial in counted_complete(study)}) < 2:
-        return None
-    evaluator = FanovaImportanceEvaluator(seed=0)
-    return get_param_importances(study, evaluator=evaluator, target=lambda trial: float(trial.values[objective])) or None
 
 
 def as_tree(study: optuna.Study, sweep: Sweep, folder: StudyFolder) -> dict[str, Any]:

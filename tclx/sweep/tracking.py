@@ -18,15 +18,14 @@ from tclx.spec.sweep import ObjectiveSpec
 from tclx.spec.tracking import WandbSpec
 from tclx.sweep import metrics, space
 from tclx.sweep.confirm import confirmation_of
+from tclx.sweep.importance import FEWEST_FOR_IMPORTANCE, importances_of
 from tclx.sweep.ranking import counted_complete
 from tclx.sweep.searched import Sweep
 from tclx.sweep.stopping import hours_spent
 from tclx.sweep.storage import patiently
 from tclx.sweep.study import StudyFolder, counted, open_confirmation, open_study
 from tclx.sweep.summary import (
-    FEWEST_FOR_IMPORTANCE,
     Summary,
-    importances_of,
     state_word,
     summarise,
     values_of_trial,

@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 
 from tclx.sweep import space
 from tclx.sweep.begin import create_study
+from tclx.sweep.importance import importances_of
 from tclx.sweep.metrics import GPU_HOURS, PROCESS_HOURS
 from tclx.sweep.searched import Sweep
 from tclx.sweep.study import StudyFolder, open_confirmation, open_study
-from tclx.sweep.summary import importances_of
 from tclx.sweep.tracking import due_of, publish, standing
 from tests.cli.test_cli import Ended
 from tests.sweep.toy import load, run, status
