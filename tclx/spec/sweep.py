@@ -21,8 +21,20 @@ StorageUrl = Annotated[
 """Where Optuna keeps the study."""
 
 
+class PriorSpec(Section):
+    """Where the best value is believed to be. The sampler's first, random trials go there, later ones where it was measured."""
+
+    value: Scalar | None = None
+    """The best guess: one of the choices, true or false of a switch; in a range, what lies within a tenth of it. Give this or
+    `between`."""
+    between: tuple[float, float] | None = None
+    """The best guess of a range: from the first to the second."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """So many of the first trials are drawn from there, the others from everywhere."""
+
+
 class ParameterSpec(Section):
-    """The distribution of one key: exactly one of these."""
+    """The distribution of one key: exactly one of these, and a prior if there is one."""
 
     uniform: tuple[float, float] | None = None
     """Uniform between the first and the second."""
@@ -36,12 +48,19 @@ class ParameterSpec(Section):
     """Categorical: one of these values."""
     on_or_off: Literal[True] | None = None
     """A section that may be switched off (null). Keys inside it are sampled only while it is on."""
+    prior: PriorSpec | None = None
+    """Where the best value is believed to be; null knows nothing."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Which distributions are given: one, once it is checked."""
+        return [name for name in type(self).model_fields if name != "prior" and getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        given = self.kinds
         if len(given) != 1:
-            names = list(type(self).model_fields)
+            names = [name for name in type(self).model_fields if name != "prior"]
             raise Conflict("give exactly one of " + ", ".join(f"`{name}`" for name in names), *names)
         limits = self.limits
         if limits is not None and not limits[0] < limits[1]:
@@ -49,7 +68,28 @@ class ParameterSpec(Section):
             raise Conflict(message, given[0])
         if self.choices is not None and len({repr(choice) for choice in self.choices}) != len(self.choices):
             raise Conflict("a choice stands here twice", "choices")
+        if self.prior is not None:
+            self._check_prior(self.prior)
         return self
+
+    def _check_prior(self, prior: PriorSpec) -> None:
+        limits, value, between = self.limits, prior.value, prior.between
+        has_value = value is not None or (between is None and None in (self.choices or ()))
+        if has_value == (between is not None):
+            raise Conflict("give exactly one of `value` and `between`", "prior")
+        if limits is None:
+            known = self.choices or (True, False)
+            if between is not None:
+                raise Conflict("`between` is of a range: give the `value`", "prior.between")
+            if not any(value == one and type(value) is type(one) for one in known):
+                raise Conflict(f"`value` is none of {', '.join(map(str, known))}", "prior.value")
+            return
+        first, last = between if between is not None else (value, value)
+        if isinstance(first, bool | str | None) or isinstance(last, bool | str | None):
+            raise Conflict("`value` of a range is a number", "prior.value")
+        key = "prior.value" if between is None else "prior.between"
+        if not (limits[0] <= first <= last <= limits[1]) or (between is not None and first == last):
+            raise Conflict(f"lies not within [{limits[0]:g}, {limits[1]:g}], the smaller one first", key)
 
     @property
     def limits(self) -> tuple[float, float] | None:
@@ -296,6 +336,9 @@ class SweepSpec(Section):
             raise Conflict("a confirmation compares one value: give a single objective", "confirm", "objective")
         if self.stop is not None and len(self.objective) > 1:
             raise Conflict("what more trials promise is known of one value: give a single objective", "stop", "objective")
+        if any(one.prior is not None for one in self.space.values()) and self.sampler.name not in ("tpe", "gp", "random"):
+            message = f"a `prior` is where a sampler's first, random trials go; `{self.sampler.name}` has no such trials"
+            raise Conflict(message, "sampler", "space", hint="`tpe`, `gp` or `random`")
         if self.variant is not None and self.variants is not None:
             raise Conflict("`variant` is one of them, `variants` are several: give one of the two", "variant", "variants")
         if self.variants is not None and len(self.objective) > 1:

@@ -133,6 +133,7 @@ def _opened(sweep: Sweep, folder: StudyFolder) -> optuna.Study:
 def _identity(sweep: Sweep) -> dict[str, Any]:
     """What decides a trial's value: with another of these, old and new trials would not be comparable."""
     spec = sweep.spec.model_dump(mode="json", include={"space", "simplex", "objective", "constraints", "seeds"})
+    spec["space"] = {key: {name: value for name, value in one.items() if name != "prior"} for key, one in spec["space"].items()}
     identity: dict[str, Any] = _renamed({**spec, "experiment": beyond_defaults(sweep.base), "needs": sweep.needs})
     return identity
 

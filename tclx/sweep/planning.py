@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tclx.launch.order import PlannedRun
-from tclx.spec.sweep import ParameterSpec
+from tclx.spec.sweep import ParameterSpec, PriorSpec
 from tclx.sweep import space
 from tclx.sweep.metrics import as_text
 from tclx.sweep.searched import Sweep
@@ -79,7 +79,14 @@ def _side(at_most: float | None, at_least: float | None) -> str:
 
 
 def _row(key: str, parameter: ParameterSpec, at_base: dict[str, Any]) -> dict[str, str]:
-    kind = next(name for name in type(parameter).model_fields if getattr(parameter, name) is not None)
+    kind = parameter.kinds[0]
     limits = parameter.limits
     shown = f"{kind} [{limits[0]:g}, {limits[1]:g}]" if limits else ", ".join(map(as_text, parameter.choices or ("on", "off")))
+    if parameter.prior is not None:
+        shown += f", first trials {_prior(parameter.prior)}"
     return {"key": key, "range": shown, "baseline": as_text(at_base[key]) if key in at_base else "-"}
+
+
+def _prior(prior: PriorSpec) -> str:
+    where = f"[{prior.between[0]:g}, {prior.between[1]:g}]" if prior.between is not None else f"near {as_text(prior.value)}"
+    return f"{where} ({prior.confidence:.0%})"

@@ -54,6 +54,7 @@ from tclx.spec.sweep import (
 )
 from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
+from tclx.sweep.prior import WithPriors
 from tclx.sweep.searched import Sweep, changes_no_result
 from tclx.sweep.storage import open_storage, quieten
 
@@ -257,8 +258,16 @@ def study_name(folder: StudyFolder, base: str) -> str:
 
 
 def build_sampler(sweep: Sweep, *, seed: int) -> BaseSampler:
-    """Optuna's sampler; workers with different seeds draw different trials."""
+    """Optuna's sampler; workers with different seeds draw different trials, the first of them from the priors of the space."""
     seed = (sweep.spec.sampler_seed * 1_000_003 + seed) % 2**32
+    sampler = _sampler(sweep, seed)
+    priors = {key: one.prior for key, one in sweep.spec.space.items() if one.prior is not None}
+    if not priors:
+        return sampler
+    return WithPriors(sampler, priors, startup_trials=getattr(sweep.spec.sampler, "startup_trials", None), seed=seed)
+
+
+def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
     conditional = any(parameter.on_or_off for parameter in sweep.spec.space.values())
     match sweep.spec.sampler:
         case TpeSampler(startup_trials=startup):
