@@ -12,6 +12,9 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "L40S": {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0},
     "L40": {"fp32": 90.5, "tf32": 90.5, "bf16": 181.0},
     "L4": {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0},
+    "RTX A6000": {"fp32": 38.7, "tf32": 77.4, "bf16": 154.8},
+    "RTX 4090": {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2},
+    "RTX 3090": {"fp32": 35.6, "tf32": 35.6, "bf16": 71.0},
     "A10": {"fp32": 31.2, "tf32": 62.5, "bf16": 125.0},
 }
 """The makers' data sheets, dense, by what the card's name contains; the first that fits counts. fp16 is as bf16."""

@@ -16,6 +16,7 @@ from tclx.tasks.metric import Metric
 _SPREAD = "spread over the sphere: 0 where all are at one point, a collapse; about -4 where they are even."
 CPU_USE, MEMORY_USE = "speed/cpu_percent", "memory/machine_percent"
 GPU_USE, GPU_MEMORY_USE, GPU_POWER = "speed/gpu_percent", "memory/gpu_percent", "speed/gpu_watts"
+MFU = "speed/mfu_percent"
 TOTAL_LOSS = Metric(
     "loss/total",
     "Total loss",
@@ -64,6 +65,13 @@ OF_EVERY_RUN = (
         "speed/share_waiting_for_data",
         "Share of the time waiting for data",
         about="Above a few percent more `data.num_workers`, smaller images or shards make training faster.",
+    ),
+    Metric(
+        MFU,
+        "Model FLOPs utilisation (%)",
+        "%",
+        "higher",
+        about="Of the GPUs' peak by their data sheet, so much goes into the model's own operations.",
     ),
     Metric("memory/peak_gib", "Peak memory of the main process (GiB)", "GiB", "lower", about="On its GPU where it has one."),
     Metric(CPU_USE, "Use of the CPUs (%)", "%", about="Since the last row, of the cores that the run may use."),

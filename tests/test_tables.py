@@ -10,7 +10,7 @@ import pytest
 
 from tclx.launch.backend import BACKENDS, Backend
 from tclx.launch.clusters import CLUSTERS
-from tclx.metrics import GPU_MEMORY_USE, GPU_POWER, GPU_USE, OF_EVERY_RUN, find_metric, is_evaluated, of_terms
+from tclx.metrics import GPU_MEMORY_USE, GPU_POWER, GPU_USE, MFU, OF_EVERY_RUN, find_metric, is_evaluated, of_terms
 from tclx.runs import Job
 from tclx.spec.evaluation import EVALUATION_TASKS, EvaluationSpec
 from tclx.spec.launch import LaunchSpec
@@ -93,7 +93,7 @@ def test_a_run_with_everything_on_logs_what_the_tables_say_and_nothing_else(tmp_
         for metric in kind.metrics
         if task not in trained_for and "positives/" not in metric.name  # which test_positives.py gives a file
     }
-    of_gpus = {GPU_USE, GPU_MEMORY_USE, GPU_POWER}
+    of_gpus = {GPU_USE, GPU_MEMORY_USE, GPU_POWER, MFU}
     of_others = {"batch/accuracy", *of_gpus, *(f"temperature/{name}" for name in ("cma", "lmi"))}
     assert logged == {metric.name for metric in (*OF_EVERY_RUN, *of_terms())} - of_others | evaluated
     assert all(find_metric(name) is not None for name in logged)

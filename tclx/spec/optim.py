@@ -57,6 +57,10 @@ class OptimSpec(Section):
     """Decay rates of the first and second moment estimates; of SGD the first one is the momentum."""
     epsilon: Annotated[float, Field(gt=0), Sensible(at_least=1e-30, at_most=1)] = 1e-8
     """Added to AdamW's and NAdamW's denominator for numerical stability."""
+    layer_decay: Annotated[float, Field(gt=0, lt=1), Sensible(at_least=0.1)] | None = None
+    """Layer-wise decay of the learning rate (Clark et al. 2020; Bao et al. 2022), for encoders that start from weights: a layer
+    of the image or text encoder learns at so many times the rate of the one above it, embeddings slowest; fusion encoder,
+    projections and heads at the full rate. null: all alike."""
     clip_gradient_norm: Weight | None = None
     """Maximum global gradient norm; null disables clipping."""
     schedule: Schedule = CosineSchedule()

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tclx.metrics import find_metric, main_metrics, without_split
+from tclx.metrics import MFU, find_metric, main_metrics, without_split
 from tclx.spec.objectives import TERMS
 from tclx.terminal import printable
 
@@ -238,8 +238,8 @@ def _losses(row: Row) -> list[str]:
 
 
 def _speed(row: Row) -> str:
-    speed = row.get("speed/images_per_second")
-    return f"{speed:.0f} images/s" if speed else ""
+    speed, utilisation = row.get("speed/images_per_second"), row.get(MFU)
+    return f"{speed:.0f} images/s" + (f" ({utilisation:.0f} % MFU)" if utilisation else "") if speed else ""
 
 
 def _evaluated(row: Row) -> str:

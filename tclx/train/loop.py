@@ -44,6 +44,7 @@ from tclx.train.precision import autocast, choose_device, prepare_numerics
 from tclx.train.saving import Background
 from tclx.train.session import Session, begin
 from tclx.train.stopping import StopRequest, answering_requests, stop_request
+from tclx.train.utilisation import Utilisation
 from tclx.train.watchdog import BATCH, UPLOADING, Watchdog
 
 _ALL_RANKS = -1
@@ -173,6 +174,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
     model, optimizer, scaler = trained.model, trained.optimizer, trained.scaler
     parameters, num_passes = list(parameters_of(optimizer)), spec.training.accumulation_steps
     gauge = Gauge(session.device, session.watcher.say)
+    utilisation = Utilisation(spec, plan, session.device, vocab_size=trained.tokenizer.vocab_size)
     balance = model.balance if isinstance(model, TCL) else None
     shared = model.online.last_parameters() if balance is not None else []
     for step in range(first_step, plan.total_steps):
@@ -194,7 +196,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                 official=spec.compat == "official",
             )
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_scale", 1.0)
             inputs = task.inputs(step, spec, plan)
             task.before_update(model, spec)
 
@@ -250,7 +252,10 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
         if writes_row or done % plan.steps_per_epoch == 0:
             _limit_bad_images(session, done)
         if writes_row:
-            session.write_row(row | session.tally.speed(session.device) | gauge.read())
+            speed = session.tally.speed(session.device)
+            if distributed.is_main():  # whose row is written
+                speed |= utilisation.read(speed["speed/images_per_second"]) | gauge.read()
+            session.write_row(row | speed)
             session.write_state("running", done)
         evaluates = session.evaluation_is_due(done)
         if stopping or evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps):

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tclx.errors import MachineError
-from tclx.metrics import CPU_USE, MEMORY_USE
+from tclx.metrics import CPU_USE, MEMORY_USE, MFU
 from tclx.spec.experiment import ExperimentSpec
 from tclx.spec.objectives import TERMS
 from tclx.tasks.pretrain.terms.term import ContrastiveTerm
@@ -124,6 +124,7 @@ def sections(specs: Sequence[ExperimentSpec], study: Study | None = None) -> lis
         ],
         "Systems": [
             _line("images a second", ["speed/images_per_second"]),
+            *([_line("model FLOPs utilisation (%)", [MFU])] if any(map(_num_gpus, specs)) else []),
             _line("share of time waiting for data", ["speed/share_waiting_for_data"]),
             _line("peak memory (GiB)", ["memory/peak_gib"]),
             _line("CPUs and memory in use (%)", [CPU_USE, MEMORY_USE]),
