@@ -66,3 +66,27 @@ mutate *ARGS:
 # the page of all keys
 reference:
     tclx explain --all -o docs/reference.md
+
+# a training step against the same mathematics written plainly (benchmarks/plain.py)
+bench-step *ARGS:
+    python -m benchmarks.step {{ARGS}}
+
+# images from a folder to a batch, against Pillow
+bench-data *ARGS:
+    python -m benchmarks.data_pipeline {{ARGS}}
+
+# commands that people wait for, against a Python that does nothing
+bench-cli *ARGS:
+    python -m benchmarks.cli {{ARGS}}
+
+# what a trial costs beside its training, against Hydra's Optuna sweeper
+bench-sweep *ARGS:
+    python -m benchmarks.sweep_overhead {{ARGS}}
+
+# ITM re-ranking, pairs grouped by image and not
+bench-eval *ARGS:
+    python -m benchmarks.reranking {{ARGS}}
+
+# bytes between processes as batch and their number grow
+bench-scale *ARGS:
+    python -m benchmarks.wire {{ARGS}}
