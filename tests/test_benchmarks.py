@@ -1,4 +1,4 @@
-"""The benchmarks that `just bench-step` and `just bench-cli` run, at their smallest: they end, and compare what is comparable."""
+"""The benchmarks of `just bench-step` and `just bench-cli` at their smallest: they end, and compare what is comparable."""
 
 from __future__ import annotations
 
