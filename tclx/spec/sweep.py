@@ -196,8 +196,31 @@ class Nsga2Sampler(Section):
     """Population size."""
 
 
+class HubSampler(Section):
+    """A sampler of OptunaHub's registry (hub.optuna.org), or of a copy of it: `tclx sweep` runs the code of that package."""
+
+    name: Literal["optunahub"]
+    """Needs `tclx[optunahub]`."""
+    package: Annotated[str, text_like(r"^samplers/[A-Za-z0-9_]+$", "a package of samplers such as `samplers/auto_sampler`")]
+    """Its folder in the registry."""
+    sampler: Annotated[str, text_like(r"^[A-Za-z_][A-Za-z0-9_]*$", "the name of a class such as `AutoSampler`")]
+    """The package's class."""
+    ref: Annotated[str, text_like(r"^[0-9a-f]{40}$", "a commit of the registry, all 40 digits")] | None = None
+    """Commit of the registry, whose code you have read. Give this or `registry`."""
+    registry: LocalPath | None = None
+    """A copy of the registry, a folder with `package/samplers` in it; for machines without a network."""
+    arguments: dict[SafeName, Scalar] = Field(default_factory=dict)
+    """What the class is made with, beside the seed."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.ref is None) == (self.registry is None):
+            raise Conflict("give exactly one of `ref` and `registry`", "ref", "registry")
+        return self
+
+
 Sampler = Annotated[
-    TpeSampler | GpSampler | CmaesSampler | QmcSampler | RandomSampler | GridSampler | Nsga2Sampler,
+    TpeSampler | GpSampler | CmaesSampler | QmcSampler | RandomSampler | GridSampler | Nsga2Sampler | HubSampler,
     Field(discriminator="name"),
 ]
 

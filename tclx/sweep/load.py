@@ -26,10 +26,10 @@ from tclx.spec.load import load_experiments, places_of
 from tclx.spec.merging import entries, is_sweep, merge, override_tree, path_problem
 from tclx.spec.resolve import absolute_path, with_absolute_paths, with_default_kinds
 from tclx.spec.shipped import spec_file
-from tclx.spec.sweep import SweepSpec
+from tclx.spec.sweep import HubSampler, SweepSpec
 from tclx.spec.validation import problems_of
 from tclx.spec.yaml import Node, read_yaml
-from tclx.sweep import space
+from tclx.sweep import hub, space
 from tclx.sweep.metrics import metric_names
 from tclx.sweep.searched import Sweep, changes_no_result
 
@@ -224,6 +224,7 @@ def _problems(sweep: Sweep) -> Iterator[Problem]:
         yield Problem("space", "has none of its keys, so there is nothing to search", "leave it out, or vary what it has")
         return
     yield from _metric_problems(sweep)
+    yield from _sampler_problems(sweep.spec)
     yield from _twice(sweep.spec)
     if unknown:
         return
@@ -251,6 +252,16 @@ def _unknown_keys(spec: SweepSpec) -> Iterator[Problem]:
             if key not in spec.space:
                 match = nearest(key, spec.space)
                 yield Problem(f"points[{index}].{key}", "is not in the space", f"did you mean `{match}`?" if match else None)
+
+
+def _sampler_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Without running other people's code, which is for the sweep itself."""
+    if isinstance(spec.sampler, HubSampler):
+        if not hub.is_installed():
+            yield hub.MISSING
+        root = spec.sampler.registry
+        if root is not None and not (Path(root) / "package" / spec.sampler.package / "__init__.py").is_file():
+            yield Problem("sampler.registry", f"{root} has no package/{spec.sampler.package}/__init__.py")
 
 
 def _twice(spec: SweepSpec) -> Iterator[Problem]:

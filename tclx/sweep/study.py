@@ -43,6 +43,7 @@ from tclx.spec.sweep import (
     CmaesSampler,
     GpSampler,
     GridSampler,
+    HubSampler,
     HyperbandPruner,
     MedianPruner,
     Nsga2Sampler,
@@ -54,6 +55,7 @@ from tclx.spec.sweep import (
 )
 from tclx.spec.yaml import read_yaml
 from tclx.sweep import space
+from tclx.sweep.hub import hub_sampler
 from tclx.sweep.prior import WithPriors
 from tclx.sweep.searched import Sweep, changes_no_result
 from tclx.sweep.storage import open_storage, quieten
@@ -286,6 +288,8 @@ def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
             return optuna.samplers.GridSampler(space.grid(sweep.spec, points), seed=sweep.spec.sampler_seed)
         case Nsga2Sampler(population_size=size):
             return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
+        case HubSampler():
+            return hub_sampler(sweep.spec.sampler, seed=seed)
     raise TypeError(sweep.spec.sampler)
 
 
