@@ -125,9 +125,24 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+_acted_out = 1
+"""Processes that one on the meta device stands for."""
+
+
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else _acted_out
+
+
+@contextmanager
+def acting_as_one_of(number: int) -> Iterator[None]:
+    """A model on the meta device is one of so many processes: what is gathered is as large as it would be among them."""
+    global _acted_out
+    _acted_out = number
+    try:
+        yield
+    finally:
+        _acted_out = 1
 
 
 def is_main() -> bool:
@@ -151,7 +166,7 @@ def gather(x: Tensor) -> Tensor:
         [W * B, ...]; row i of rank r is row r * B + i.
     """
     if not dist.is_initialized():
-        return x.detach()
+        return x.detach() if _acted_out == 1 else x.new_empty(_acted_out * len(x), *x.shape[1:])
     x = x.detach().contiguous()
     gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
     dist.all_gather_into_tensor(gathered, x)
@@ -160,7 +175,7 @@ def gather(x: Tensor) -> Tensor:
 
 def gather_together(*columns: Tensor) -> list[Tensor]:
     """`gather` of each in one message: [B, any width] of one dtype."""
-    if not dist.is_initialized():
+    if not dist.is_initialized() and _acted_out == 1:
         return [each.detach() for each in columns]
     together = gather(torch.cat(columns, dim=1))
     ends = list(accumulate(each.shape[1] for each in columns))
@@ -191,7 +206,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     Every process must take the same backward passes, since each of them communicates.
     """
     if not dist.is_initialized():
-        return x
+        return x if _acted_out == 1 else x.repeat(_acted_out, *[1] * (x.ndim - 1))
     return cast(Tensor, _Gather.apply(x))
 
 

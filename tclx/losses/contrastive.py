@@ -85,6 +85,29 @@ def soft_targets(targets: Tensor, momentum_logits: Tensor, *, weight: Tensor | f
     return weight * full_precision(momentum_logits).softmax(dim=1) + (1 - weight) * targets
 
 
+def centring_shift(sums: Tensor, counts: Tensor, *, num_fresh: int, valid: Tensor | None = None) -> Tensor:
+    """What to add to the logits against each key so that old keys are, on average, as similar to the queries as fresh ones.
+
+    Keys of the queue come from a model that has moved on. Moving all queries away from them lowers InfoNCE without any query
+    having found its own key; with the shift, in which the gradient of the mean counts, it changes nothing: adding a number to
+    all logits against a queued key leaves them, shifted, as they were.
+
+    Args:
+        sums: [K] over the queries of the logits against each key, its own queries left out.
+        counts: [K] how many queries those were.
+        num_fresh: keys of the batch, which stand first; they are not shifted.
+        valid: [K] bool, False at a slot never filled; None where all count.
+
+    Returns:
+        [K] fp32, 0 at fresh and at invalid keys.
+    """
+    means = sums / counts.clamp(min=1)
+    shift = means[:num_fresh].mean() - means[num_fresh:]
+    if valid is not None:
+        shift = shift * valid[num_fresh:]
+    return torch.cat([shift.new_zeros(num_fresh), shift])
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy against a distribution; with a one-hot target, InfoNCE.
 

@@ -40,6 +40,10 @@ class ObjectivesSpec(Section):
     """SigLIP's pairwise sigmoid loss."""
     balance: BalanceSpec | None = None
     """Multipliers of the weighted terms that follow the training; null leaves the weights as they are."""
+    centred_queue: bool = False
+    """Shift the logits against each of the queue's keys so that their mean over the batch's queries is that of the batch's own
+    negatives. Then no key can be told for an old one, which lowers the losses of CMA and IMC and teaches nothing
+    (docs/objectives.md)."""
     in_batch_negatives: Literal["global", "local"] = "global"
     """Whether several processes compare across the whole global batch, or each within its own (the official code)."""
 

@@ -128,6 +128,12 @@ def _official_warmup(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("optim.schedule.warmup_steps", message, hint, others=("compat",))
 
 
+def _centred_queue(spec: ExperimentSpec) -> Iterator[Problem]:
+    if spec.compat == "official" and spec.objectives.centred_queue:
+        message = "the published code compares with the queue's keys as they are"
+        yield Problem("objectives.centred_queue", message, "leave it out, or `compat: official`", others=("compat",))
+
+
 def _text_positions(spec: ExperimentSpec) -> Iterator[Problem]:
     text = spec.model.text_encoder
     is_bert = (text.name or "").split("/")[-1].startswith(("bert-", "distilbert-")) and not str(text.name).startswith("/")
@@ -279,6 +285,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _fusion_encoder,
     _queue,
     _official_warmup,
+    _centred_queue,
     _text_positions,
     _something_to_contrast,
     _soft_labels,

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from tclx import distributed
 from tclx.model.precision import HALF
 from tclx.model.tcl import MomentumModel
 from tclx.plan import Plan
@@ -78,7 +79,7 @@ def estimate_cost(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: 
 
 def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool) -> Cost:
     task: TrainingTask = spec.task
-    with torch.device("meta"):
+    with torch.device("meta"), distributed.acting_as_one_of(plan.world_size):
         model = task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:

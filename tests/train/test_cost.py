@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tclx import distributed
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
 from tclx.train.cost import GIB, Cost, estimate_cost
@@ -159,3 +160,29 @@ def test_deep_stacks_are_added_up_to_what_acting_them_out_gives(monkeypatch: pyt
     assert added_up.flops_per_step == whole.flops_per_step
     assert added_up.checkpoint_gib == pytest.approx(whole.checkpoint_gib)
     assert added_up.peak_memory_gib == pytest.approx(whole.peak_memory_gib, rel=1e-3)
+
+
+def in_processes(number: int, objectives: dict[str, Any] = ALL_TERMS, **more: Any) -> Cost:
+    spec = tiny_spec(objectives, **more)
+    spec = spec.model_copy(update={"launch": spec.launch.model_copy(update={"num_processes": number})})
+    return estimate_cost(spec, make_plan(spec, DataFacts(10**6, 10**6), without_data=True), vocab_size=VOCAB_SIZE)
+
+
+def test_what_is_compared_across_processes_is_counted() -> None:
+    """LMI has logits [B, G, N] with the locals of all processes, and autograd keeps some; none of it where all stay apart."""
+    few, many = (in_processes(number, queue_size=4096) for number in (2, 66))
+    spec = tiny_spec(ALL_TERMS)
+    size, num_locals = spec.training.batch_size_per_gpu, 16 + spec.data.max_caption_tokens - 1
+    more_logits = size * (66 - 2) * size * num_locals * 4 / GIB
+    assert many.peak_memory_gib - few.peak_memory_gib > more_logits
+    assert many.peak_memory_gib - few.peak_memory_gib < 12 * more_logits
+    assert many.flops_per_step / 66 > few.flops_per_step / 2
+    apart = {**ALL_TERMS, "in_batch_negatives": "local"}
+    few, many = (in_processes(number, apart, queue_size=4096) for number in (2, 66))
+    assert many.flops_per_step / 66 == few.flops_per_step / 2
+
+
+def test_acting_as_one_of_several_ends_with_it() -> None:
+    in_processes(3)
+    assert distributed.world_size() == 1
+    assert torch.equal(distributed.gather(torch.ones(2, 3)), torch.ones(2, 3))

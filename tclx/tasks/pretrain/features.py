@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tclx import distributed
 from tclx.data.batch import Batch, normalise
-from tclx.losses.contrastive import queue_age_gap, similarity_logits, target_distribution
+from tclx.losses.contrastive import centring_shift, queue_age_gap, similarity_logits, target_distribution
 from tclx.losses.matching import draw_hard_negatives
 from tclx.model.queue import FeatureQueue
 from tclx.model.tcl import TCL, Encoded, Encoders
@@ -216,7 +216,8 @@ class Features:
         if not self._across_processes:
             return [each[rows] for each in features]
         exchange, device = distributed.Exchange(rows, num_rows=len(self.batch.row)), rows.device.type
-        half = torch.get_autocast_dtype(device) if for_products and torch.is_autocast_enabled(device) else None
+        casts = for_products and device != "meta" and torch.is_autocast_enabled(device)
+        half = torch.get_autocast_dtype(device) if casts else None
         return [exchange.fetch(each, dtype=half) for each in features]
 
     @cached_property
@@ -291,10 +292,19 @@ class Features:
 
     def _similarities(self, queries: Views) -> tuple[Tensor, Tensor]:
         (image, text), keys, temperature = _embeddings(queries), self.keys, self.model.temperature("cma")
-        return (
-            similarity_logits(image, keys.text, temperature=temperature, valid=keys.valid),
-            similarity_logits(text, keys.image, temperature=temperature, valid=keys.valid),
-        )
+        return self.logits(image, keys.text, temperature=temperature), self.logits(text, keys.image, temperature=temperature)
+
+    def logits(self, queries: Tensor, keys: Tensor, *, temperature: Tensor) -> Tensor:
+        """Of queries [B, D] against the image or the text keys [K, D], those of the queue centred where that is asked for."""
+        valid = self.keys.valid
+        logits = similarity_logits(queries, keys, temperature=temperature, valid=valid)
+        if not self._objectives.centred_queue or self.model.queue is None:
+            return logits
+        others = self.keys.targets == 0
+        counted = others if valid is None else others & valid
+        own = torch.stack([logits.masked_fill(~counted, 0).sum(dim=0), counted.sum(dim=0).to(logits.dtype)])
+        sums, counts = self.across(own[None]).sum(dim=0)  # over the queries of all processes
+        return logits + centring_shift(sums, counts, num_fresh=len(keys) - self.model.queue.size, valid=valid)
 
     @cached_property
     def negatives(self) -> HardNegatives:

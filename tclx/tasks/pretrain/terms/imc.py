@@ -27,10 +27,10 @@ class ImcSpec(ContrastiveTerm):
 
     def loss(self, features: Features) -> dict[str, Tensor]:
         """Each [CLS] against the other view of its own modality; no soft labels."""
-        from tclx.losses.contrastive import similarity_logits, soft_cross_entropy
+        from tclx.losses.contrastive import soft_cross_entropy
 
         (image, text), keys = features.embeddings, features.keys
         temperature = features.model.temperature("imc")
-        to_images = similarity_logits(image, keys.image, temperature=temperature, valid=keys.valid)
-        to_texts = similarity_logits(text, keys.text, temperature=temperature, valid=keys.valid)
+        to_images = features.logits(image, keys.image, temperature=temperature)
+        to_texts = features.logits(text, keys.text, temperature=temperature)
         return {"image": soft_cross_entropy(to_images, keys.targets), "text": soft_cross_entropy(to_texts, keys.targets)}
