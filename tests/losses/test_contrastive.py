@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tclx.losses.contrastive import (
     alignment,
+    centring_shift,
     mask_out,
     modality_gap,
     mutual_information_bound,
@@ -276,3 +277,34 @@ def test_keys_that_drift_away_are_a_gap_and_keys_that_do_not_are_none() -> None:
     assert (
         queue_age_gap(query, now, fresh=fresh[:, :3], oldest=torch.zeros(4, 3, dtype=torch.bool), temperature=0.1).item() == 0
     )
+
+
+def test_centred_queued_keys_are_as_similar_on_average_as_fresh_ones_and_a_shift_of_one_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 9, generator=generator)  # 5 queries, their own keys first, 4 in the queue
+    others = ~torch.eye(5, 9, dtype=torch.bool)
+
+    def centred(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+        counted = others if valid is None else others & valid
+        sums, counts = (logits * counted).sum(dim=0), counted.sum(dim=0)
+        return logits + centring_shift(sums, counts, num_fresh=5, valid=valid)
+
+    shifted = centred(logits)
+    assert torch.equal(shifted[:, :5], logits[:, :5])
+    fresh = torch.stack([logits[others[:, key], key].mean() for key in range(5)]).mean()
+    torch.testing.assert_close(shifted[:, 5:].mean(dim=0), fresh.expand(4))
+    further_away = logits - torch.tensor([0.0, 0, 0, 0, 0, 1, 2, 3, 4])
+    torch.testing.assert_close(centred(further_away), shifted)
+    valid = torch.tensor([True] * 7 + [False] * 2)
+    assert torch.equal(centred(logits, valid)[:, 7:], logits[:, 7:])
+
+
+def test_the_gradient_of_centred_logits_knows_no_common_direction_of_the_queue() -> None:
+    queue_logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    logits = torch.cat([torch.eye(5) * 3, queue_logits], dim=1)
+    others = ~torch.eye(5, 9, dtype=torch.bool)
+    shift = centring_shift((logits * others).sum(dim=0), others.sum(dim=0), num_fresh=5)
+    soft_cross_entropy(logits + shift, identity_targets(5, 9)).backward()
+    assert queue_logits.grad is not None
+    assert queue_logits.grad.abs().max() > 1e-3
+    torch.testing.assert_close(queue_logits.grad.sum(dim=0), torch.zeros(4), rtol=0, atol=1e-6)

@@ -1,15 +1,17 @@
 """One process's share of a global batch: python -m tests.train.step_worker OUTPUT [TERM]; alone, all of it.
 
-With all terms of TCL on, or the one that is named.
+With all terms of TCL on, or the one that is named; `centred_queue` has all of them, and a full queue whose keys are centred.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from tclx import distributed
 from tclx.data.batch import Batch
@@ -49,12 +51,25 @@ def global_batch(rows: slice = slice(None)) -> Batch:
     )
 
 
+def fill(model: TCL) -> None:
+    """A queue of keys of other images, all on one side: as they lie after the model has moved on."""
+    assert model.queue is not None
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.randn(2, model.queue.size, model.queue.image.shape[1], generator=generator) + 1.0
+    image, text = functional.normalize(keys, dim=2)
+    model.queue.enqueue(image, text, torch.arange(100, 100 + model.queue.size))
+
+
 def main(output: Path, only: str | None) -> None:
     torch.set_num_threads(1)
-    terms = {f"objectives.{name}": {} if name == only else None for name in TERMS} if only else {}
+    terms: dict[str, Any] = {f"objectives.{name}": {} if name == only else None for name in TERMS} if only in TERMS else {}
+    if only == "centred_queue":
+        terms = {"objectives.centred_queue": True}
     with distributed.start(torch.device("cpu")):
         spec = toy_spec(**WITHOUT_DROPOUT, **terms)
         model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+        if only == "centred_queue":
+            fill(model)
         share = GLOBAL_BATCH // distributed.world_size()
         first = distributed.rank() * share
         batch = global_batch(slice(first, first + share))

@@ -166,6 +166,7 @@ OTHER_WAYS = {
         "optim.clip_gradient_norm": 1.0,
     },
     **{name: {"optim.optimizer": name} for name in ("nadamw", "lion", "muon", "sgd")},
+    "centred_queue": {"objectives.centred_queue": True},
     "layer_decay": {"optim.layer_decay": 0.7, "optim.optimizer": "muon"},
     "official": {"compat": "official", "optim.schedule": {"name": "constant"}, "objectives.in_batch_negatives": "local"},
 }

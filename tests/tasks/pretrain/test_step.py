@@ -16,7 +16,7 @@ from tclx.data.batch import Batch, normalise
 from tclx.model.tcl import TCL
 from tclx.tasks.pretrain.step import StepOutput, TrainingStep
 from tests.processes import finish_processes, start_processes
-from tests.train.step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, global_batch
+from tests.train.step_worker import GLOBAL_BATCH, VOCAB_SIZE, WITHOUT_DROPOUT, fill, global_batch
 from tests.train.toy import toy_spec
 
 TERMS = ("cma", "imc", "lmi", "itm", "mlm")
@@ -155,15 +155,39 @@ def test_negatives_are_drawn_anew_and_repeatably() -> None:
     assert losses[0] != losses[2]
 
 
+@pytest.mark.parametrize("asked", [[], ["centred_queue"]], ids=["plain", "centred_queue"])
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.faults)])
-def test_several_processes_learn_what_one_learns_from_the_whole_batch(tmp_path: Path, world_size: int) -> None:
+def test_several_processes_learn_what_one_learns_from_the_whole_batch(
+    tmp_path: Path, world_size: int, asked: list[str]
+) -> None:
     for number in (1, world_size):
-        arguments = ["-m", "tests.train.step_worker", str(tmp_path / f"{number}.safetensors")]
+        arguments = ["-m", "tests.train.step_worker", str(tmp_path / f"{number}.safetensors"), *asked]
         finish_processes(start_processes(arguments, world_size=number))
     alone, together = (load_file(tmp_path / f"{number}.safetensors") for number in (1, world_size))
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("term", ["cma", "imc"])
+def test_turning_away_from_the_queue_lowers_no_loss_that_is_centred(term: str) -> None:
+    """All queries turn by the same little away from where the queue's keys lie: nothing that is asked for is found by that."""
+    changes = {**only(term), "model.momentum": 0.0}
+    losses = {}
+    for centred in (False, True):
+        torch.manual_seed(0)
+        spec = toy_spec(**{**WITHOUT_DROPOUT, **changes, "objectives.centred_queue": centred})
+        model = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0)
+        fill(model)
+        batch, found = global_batch(), []
+        for turned in (1.0, -0.5):
+            with torch.no_grad():
+                for projection in (model.online.image_projection, model.online.text_projection):
+                    projection.bias.fill_(turned)  # towards the keys, which lie around (1, 1, ...), and away
+            found.append(TrainingStep(model, spec)(batch, soft_label_weight=0.0, draw=0).loss.item())
+        losses[centred] = found
+    assert losses[False][1] < losses[False][0] - 2
+    assert losses[True][1] == pytest.approx(losses[True][0], abs=0.03)
 
 
 @pytest.mark.faults
