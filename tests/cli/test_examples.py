@@ -110,8 +110,9 @@ def _fragments() -> list[tuple[str, str]]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a clone's in which something small has been trained under the quickstart's name."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("experiments", "sweeps"):
+    for name in ("experiments", "sweeps", "docs/tables"):
         shutil.copytree(PROJECT / name, folder / name)
+    shutil.copy(PROJECT / "docs" / "results.md", folder / "docs")
     image_encoder = {**SPEC["model"]["image_encoder"], "image_size": 16}
     model = {**SPEC["model"], "image_encoder": image_encoder}
     spec = write_spec(folder, "quickstart", model=model)
