@@ -316,6 +316,16 @@ def test_rows_may_change_keys_and_name_runs(tmp_path: Path) -> None:
     assert found == [([1], 61.0), ([0, 1, 2], 26.0)]
 
 
+def test_named_runs_that_are_gone_are_those_of_the_record(tmp_path: Path) -> None:
+    path = write_table(tmp_path, rows=[{"runs": ["toy-all"], "label": "named"}], differences=None)
+    train(tmp_path)
+    before = repro(path, "--write").stdout
+    shutil.rmtree(tmp_path / "runs")
+    ended = repro(path)
+    assert ended.stdout == before
+    assert "named: no run at toy-all" in ended.stderr
+
+
 def test_a_name_that_stands_for_several_specs_is_no_row(tmp_path: Path) -> None:
     path = write_table(tmp_path, rows=[{"runs": ["toy"], "label": "named"}], differences=None)
     train(tmp_path)

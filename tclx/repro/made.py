@@ -110,7 +110,10 @@ def make(table: Table, record: Record | None, *, runs_dir: Path) -> Made:
 def _folders(asked: AskedRow, runs_dir: Path) -> tuple[list[Path], tuple[str, ...]]:
     """One folder a seed, and what is not there."""
     if not asked.experiments:
-        return list(find(list(asked.spec.runs or ()), runs_dir=runs_dir).folders), ()
+        try:
+            return list(find(list(asked.spec.runs or ()), runs_dir=runs_dir).folders), ()
+        except InputError as gone:
+            return [], tuple(map(str, gone.problems))
     found, missing = [], []
     for spec, folders in with_their_runs(asked.experiments, runs_dir=runs_dir):
         found += folders[-1:]

@@ -26,12 +26,12 @@ class Part(NamedTuple):
         return confirmation_of(self.search, self.confirming, self.sweep) if self.confirming is not None else None
 
 
-def open_parts(folder: StudyFolder, *, seed: int = 0) -> list[Part]:
+def open_parts(folder: StudyFolder, *, seed: int | None = None) -> list[Part]:
     """Every search of a study.
 
     Args:
         folder: of the study, or of one variant.
-        seed: of the samplers.
+        seed: of the samplers; None to read only.
 
     Raises:
         InputError: there is no study here, or another version of tclx wrote it.

@@ -220,15 +220,22 @@ def _to_json(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def open_study(folder: StudyFolder, sweep: Sweep, *, seed: int = 0) -> optuna.Study:
+def open_study(folder: StudyFolder, sweep: Sweep, *, seed: int | None = None) -> optuna.Study:
     """The study of the search as a worker, or somebody who reads, sees it.
 
+    Args:
+        folder: of the study, or of one variant.
+        sweep: what it searches.
+        seed: of the sampler; None to read only, which runs no code of other people's samplers.
+
     Raises:
-        InputError: the storage has no such study.
+        InputError: the storage has no such study, or its sampler cannot be had.
         MachineError: the storage cannot be reached.
     """
     quieten()
-    return _opened(folder, sweep, sampler=build_sampler(sweep, seed=seed), pruner=build_pruner(sweep))
+    reads_only = seed is None and isinstance(sweep.spec.sampler, HubSampler)
+    sampler = optuna.samplers.RandomSampler(seed=0) if reads_only else build_sampler(sweep, seed=seed or 0)
+    return _opened(folder, sweep, sampler=sampler, pruner=build_pruner(sweep))
 
 
 def open_confirmation(folder: StudyFolder, sweep: Sweep) -> optuna.Study | None:

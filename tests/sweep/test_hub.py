@@ -10,7 +10,9 @@ from typing import Any
 
 import optuna
 import pytest
+from typer.testing import CliRunner
 
+from tclx.cli.app import app
 from tclx.errors import InputError, MachineError
 from tclx.sweep import hub
 from tclx.sweep.study import build_sampler
@@ -102,6 +104,10 @@ def test_a_sweep_draws_its_trials_with_it(registry: Path, tmp_path: Path) -> Non
     code, out, err = run(write_sweep(tmp_path, num_trials=2, **asked(registry=str(registry))))
     assert code == 0, err
     assert "0.001" in out  # the middle of [1e-5, 1e-1] in logarithms
+    (registry / "package/samplers/middle/__init__.py").write_text("raise SystemExit('ran')")
+    named = CliRunner().invoke(app, ["sweep", "status", "toy-sweep", "--runs-dir", str(tmp_path / "runs")])
+    assert named.exit_code == 0, named.output  # who reads runs nothing of it
+    assert "2/2 trials" in named.output
 
 
 def test_a_hub_that_cannot_be_reached_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
