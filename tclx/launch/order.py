@@ -163,9 +163,11 @@ def queue_warnings(spec: ExperimentSpec, plan: Plan) -> tuple[str, ...]:
         held = f"the queue of {size:,} holds more than an epoch ({plan.num_train_rows:,} rows)"
         found.append(f"model.queue_size: {held}: every row is in it several times, from weights of long ago")
     begins_at_random = spec.model.image_encoder.weights is None and spec.init is None
-    if begins_at_random and objectives.cma is not None and objectives.imc is None and size > batch:
+    is_told = objectives.cma is not None and objectives.imc is None and not objectives.centred_queue
+    if begins_at_random and is_told and size > batch:
         held = f"CMA without IMC, from random weights, and keys up to {-(-size // batch):,} steps old"
-        found.append(f"model.queue_size: {held}: in every run that was measured they were told by their age; 0 avoids it")
+        seen = "in every run that was measured they were told by their age; 0 or objectives.centred_queue avoids it"
+        found.append(f"model.queue_size: {held}: {seen}")
     return tuple(found)
 
 

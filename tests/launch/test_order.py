@@ -132,6 +132,7 @@ def test_a_queue_larger_than_an_epoch_is_warned_of(tmp_path: Path) -> None:
         ({"objectives": {"imc": None, "lmi": None}, "model": {"queue_size": 0}}, False),
         ({"objectives": {"imc": None, "lmi": None}, "model": {"queue_size": 64}}, False),  # no key is older than a step
         ({"objectives": {"cma": None, "imc": None}}, False),
+        ({"objectives": {"imc": None, "centred_queue": True}}, False),
     ],
 )
 def test_cma_alone_with_a_queue_from_random_weights_is_warned_of(
