@@ -57,8 +57,8 @@ def warnings(rows: Sequence[Mapping[str, Any]], spec: ExperimentSpec, plan: Plan
         yield HealthWarning(
             "queue_age",
             f"keys of the queue are told from the batch's by their age: {gap} has been above {TOLD_BY_AGE:g} for {held} "
-            "steps. The loss falls by it, and nothing is learned. What helps: fewer or no keys (model.queue_size), "
-            "objectives.imc beside it, a smaller learning rate",
+            "steps. The loss falls by it, and nothing is learned. What helps: objectives.centred_queue, fewer or no keys "
+            "(model.queue_size), objectives.imc beside it, a smaller learning rate",
         )
 
 
