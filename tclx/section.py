@@ -102,9 +102,14 @@ PATTERN_WORDS: dict[str, str] = {}
 
 
 def text_like(pattern: str, words: str) -> Any:
-    """A field whose text matches `pattern`, which messages call `words`."""
-    PATTERN_WORDS[pattern] = words
+    """A field whose text matches `pattern`, which messages call `words`; one pattern has the same words everywhere."""
+    if PATTERN_WORDS.setdefault(pattern, words) != words:
+        raise ValueError(f"{pattern} is called `{PATTERN_WORDS[pattern]}` elsewhere, and `{words}` here")
     return Field(pattern=pattern)
+
+
+Commit = Annotated[str, text_like(r"^[0-9a-f]{40}$", "a commit of 40 hexadecimal digits")]
+"""Of a git repository, whole: a branch or a tag may be another tomorrow."""
 
 
 class PathMarker:

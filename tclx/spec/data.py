@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tclx.section import (
     AddressMarker,
+    Commit,
     Conflict,
     Count,
     Fraction,
@@ -154,7 +155,7 @@ class DatasetsSource(OwnSource):
     """`owner/name` on the hub, or a local folder that `datasets` reads or has saved (written `./folder` or `/folder`)."""
     subset: Annotated[str, Field(min_length=1)] | None = None
     """Which part of the data set, where it has several (its "config")."""
-    revision: Annotated[str, text_like(r"^[0-9a-f]{40}$", "a commit of 40 hexadecimal digits")] | None = None
+    revision: Commit | None = None
     """The commit of the data set on the hub; null takes the one that was prepared last on this machine."""
     approximate_rows: Count | None = None
     """Roughly how many rows it holds, so that `tclx plan --without-data` can count steps where it is not."""

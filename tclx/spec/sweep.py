@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from tclx.section import Conflict, Count, Fraction, LocalPath, Section, Sensible, text_like
+from tclx.section import Commit, Conflict, Count, Fraction, LocalPath, Section, Sensible, text_like
 from tclx.spec.experiment import SafeName
 
 Scalar = bool | int | float | str | None
@@ -205,7 +205,7 @@ class HubSampler(Section):
     """Its folder in the registry."""
     sampler: Annotated[str, text_like(r"^[A-Za-z_][A-Za-z0-9_]*$", "the name of a class such as `AutoSampler`")]
     """The package's class."""
-    ref: Annotated[str, text_like(r"^[0-9a-f]{40}$", "a commit of the registry, all 40 digits")] | None = None
+    ref: Commit | None = None
     """Commit of the registry, whose code you have read. Give this or `registry`."""
     registry: LocalPath | None = None
     """A copy of the registry, a folder with `package/samplers` in it; for machines without a network."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tclx.section import PATTERN_WORDS, text_like
 from tclx.spec.fields import ROOT, Place, key_paths
 from tclx.spec.load import load_spec_json
 from tests.spec.documents import GOOD, load_one, refusal, write
@@ -315,3 +316,11 @@ def test_too_many_seeds_are_refused(tmp_path: Path) -> None:
         refusal(tmp_path, GOOD.replace("seed: 3", f"seeds: [{seeds}]"))
         == "toy.yaml:2:1: seeds: 10,001 seeds stand here (at most 10,000)"
     )
+
+
+def test_a_pattern_is_called_the_same_wherever_it_stands() -> None:
+    pattern, words = next(iter(PATTERN_WORDS.items()))
+    text_like(pattern, words)
+    with pytest.raises(ValueError, match="elsewhere"):
+        text_like(pattern, "something else")
+    assert PATTERN_WORDS[pattern] == words

@@ -121,7 +121,7 @@ def test_a_hub_that_cannot_be_reached_is_the_machines_fault(tmp_path: Path, monk
     ("changes", "key", "words"),
     [
         ({}, "sampler", "exactly one of `ref` and `registry`"),
-        ({"ref": "main"}, "sampler.ref", "a commit of the registry, all 40 digits"),
+        ({"ref": "main"}, "sampler.ref", "a commit of 40 hexadecimal digits"),
         ({"ref": "0" * 40, "package": "pruners/x"}, "sampler.package", "a package of samplers"),
         ({"ref": "0" * 40, "sampler": "a b"}, "sampler.sampler", "the name of a class"),
         ({"ref": "0" * 40, "seed": 1}, "sampler.seed", "unknown key"),
