@@ -125,24 +125,34 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-_acted_out = 1
-"""Processes that one on the meta device stands for."""
+_acted_out: int | None = None
+"""Processes among which one is acted out on the meta device."""
+
+
+def _exchanges() -> bool:
+    """Whether there are processes to exchange with, and this is no acting, of which the others know nothing."""
+    return dist.is_initialized() and _acted_out is None
 
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else _acted_out
+    if _acted_out is not None:
+        return _acted_out
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def acting_as_one_of(number: int) -> Iterator[None]:
-    """A model on the meta device is one of so many processes: what is gathered is as large as it would be among them."""
+    """A model on the meta device is one of so many processes: what is gathered is as large as it would be among them.
+
+    Nothing is exchanged, also where this process trains with others.
+    """
     global _acted_out
     _acted_out = number
     try:
         yield
     finally:
-        _acted_out = 1
+        _acted_out = None
 
 
 def is_main() -> bool:
@@ -165,8 +175,8 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         [W * B, ...]; row i of rank r is row r * B + i.
     """
-    if not dist.is_initialized():
-        return x.detach() if _acted_out == 1 else x.new_empty(_acted_out * len(x), *x.shape[1:])
+    if not _exchanges():
+        return x.detach() if world_size() == 1 else x.new_empty(world_size() * len(x), *x.shape[1:])
     x = x.detach().contiguous()
     gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
     dist.all_gather_into_tensor(gathered, x)
@@ -175,7 +185,7 @@ def gather(x: Tensor) -> Tensor:
 
 def gather_together(*columns: Tensor) -> list[Tensor]:
     """`gather` of each in one message: [B, any width] of one dtype."""
-    if not dist.is_initialized() and _acted_out == 1:
+    if not _exchanges() and world_size() == 1:
         return [each.detach() for each in columns]
     together = gather(torch.cat(columns, dim=1))
     ends = list(accumulate(each.shape[1] for each in columns))
@@ -205,8 +215,8 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
     Every process must take the same backward passes, since each of them communicates.
     """
-    if not dist.is_initialized():
-        return x if _acted_out == 1 else x.repeat(_acted_out, *[1] * (x.ndim - 1))
+    if not _exchanges():
+        return x.repeat(world_size(), *[1] * (x.ndim - 1)) if world_size() > 1 else x
     return cast(Tensor, _Gather.apply(x))
 
 
@@ -223,7 +233,7 @@ class Exchange:
     def __init__(self, rows: Tensor, *, num_rows: int) -> None:
         self._rows = rows
         self._route: _Route | None = None
-        if not dist.is_initialized():
+        if not _exchanges():
             return
         everyone, own, size = world_size(), rank(), len(rows)
         wanted = gather(rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tclx import distributed
 from tclx.model.tcl import TCL
@@ -186,3 +187,14 @@ def test_acting_as_one_of_several_ends_with_it() -> None:
     in_processes(3)
     assert distributed.world_size() == 1
     assert torch.equal(distributed.gather(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+def test_a_process_that_trains_with_others_acts_alone() -> None:
+    """As the main process does for a GPU's utilisation: the others would wait for what it exchanged, for ever."""
+    alone = in_processes(3)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert in_processes(3) == alone
+        assert distributed.world_size() == 1
+    finally:
+        dist.destroy_process_group()
