@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,12 +190,8 @@ def _marked(rows: tuple[MadeRow, ...], found: Mapping[str, Row], table: Table) -
     for index, (one, row) in enumerate(zip(rows, in_order, strict=True)):
         if one.row is None:
             continue
-        cells = {
-            name: RecordedCell(cell.mean, cell.deviation, cell.low, cell.high, cell.chance, best.get(name) == index)
-            for name, cell in one.row.cells.items()
-        }
-        to_base = _difference(row, one.label, found, table)
-        yield one._replace(row=RecordedRow(one.row.label, one.row.spec, one.row.runs, cells, to_base))
+        cells = {name: replace(cell, best=best.get(name) == index) for name, cell in one.row.cells.items()}
+        yield one._replace(row=replace(one.row, cells=cells, difference=_difference(row, one.label, found, table)))
 
 
 def _difference(row: Row, label: str, found: Mapping[str, Row], table: Table) -> RecordedDifference | None:
