@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tclx.errors import MachineError, TclxError
@@ -375,11 +376,14 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
 def wrap(module: nn.Module) -> nn.Module:
     """The module with its gradients averaged over processes in every backward pass; itself without a process group.
 
-    Buffers are not broadcast: the queues are equal by construction, and batch-norm statistics are copied when they are used
-    (`copy_from_main`).
+    Layers that are divided among the processes (`tclx.model.sharding`) average their own. Buffers are not broadcast: the
+    queues are equal by construction, and batch-norm statistics are copied when they are used (`copy_from_main`).
     """
     if not dist.is_initialized():
         return module
+    divided = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
+    leave_out: Callable[..., None] = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    leave_out(module, divided)
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
 

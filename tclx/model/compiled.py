@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import nn
 from torch._functorch import config as functorch_config
+
+from tclx.model.layers import equal_layers, shape_of
 
 if TYPE_CHECKING:
     from tclx.model.tcl import MomentumModel
@@ -25,19 +26,6 @@ def compile_encoders(model: MomentumModel, *, backend: str | Callable[..., objec
     functorch_config.donated_buffer = False  # else no graph could be gone through twice, as the gradients of single terms ask
     for encoders in (model.online, model.momentum):
         for part in encoders.children() if encoders is not None else ():
-            layers = list(_layers(part))
-            for piece in layers if len({_shape(layer) for layer in layers}) == 1 else [part]:
+            layers = list(equal_layers(part))
+            for piece in layers if len({shape_of(layer) for layer in layers}) == 1 else [part]:
                 piece.compile(backend=backend)
-
-
-def _layers(part: nn.Module) -> Iterator[nn.Module]:
-    """The members of every outermost stack of layers that have the same parameters."""
-    for child in part.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) > 1 and len({_shape(each) for each in child}) == 1:
-            yield from child
-        else:
-            yield from _layers(child)
-
-
-def _shape(layer: nn.Module) -> tuple[object, ...]:
-    return type(layer), *((name, tensor.shape) for name, tensor in layer.named_parameters())

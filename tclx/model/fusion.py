@@ -155,6 +155,9 @@ class FusionLayer(nn.Module):
         image_width: width of the image tokens.
     """
 
+    called_from_outside = ("cross_attention.key", "cross_attention.value")
+    """Parts that are called beside `forward`, once for all texts of an image."""
+
     def __init__(self, layer: nn.Module, config: PretrainedConfig, *, image_width: int) -> None:
         super().__init__()
         self.attention = layer.get_submodule("attention")

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tclx.model.sharding import own_part
+
 
 class Pairs(NamedTuple):
-    """The tensors of a trained module and of its momentum copy, paired by name.
+    """The tensors of a trained module and of its momentum copy, paired by name; of divided ones this process's parts.
 
     They stay the same as long as the modules stay where they are, and finding them takes the host longer than the update.
     """
@@ -20,14 +22,15 @@ class Pairs(NamedTuple):
     averaged_buffers: list[Tensor]
 
     @classmethod
+    @torch.no_grad()
     def of(cls, online: nn.Module, averaged: nn.Module) -> Pairs:
         """Of what the copy has; what only the trained module has is left out."""
         parameters, buffers = dict(online.named_parameters()), dict(online.named_buffers())
         names, averaged_parameters = zip(*averaged.named_parameters(), strict=True)
         own_buffers = dict(averaged.named_buffers())
         return cls(
-            [parameters[name] for name in names],
-            list(averaged_parameters),
+            [own_part(parameters[name]) for name in names],
+            [own_part(parameter) for parameter in averaged_parameters],
             [buffers[name] for name in own_buffers],
             list(own_buffers.values()),
         )

@@ -39,6 +39,7 @@ from torch.nn import functional
 from tclx.errors import InputError, Problem
 from tclx.files import replacing
 from tclx.model.queue import NO_IMAGE
+from tclx.model.sharding import load_state
 
 KEY = "init.checkpoint"
 
@@ -208,7 +209,7 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str
     if any(name.startswith("queue.") for name in other_shape):  # of another size, or of another width: it fills anew
         fitted = {name: tensor for name, tensor in fitted.items() if not name.startswith("queue.")}
     _check_fit(source, own, fitted, [name for name in other_shape if name in fitted], key=key)
-    model.load_state_dict(own | fitted | _momentum_from_online(own, fitted))
+    load_state(model, own | fitted | _momentum_from_online(own, fitted))
     return LoadReport(
         loaded=tuple(fitted),
         resized=tuple(name for name, tensor in fitted.items() if tensor is not tensors[name]),

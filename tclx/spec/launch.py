@@ -93,6 +93,9 @@ class LocalLaunch(Section):
     """This machine."""
     num_processes: NumProcesses = 1
     """Training processes, one per GPU (or several on the CPU); more than one trains through torchrun with DDP."""
+    fsdp: bool = False
+    """Divide the encoders' layers among the processes (FSDP2) in place of a copy in each (DDP): of their weights, gradients and
+    moments each holds its share, and layers are exchanged at every step. For encoders that need the memory."""
     max_parallel_runs: Count | None = None
     """Runs that train at the same time, each with GPUs of its own. null: as many as the GPUs suffice for; one on a CPU."""
 
@@ -135,6 +138,9 @@ class SlurmLaunch(Section):
     want."""
     tasks_per_node: NumProcesses | None = None
     """Training processes of each node where there are no GPUs (`gpus_per_node: 0`); null is one."""
+    fsdp: bool = False
+    """Divide the encoders' layers among the processes (FSDP2) in place of a copy in each (DDP): of their weights, gradients and
+    moments each holds its share, and layers are exchanged at every step. For encoders that need the memory."""
     cpus_per_task: NumProcesses = 4
     """CPUs of each training process; its loader processes (`data.num_workers`) run on them, too."""
     memory_gb: Amount | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,9 @@ OF_A_BATCH = (
     "training.batch_size_per_gpu", "launch.num_processes", "launch.num_nodes", "launch.gpus_per_node", "launch.tasks_per_node"
 )  # fmt: skip
 """Keys that decide how many pairs a step takes."""
+
+FSDP_TORCH = (2, 15)
+"""Whose FSDP2 can be told to forget the forward passes of an evaluation."""
 
 _VIT = re.compile(r"^(?:vit|deit|deit3|beit|beitv2|eva|eva02)_.*patch(\d+)(?:_|$)")
 """timm's plain ViTs; other families have `patch` in their names, too, and shrink the grid further on."""
@@ -247,6 +251,25 @@ def _gpu_of_a_job(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("training.device", "cuda, but launch.gpus_per_node is 0", "auto or cpu, or ask for GPUs", others=others)
 
 
+def _fsdp(spec: ExperimentSpec) -> Iterator[Problem]:
+    key, tracking, balance = "launch.fsdp", spec.tracking, spec.objectives.balance
+    if not spec.launch.fsdp:
+        return
+    if spec.launch.num_processes == 1:
+        yield Problem(key, "layers are divided among processes, and there is one", "false, or more of them", others=OF_A_BATCH)
+    if spec.training.precision == "fp16":
+        yield Problem(
+            key, "does not work with fp16's scaled gradients", "training.precision: bf16", others=("training.precision",)
+        )
+    if balance is not None and balance.name != "uncertainty":
+        message = f"no process has the whole gradients that `{balance.name}` compares"
+        yield Problem(key, message, "objectives.balance: {name: uncertainty}, or null", others=("objectives.balance",))
+    for name in ("term_gradients_every_steps", "term_gradient_norms_every_steps"):
+        if name in tracking.model_fields_set and getattr(tracking, name) is not None:
+            message = f"no process has the whole gradients that `tracking.{name}` measures"
+            yield Problem(key, message, f"tracking.{name}: null", others=(f"tracking.{name}",))
+
+
 def _learning_rates(spec: ExperimentSpec) -> Iterator[Problem]:
     optim = spec.optim
     for key in ("minimum_learning_rate", "warmup_learning_rate"):
@@ -296,6 +319,7 @@ CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _precision,
     _mps,
     _gpu_of_a_job,
+    _fsdp,
     _learning_rates,
 )
 
@@ -329,7 +353,12 @@ def _model_paths(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
 
 
 def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
-    """What the spec asks for and only an optional package can do, where that is not installed."""
+    """What the spec asks for and only an optional package or a newer one can do, where that is not installed."""
+    installed = version("torch")
+    if spec.launch.fsdp and tuple(map(int, installed.split(".")[:2])) < FSDP_TORCH:
+        needed = ".".join(map(str, FSDP_TORCH))
+        message = f"needs torch {needed} or newer, and {installed} is installed"
+        yield Problem("launch.fsdp", message, f"pip install 'torch>={needed}', or false")
     for split in ("train", "val", "test"):
         if (source := getattr(spec.data, split)) is not None:
             found = (client_problem(address, key=f"data.{split}.{key}") for key, address in source.addresses())

@@ -31,9 +31,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tclx import distributed
 from tclx.data.tokenizer import CaptionTokenizer
 from tclx.errors import InputError, Problem
 from tclx.files import Unreadable, machine_error, parse_json, read_object, write_atomically
+from tclx.model.sharding import divided_like, load_state, whole
 from tclx.model.weights import KEY
 from tclx.model.weights import read_weights as read_file
 from tclx.runs import RunFolder, checkpoint_name, step_of_checkpoint
@@ -93,9 +95,23 @@ class Content(NamedTuple):
 
 
 def content_of(model: nn.Module, optimizer: Optimizer) -> Content:
-    """What a model and its optimizer hold at this moment: their own tensors, not copies."""
-    weights, aliases = _without_aliases(model.state_dict())
-    return Content(weights, aliases, optimizer_tensors(optimizer))
+    """What a model and its optimizer hold at this moment: their own tensors, not copies.
+
+    Where layers are divided among processes, everyone must ask: theirs are put together and copied, one after the other, to
+    the host of rank 0, which alone gets the content.
+    """
+    weights, aliases = _without_aliases(_of_everyone(model.state_dict()))
+    return Content(weights, aliases, _of_everyone(optimizer_tensors(optimizer)))
+
+
+def _of_everyone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Divided tensors whole, where this process writes them."""
+    found = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor)
+        if distributed.is_main():
+            found[name] = together if together is tensor else together.cpu()
+    return found
 
 
 def save(checkpoints: Path, progress: Progress, *, content: Content, run_id: str) -> Path:
@@ -390,7 +406,7 @@ def put_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -
     """
     if problems := _differences(tensors, model.state_dict()):
         raise InputError(_foreign(folder, "; ".join(problems)))
-    model.load_state_dict(tensors)
+    load_state(model, tensors)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tokenizer
@@ -526,14 +542,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _optimizer_state(folder: Path, tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
     """The tensors of `optimizer_tensors` under the numbers that this optimizer gives to its parameters."""
-    names = [name for group in optimizer.param_groups for name in group["param_names"]]
-    index_of = {name: index for index, name in enumerate(names)}
+    parameters = [pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)]
+    index_of = {name: index for index, (name, _) in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         moment, _, name = key.partition("/")
         if name not in index_of:
             raise InputError(_foreign(folder, f"its optimizer moved {name}, which this run does not train"))
-        state.setdefault(index_of[name], {})[moment] = tensor
+        index = index_of[name]
+        parameter = parameters[index][1]
+        state.setdefault(index, {})[moment] = divided_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
     return state
 
 

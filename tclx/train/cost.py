@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tclx import distributed
 from tclx.model.precision import HALF
+from tclx.model.sharding import layers_to_shard
 from tclx.model.tcl import MomentumModel
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
@@ -90,19 +91,50 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
     flops = counter.get_total_flops()
     if spec.training.activation_checkpointing:  # one more forward of what is trained, half of what its backward pass costs
         flops += (flops - forward_flops) // 2
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    state_bytes, trained_bytes = _bytes(model.state_dict().values()), _bytes(trained)
-    moments = 4 * num_moments(model, spec.optim)  # in fp32
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    weights, gradients = _bytes(model.state_dict().values()), _bytes(parameter for _, parameter in trained)
+    moments = 4 * num_moments(trained, spec.optim)  # in fp32
+    elsewhere = _Elsewhere.of(model, spec) if spec.launch.fsdp else _Elsewhere()
     # Without accumulation the gradients appear as the activations go; otherwise, and in DDP's buckets, they are always there.
     gradients_stay = spec.training.accumulation_steps > 1 or plan.world_size > 1
-    transient = kept.num_bytes + trained_bytes if gradients_stay else max(kept.num_bytes, trained_bytes)
+    own_gradients = gradients - elsewhere.gradients
+    transient = kept.num_bytes + own_gradients if gradients_stay else max(kept.num_bytes, own_gradients)
+    held = weights - elsewhere.weights + moments - elsewhere.moments
     return Cost(
-        parameters_trainable=sum(parameter.numel() for parameter in trained),
+        parameters_trainable=sum(parameter.numel() for _, parameter in trained),
         parameters_total=sum(parameter.numel() for parameter in model.parameters()),
         flops_per_step=flops * (plan.global_batch_size // spec.training.batch_size_per_gpu),
-        peak_memory_gib=(state_bytes + moments + transient) / GIB,
-        checkpoint_gib=(state_bytes + moments) / GIB,
+        peak_memory_gib=(held + max(transient + elsewhere.fetched, elsewhere.evaluated)) / GIB,
+        checkpoint_gib=(weights + moments) / GIB,
     )
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Bytes that a process leaves to the others where layers are divided among them, and what it fetches of them."""
+
+    weights: int = 0
+    gradients: int = 0
+    moments: int = 0
+    fetched: int = 0
+    """At once in a step: the layer that computes, the next one, and one whole gradient."""
+    evaluated: int = 0
+    """Of an evaluation, which has all layers that are trained."""
+
+    @classmethod
+    def of(cls, model: MomentumModel, spec: ExperimentSpec) -> _Elsewhere:
+        layers = list(layers_to_shard(model))
+        divided = {id(parameter) for layer in layers for parameter in layer}
+        online = [parameter for parameter in model.online.parameters() if id(parameter) in divided]
+        trained = [(name, each) for name, each in model.named_parameters() if id(each) in divided and each.requires_grad]
+        share = 1 - 1 / spec.launch.num_processes
+        return cls(
+            weights=round(share * sum(_bytes(layer) for layer in layers)),
+            gradients=round(share * _bytes(parameter for _, parameter in trained)),
+            moments=round(share * 4 * num_moments(trained, spec.optim)),
+            fetched=3 * max((_bytes(layer) for layer in layers), default=0),
+            evaluated=round(share * _bytes(online)),
+        )
 
 
 def _shallow(spec: ExperimentSpec) -> tuple[ExperimentSpec, list[tuple[ExperimentSpec, int]]]:

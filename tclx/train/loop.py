@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tclx import distributed
 from tclx.data.batch import RowBatch
@@ -39,7 +38,7 @@ from tclx.train.failures import known_failure, record_end
 from tclx.train.gauge import Gauge
 from tclx.train.heartbeat import heartbeat
 from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms, term_relations
-from tclx.train.optim import learning_rate, parameters_of
+from tclx.train.optim import clip_gradients, gradient_norm, learning_rate, parameters_of
 from tclx.train.precision import autocast, choose_device, prepare_numerics
 from tclx.train.saving import Background
 from tclx.train.session import Session, begin
@@ -183,7 +182,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
         torch.manual_seed(_step_seed(spec.seed, step, distributed.rank()))
         done = step + 1
         measures_terms = _is_due(done, spec.tracking.term_gradient_norms_every_steps)
-        compares_terms = _is_due(done, spec.tracking.term_gradients_every_steps)
+        compares_terms = not spec.launch.fsdp and _is_due(done, spec.tracking.term_gradients_every_steps)
         writes_row = done in (1, plan.total_steps) or _is_due(done, spec.tracking.log_every_steps)
         writes_row = writes_row or measures_terms or compares_terms
 
@@ -226,10 +225,10 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
 
             balancing.put(seed=_step_seed(spec.seed, step, _ALL_RANKS))
             scaler.unscale_(optimizer)
-            gradient_norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-            stopping = _agree(session, step, passes, gradient_norm)
+            norm = gradient_norm(parameters)
+            stopping = _agree(session, step, passes, norm)
             if spec.optim.clip_gradient_norm is not None:
-                clip_grads_with_norm_(parameters, spec.optim.clip_gradient_norm, gradient_norm)
+                clip_gradients(parameters, norm=norm, maximum=spec.optim.clip_gradient_norm)
             scaler.step(optimizer)
             scaler.update()
             balancing.finish()
@@ -242,7 +241,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                     "epoch": done / plan.steps_per_epoch,
                     **average([each.measures for each in passes]),
                     "learning_rate": rate,
-                    "gradient_norm": float(gradient_norm),
+                    "gradient_norm": float(norm),
                     **term_norms,
                     **task.row(model, inputs),
                     "data/bad_images": session.tally.bad_images(session.device)[0],
@@ -274,7 +273,7 @@ def _forward(session: Session, batch: RowBatch, *, draw: int, measure: bool, inp
     return output
 
 
-def _agree(session: Session, step: int, passes: Sequence[Pass], gradient_norm: Tensor) -> bool:
+def _agree(session: Session, step: int, passes: Sequence[Pass], norm: Tensor) -> bool:
     """Whether any process was asked to stop; all processes learn it, and whether this step may be taken, in one exchange.
 
     Raises:
@@ -282,12 +281,12 @@ def _agree(session: Session, step: int, passes: Sequence[Pass], gradient_norm: T
     """
     bad_loss = ~torch.stack([each.loss for each in passes]).isfinite().all()
     # fp16 gradients overflow now and then: the scaler skips such a step and tries a smaller scale.
-    bad_gradient = ~gradient_norm.isfinite() & (not session.trained.scaler.is_enabled())
+    bad_gradient = ~norm.isfinite() & (not session.trained.scaler.is_enabled())
     asked = torch.full_like(bad_gradient, bool(session.stop))  # filled there: a copy from here would be waited for
     is_bad, stopping = distributed.maximum(torch.stack([bad_loss | bad_gradient, asked]).to(torch.uint8)).tolist()
     if is_bad:
         measures, rows = [each.measures for each in passes], torch.cat([each.rows for each in passes])
-        raise RunFailed(describe_nonfinite(step, measures, rows, float(gradient_norm)))
+        raise RunFailed(describe_nonfinite(step, measures, rows, float(norm)))
     return bool(stopping)
 
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any, assert_never
 
+import torch
 from timm.models import group_parameters
 from timm.optim import SGDW, Lion, Muon, NAdamW
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 
+from tclx import distributed
+from tclx.model.sharding import is_sharded, own_part
 from tclx.spec.optim import ConstantSchedule, CosineSchedule, OptimSpec
 
 # Last parts of the names under which timm and transformers keep learned tokens and positions.
@@ -29,7 +34,8 @@ def parameter_groups(
     model: nn.Module, *, weight_decay: float, official: bool, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """The trainable parameters in two groups, decayed and not, each with the names of its members (`param_names`); with a
-    decay of the learning rate from layer to layer, in two for each rate, which is `rate_scale` times that of the schedule.
+    decay of the learning rate from layer to layer, in two for each rate, which is `rate_scale` times that of the schedule;
+    and those that are divided among processes apart from the others, since no kernel takes both.
 
     Not decayed are biases, norms, temperatures, and learned tokens and positions. `official` decays all but one-dimensional
     tensors and biases: the temperature (a scalar), [CLS] and the positions shrink, too.
@@ -40,9 +46,14 @@ def parameter_groups(
     groups = []
     for scale in sorted({scales.get(name, 1.0) for name, _ in trainable}, reverse=True):
         at_this_rate = [(name, parameter) for name, parameter in trainable if scales.get(name, 1.0) == scale]
-        for is_exempt, decay in ((False, weight_decay), (True, 0.0)):
-            members = [(name, parameter) for name, parameter in at_this_rate if has_no_decay(name, parameter) is is_exempt]
+        for is_exempt, divided in product((False, True), (False, True)):
+            members = [
+                (name, parameter)
+                for name, parameter in at_this_rate
+                if has_no_decay(name, parameter) is is_exempt and is_sharded(parameter) is divided
+            ]
             if members:
+                decay = 0.0 if is_exempt else weight_decay
                 names, parameters = zip(*members, strict=True)
                 made = {"params": list(parameters), "param_names": list(names), "weight_decay": decay}
                 groups.append(made | ({"rate_scale": scale} if layer_decay is not None else {}))
@@ -119,18 +130,34 @@ def _is_left_to_nadamw(name: str, parameter: nn.Parameter) -> bool:
     return _has_no_decay(name, parameter) or any(part.endswith("embeddings") for part in name.split("."))
 
 
-def num_moments(model: nn.Module, optim: OptimSpec) -> int:
-    """How many numbers the optimizer keeps of all trainable parameters together."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def num_moments(parameters: Iterable[tuple[str, nn.Parameter]], optim: OptimSpec) -> int:
+    """How many numbers the optimizer keeps of named trainable parameters together."""
     if optim.optimizer == "muon":
-        return sum((1 + _is_left_to_nadamw(name, parameter)) * parameter.numel() for name, parameter in trained)
+        return sum((1 + _is_left_to_nadamw(name, parameter)) * parameter.numel() for name, parameter in parameters)
     each = 1 if optim.optimizer in ("lion", "sgd") else 2
-    return each * sum(parameter.numel() for _, parameter in trained)
+    return each * sum(parameter.numel() for _, parameter in parameters)
 
 
 def parameters_of(optimizer: Optimizer) -> Iterable[nn.Parameter]:
     """Every parameter the optimizer moves."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """0-D length of the whole gradient, the same in every process, also where each has only parts of it."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([gradient for gradient in gradients if not is_sharded(gradient)])
+    parts = [own_part(gradient) for gradient in gradients if is_sharded(gradient)]
+    if parts:
+        norm = (norm.square() + distributed.total(get_total_norm(parts).square())).sqrt()
+    return norm
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], *, norm: Tensor, maximum: float) -> None:
+    """Shorten the gradient, whose length is `norm`, to `maximum` where it is longer, in place."""
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (maximum / (norm + 1e-6)).clamp(max=1.0))
 
 
 def learning_rate(step: int, *, optim: OptimSpec, total_steps: int, steps_per_epoch: int, official: bool) -> float:

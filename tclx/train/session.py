@@ -19,6 +19,7 @@ from tclx.data.dataset import training_captions
 from tclx.data.tokenizer import CaptionTokenizer, build_tokenizer
 from tclx.errors import InputError, Interrupted, Problem, RunFailed
 from tclx.model.compiled import compile_encoders
+from tclx.model.sharding import shard_layers, unsharded
 from tclx.model.tcl import MomentumModel
 from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
@@ -71,7 +72,10 @@ def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.
         say(f"not where it trained before ({', '.join(changed)}): the last bits may differ from an uninterrupted run")
     task: TrainingTask = spec.task
     tokenizer = _tokenizer(folder, spec)
-    model = task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id).to(device)
+    model = task.build_model(spec, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+    if spec.launch.fsdp:  # before it goes to a device that may not have room for all of it
+        shard_layers(model, device=device, num_processes=distributed.world_size())
+    model = model.to(device)
     model.train()
     if spec.training.compile:
         compile_encoders(model)
@@ -263,11 +267,9 @@ class Session:
             self._prune()
 
         def save() -> None:
-            self.writer.wait()  # its copy lies where this one's will
             folder.check_attempt()
             self.metrics.sync()
             progress = Progress(step, num_bad_images, num_bad_in_epoch, trained.scaler.state_dict())
-            content = checkpoint.content_of(trained.model, trained.optimizer)
             if not in_background:
                 write(progress, content)
                 return
@@ -280,6 +282,8 @@ class Session:
             self.writer.begin(write_copy)
 
         with self.watchdog.during(SAVING):
+            distributed.on_main(self.writer.wait)  # its copy lies where this one's will
+            content = checkpoint.content_of(trained.model, trained.optimizer)
             distributed.on_main(save)
 
     def wait_until_saved(self) -> None:
@@ -308,8 +312,9 @@ class Session:
         if split is None:
             raise RuntimeError("an evaluation is due and no split is named")
         with self.watchdog.during(EVALUATING):
-            found = self._evaluated(split)
-            self._write_examples(found, split, step=step)  # before the row that leads to them
+            with unsharded(self.trained.model.online):
+                found = self._evaluated(split)
+                self._write_examples(found, split, step=step)  # before the row that leads to them
             self.write_row({"step": step, "epoch": step / self.plan.steps_per_epoch, **row_of(found, split)})
             self.wait_until_saved()  # what is kept is that checkpoint
 
@@ -373,10 +378,11 @@ class Session:
             if chosen is not None and not distributed.is_main():
                 checkpoint.put_weights(chosen, checkpoint.read_weights(chosen), model)
             self.watchdog.enter(EVALUATING)
-            found = self._evaluated(split)
             step = checkpoint.step_of(chosen) if chosen is not None else 0
             origin = {"split": split, "step": step, "checkpoint": chosen.name if chosen is not None else None}
-            self._write_examples(found, split)
+            with unsharded(model.online):
+                found = self._evaluated(split)
+                self._write_examples(found, split)
             distributed.on_main(lambda: write_evaluations(folder, found, split, origin=origin))
             self.watcher.row({"step": total_steps, **row_of(found, split)})
         distributed.on_main(lambda: folder.add_event("finished", step=total_steps))
