@@ -87,6 +87,10 @@ bench-sweep *ARGS:
 bench-eval *ARGS:
     python -m benchmarks.reranking {{ARGS}}
 
+# memory of a process with layers divided among processes and with whole copies
+bench-fsdp *ARGS:
+    python -m benchmarks.fsdp {{ARGS}}
+
 # bytes between processes as batch and their number grow
 bench-scale *ARGS:
     python -m benchmarks.wire {{ARGS}}

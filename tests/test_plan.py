@@ -279,6 +279,21 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             ["training.device=mps", "launch={backend: slurm}"],
             "training.device: mps is a Mac's GPU, and launch.backend is slurm (auto, cuda or cpu)",
         ),
+        (["launch.fsdp=true"], "launch.fsdp: layers are divided among processes, and there is one (false, or more of them)"),
+        (
+            ["launch={fsdp: true, num_processes: 2}", "training.precision=fp16"],
+            "launch.fsdp: does not work with fp16's scaled gradients (training.precision: bf16)",
+        ),
+        (
+            ["launch={fsdp: true, num_processes: 2}", "objectives.balance={name: pcgrad}"],
+            "launch.fsdp: no process has the whole gradients that `pcgrad` compares (objectives.balance: {name: uncertainty}, or "
+            "null)",
+        ),
+        (
+            ["launch={fsdp: true, num_processes: 2}", "tracking.term_gradients_every_steps=9"],
+            "launch.fsdp: no process has the whole gradients that `tracking.term_gradients_every_steps` measures "
+            "(tracking.term_gradients_every_steps: null)",
+        ),
         (
             ["training.steps=0", "evaluation.during_training=null"],
             "training.steps: 0 only evaluates, but `evaluation.at_end` is null: there is nothing to do",

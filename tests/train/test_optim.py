@@ -107,7 +107,7 @@ def test_muon_turns_matrices_and_leaves_the_rest_to_nadamw() -> None:
 @pytest.mark.parametrize(("optimizer", "each"), [("adamw", 2), ("nadamw", 2), ("lion", 1), ("sgd", 1)])
 def test_as_many_moments_are_counted_as_are_kept(optimizer: Literal["adamw", "nadamw", "lion", "sgd"], each: int) -> None:
     net, optim = nn.Linear(2, 1), OptimSpec(learning_rate=0.5, optimizer=optimizer)
-    assert num_moments(net, optim) == 3 * each
+    assert num_moments(net.named_parameters(), optim) == 3 * each
     made = build_optimizer(net, optim, official=False)
     net(torch.ones(1, 2)).sum().backward()
     made.step()
