@@ -1,8 +1,8 @@
 """What does a process hold, and how long is its step, with layers divided among processes (launch.fsdp) and with whole copies?
 
-Real gloo processes take a few steps of pre-training with every term on two pairs each: half a ViT-B and half a BERT-base, momentum
-encoders, AdamW. What a process needs before it has a model (Python and its packages) is left out. glibc keeps freed memory of
-up to 32 MiB a piece for itself, which a GPU's allocator and larger layers do not; it is told not to.
+Real gloo processes take a few steps of pre-training with every term on two pairs each: half a ViT-B and half a BERT-base with
+momentum encoders, AdamW. What a process needs before it has a model (Python and its packages) is left out. glibc keeps freed
+memory of up to 32 MiB a piece for itself, which a GPU's allocator and larger layers do not; it is told not to.
 
     python -m benchmarks.fsdp [--processes 2 4] [--steps 4]
 """

@@ -286,8 +286,8 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
         ),
         (
             ["launch={fsdp: true, num_processes: 2}", "objectives.balance={name: pcgrad}"],
-            "launch.fsdp: no process has the whole gradients that `pcgrad` compares (objectives.balance: {name: uncertainty}, or "
-            "null)",
+            "launch.fsdp: no process has the whole gradients that `pcgrad` compares "
+            "(objectives.balance: {name: uncertainty}, or null)",
         ),
         (
             ["launch={fsdp: true, num_processes: 2}", "tracking.term_gradients_every_steps=9"],
