@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tclx.errors import InputError, Location, Problem, placed
+from tclx.files import Unreadable, read_object
+from tclx.runs import step_of_checkpoint
 from tclx.spec.difference import beyond_defaults
 from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.spec.rules import CONTRADICTIONS, OF_A_BATCH, missing_files, missing_packages, num_compared_pairs, patch_grid
@@ -98,7 +102,8 @@ def starting_from(plan: Plan, spec: ExperimentSpec, needs: str) -> Plan:
         plan: of `spec`.
         needs: run id of the weights.
     """
-    identity = spec.model_copy(update={"init": InitSpec(experiment=needs)})
+    resume = spec.init is not None and spec.init.resume
+    identity = spec.model_copy(update={"init": InitSpec(experiment=needs, resume=resume)})
     return replace(plan, run_id=run_id(identity, plan.global_batch_size))
 
 
@@ -219,6 +224,30 @@ def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}", others=_OF_A_LENGTH)
 
 
+def _resumes_within(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    """Whether there is something to resume from, where the other run is there already."""
+    init = spec.init
+    if init is None or not init.resume or init.checkpoint is None or not Path(init.checkpoint).exists():
+        return
+    key, others = "init.resume", ("init.checkpoint", *_OF_A_LENGTH)
+    origin = Path(init.checkpoint)
+    steps = [step_of_checkpoint(path.name) for path in (origin, *origin.glob("checkpoints/step-*"))]
+    step = max((each for each in steps if each is not None), default=None)
+    if step is None:
+        yield Problem(
+            key, f"{origin} has no checkpoint of a run, with its optimizer", "false takes over weights alone", others=others
+        )
+    elif step >= plan.total_steps:
+        message = f"{origin} stands at step {step}, and this run ends with step {plan.total_steps}"
+        yield Problem(key, message, "a longer run", others=others)
+    with suppress(Unreadable):
+        run = origin if (origin / "spec.json").exists() else origin.parent.parent
+        theirs = read_object(run / "spec.json").get("optim", {}).get("optimizer")
+        if theirs not in (None, spec.optim.optimizer):
+            message = f"{origin} was trained with {theirs}, whose moments {spec.optim.optimizer} does not know"
+            yield Problem(key, message, f"optim.optimizer: {theirs}, or false", others=("init.checkpoint", "optim.optimizer"))
+
+
 def remarks(spec: ExperimentSpec, plan: Plan, origins: Mapping[str, Location] | None = None) -> list[Problem]:
     """What works and is hardly meant; said beside the plan, at the lines of the spec."""
     return [placed(remark, origins or {}) for rule in _REMARKS for remark in rule(spec, plan)]
@@ -253,4 +282,5 @@ _OF_A_LENGTH = ("training.steps", "training.epochs", *OF_A_BATCH)
 _PLAN_RULES: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (
     _batch_fits_data,
     _warmup_ends,
+    _resumes_within,
 )

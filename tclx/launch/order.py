@@ -114,7 +114,8 @@ class _Planner:
             steps = (*before, (path.resolve(), spec.variant))
             needs = self._add_needed(experiment, spec.init, steps)
             plan = starting_from(plan, spec, needs)
-            spec = spec.model_copy(update={"init": InitSpec(checkpoint=str((self._runs_dir / needs).resolve()))})
+            began = InitSpec(checkpoint=str((self._runs_dir / needs).resolve()), resume=spec.init.resume)
+            spec = spec.model_copy(update={"init": began})
         known = self.runs.get(plan.run_id)
         asked_for = asked_for or (known is not None and known.asked_for)
         hardly_meant = [str(remark) for remark in remarks(experiment.spec, plan, experiment.origins)]

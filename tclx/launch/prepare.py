@@ -97,9 +97,10 @@ def relatives(run: PlannedRun, *, runs_dir: Path) -> list[str]:
             if state is None or not found or not all(one.key.startswith(_ANOTHER_LENGTH) for one in found):
                 continue
             how = ", ".join(f"{one.key} {one.values[0]} instead of {one.values[1]}" for one in found)
+            cure = f"--set 'init={{checkpoint: {other.path}, resume: true}}' would have it go on from there"
             lines.append(
                 f"{other.run_id} is this experiment with {how}, {state.status} at step {state.step}. {run.plan.run_id} is "
-                f"another run and begins at step 0; --set init.checkpoint={other.path} would start it from those weights"
+                f"another run and begins at step 0; {cure}"
             )
     return lines
 

@@ -40,6 +40,9 @@ class InitSpec(Section):
     """Which of that experiment's variants."""
     checkpoint: LocalPath | None = None
     """A run folder, a checkpoint folder, or an official `.pth`."""
+    resume: bool = False
+    """Go on where that run stands (of a run folder the newest checkpoint): at its step, with its queue and its optimizer's
+    moments. For a longer run or another number of GPUs; model and optimizer must be the same."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -363,8 +363,11 @@ def _first_sound(folders: Iterable[Path], use: Callable[[Path], T], *, report: R
     return None
 
 
-def load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str) -> Progress:
+def load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str | None) -> Progress:
     """Check a checkpoint against its manifest and put it into the model and the optimizer.
+
+    Args:
+        run_id: of the run that it must be of; None takes any.
 
     Raises:
         InputError: it is damaged, of another run, or of a model of other names or shapes; nothing has been changed.
@@ -373,9 +376,9 @@ def load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str) -
         return _load(folder, model=model, optimizer=optimizer, run_id=run_id)
 
 
-def _load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str) -> Progress:
+def _load(folder: Path, *, model: nn.Module, optimizer: Optimizer, run_id: str | None) -> Progress:
     sound = _sound(folder)
-    if sound.run_id != run_id:
+    if run_id not in (None, sound.run_id):
         raise InputError(_foreign(folder, f"it was saved by run {sound.run_id}, and this is run {run_id}"))
     with _parsing(_OPTIMIZER):
         moments = _read_tensors(folder / _OPTIMIZER)
@@ -489,6 +492,19 @@ def place_of(path: Path) -> Path:
     if path.is_dir():
         raise InputError(Problem("", f"{path} is neither a run folder, a checkpoint folder nor a weights file"))
     return path
+
+
+def newest_of(path: Path) -> Path:
+    """The checkpoint folder that a run is to go on from: that of a path, of a run folder the newest.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = newest(path / "checkpoints") if (path / "spec.json").is_file() else place_of(path)
+    if folder is None or not folder.is_dir():
+        message = f"{path} has no checkpoint of a run, with its optimizer"
+        raise InputError(Problem("init.resume", message, "false takes over weights alone"))
+    return folder
 
 
 def tokenizer_beside(path: Path) -> Path | None:

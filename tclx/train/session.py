@@ -25,7 +25,7 @@ from tclx.model.weights import LoadReport, load_initial_weights
 from tclx.plan import Plan
 from tclx.runs import WARNING, Best, RunFolder, RunState, Status
 from tclx.spec.data import TrainedTokenizer
-from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.experiment import ExperimentSpec, InitSpec
 from tclx.tasks.evaluating import evaluate_tasks, row_of, write_evaluations
 from tclx.tasks.task import Evaluation, Split, TrainingTask
 from tclx.terminal import printable
@@ -82,7 +82,13 @@ def begin(folder: RunFolder, spec: ExperimentSpec, plan: Plan, *, device: torch.
     step = distributed.wrap(task.build_step(model, spec))
     optimizer = build_optimizer(model, spec.optim, official=spec.compat == "official")
     scaler = gradient_scaler(spec.training, device)
-    progress = _resume(folder, plan, model, optimizer, scaler, say) or _start(folder, spec, model, say)
+    progress = _resume(folder, plan, model, optimizer, say)
+    if progress is None and spec.init is not None and spec.init.resume:
+        progress = _go_on_from(folder, spec.init, plan, model, optimizer, say)
+    if progress is None:
+        progress = _start(folder, spec, model, say)
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
     return Trained(tokenizer, model, step, optimizer, scaler, progress)
 
 
@@ -123,7 +129,6 @@ def _resume(
     plan: Plan,
     model: MomentumModel,
     optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
     say: Callable[[str], None],
 ) -> Progress | None:
     """Put the newest sound checkpoint into place; rank 0 finds it, everyone reads it."""
@@ -144,21 +149,45 @@ def _resume(
         checkpoint.load(
             checkpoint.place(folder.checkpoints, progress.step), model=model, optimizer=optimizer, run_id=plan.run_id
         )
-    if progress.scaler:
-        scaler.load_state_dict(progress.scaler)
     distributed.on_main(lambda: folder.add_event("resumed", step=progress.step))
     say(f"going on at step {progress.step} of {plan.total_steps}")
     return progress
 
 
+def _go_on_from(
+    folder: RunFolder,
+    init: InitSpec,
+    plan: Plan,
+    model: MomentumModel,
+    optimizer: Optimizer,
+    say: Callable[[str], None],
+) -> Progress:
+    """Where another run stands, as everyone finds it; rank 0 chooses, since that run may train on.
+
+    Raises:
+        InputError: it has another model, stands beyond this run's end, or has no sound checkpoint.
+    """
+    origin = Path(_checkpoint_of(init))
+    place = distributed.on_main(lambda: checkpoint.newest_of(origin))
+    progress = checkpoint.load(place, model=model, optimizer=optimizer, run_id=None)
+    if progress.step >= plan.total_steps:
+        message = f"{place} is of step {progress.step}, and this run ends with step {plan.total_steps}"
+        raise InputError(Problem("init.resume", message, "a longer run"))
+    distributed.on_main(lambda: folder.add_event("started", step=progress.step, origin=str(place)))
+    say(f"going on from {place}, at step {progress.step} of {plan.total_steps}")
+    return progress
+
+
+def _checkpoint_of(init: InitSpec) -> str:
+    if init.checkpoint is None:
+        raise InputError(Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run"))
+    return init.checkpoint
+
+
 def _start(folder: RunFolder, spec: ExperimentSpec, model: MomentumModel, say: Callable[[str], None]) -> Progress:
     """Step 0, from the spec's initial weights where it names some."""
     if spec.init is not None:
-        if spec.init.checkpoint is None:
-            raise InputError(
-                Problem("init.experiment", "the launcher replaces it by a run folder before training", "use tclx run")
-            )
-        weights = checkpoint.weights_of(Path(spec.init.checkpoint))
+        weights = checkpoint.weights_of(Path(_checkpoint_of(spec.init)))
         tensors = spec.task.initial_weights(weights.tensors, model)
         report = load_initial_weights(model, tensors, source=weights.path)
         say(f"starting from {spec.init.checkpoint}: {len(report.loaded)} tensors taken over{_began_anew(report)}")
@@ -240,6 +269,8 @@ class Session:
             rows: of metrics.jsonl, up to that step.
         """
         step, metric = self.trained.progress.step, self.spec.evaluation.best_row_metric
+        if step > 0 and not distributed.on_main(checkpoint.place(self.folder.checkpoints, step).exists):
+            self.save(step)  # of another run, which may be gone tomorrow
         self.stepped.extend(row for row in rows if "loss/total" in row)
         self.warned = {event.get("kind", "") for event in self.folder.read_events() if event["event"] == WARNING}
         self.evaluated = [Best(row["step"], metric, row[metric]) for row in rows if isinstance(row.get(metric), int | float)]

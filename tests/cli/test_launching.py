@@ -313,7 +313,7 @@ def test_a_longer_run_is_told_from_the_shorter_one_that_is_there(tmp_path: Path,
     longer = told("training.steps=6")
     assert f"{shorter.run_id} is this experiment with training.steps 2 instead of 6, finished at step 2" in longer
     assert "begins at step 0" in longer
-    assert f"--set init.checkpoint={shorter.path}" in longer
+    assert f"--set 'init={{checkpoint: {shorter.path}, resume: true}}' would have it go on from there" in longer
     assert "begins at step 0" in told("training.steps=6", "launch.max_parallel_runs=2")  # changes no result, is no difference
     for nothing_to_say in ((), ("training.steps=6", "optim.learning_rate=2e-3"), ("seed=1", "training.steps=6")):
         assert told(*nothing_to_say) == ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -131,27 +130,20 @@ def test_stopped_and_killed_it_ends_bit_for_bit_as_one_that_was_not(tmp_path: Pa
     assert outcome(run(folder)) == whole
 
 
-def moved(source: RunFolder, path: Path, spec: ExperimentSpec) -> RunFolder:
-    """A run of the same name at the checkpoints of another, whatever trains it."""
-    folder = prepare(path, spec)
-    shutil.copytree(source.checkpoints, folder.checkpoints)
-    shutil.copytree(source.tokenizer, folder.tokenizer)
-    plan = folder.read_json(folder.plan)
-    folder.write_json(folder.plan, {**plan, "run_id": source.read_json(source.plan)["run_id"]})
-    return folder
-
-
 def test_its_checkpoint_goes_on_in_more_processes_and_with_whole_copies(tmp_path: Path) -> None:
     """And that of whole copies with divided layers: what is saved is the same whoever saves it."""
-    length = {"training.steps": 9, "training.checkpoints": {"every_steps": 4}}
-    begun = {**length, "training.steps": 4, "optim.schedule": {"name": "constant", "warmup_steps": 2}}
-    then = {**begun, "training.steps": 9}
-    divided = run(prepare(tmp_path / "divided", spec_of(2, fsdp=True, **begun)))
-    copied = run(prepare(tmp_path / "copied", spec_of(2, fsdp=False, **begun)))
-    expected = run(moved(copied, tmp_path / "expected", spec_of(4, fsdp=False, **then)))
-    assert min(losses(expected)) == 5
+    common = {"optim.schedule": {"name": "constant", "warmup_steps": 2}}
+    begun = {**common, "training.steps": 4}
+    divided, copied = (run(prepare(tmp_path / f"begun-{fsdp}", spec_of(2, fsdp=fsdp, **begun))) for fsdp in (True, False))
+
+    def continued(source: RunFolder, name: str, *, fsdp: bool) -> RunFolder:
+        init = {"init": {"checkpoint": str(source.path), "resume": True}}
+        return run(prepare(tmp_path / name, spec_of(4, fsdp=fsdp, **common, **init, **{"training.steps": 9})))
+
+    expected = continued(copied, "expected", fsdp=False)
+    assert list(losses(expected)) == [5, 6, 7, 8, 9]
     for name, source, fsdp in (("more", divided, True), ("whole", divided, False), ("back", copied, True)):
-        assert_same_training(run(moved(source, tmp_path / name, spec_of(4, fsdp=fsdp, **then))), expected)
+        assert_same_training(continued(source, name, fsdp=fsdp), expected)
 
 
 def test_weights_to_start_from_are_divided_like_the_others(tmp_path: Path) -> None:

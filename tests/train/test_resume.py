@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tclx.errors import InputError
 from tclx.runs import RunFolder
 from tclx.track.jsonl import read
 from tclx.train import checkpoint
@@ -181,6 +182,50 @@ def test_other_ways_to_train_resume_exactly_too(tmp_path: Path, changes: dict[st
     os.kill(processes[0].pid or 0, signal.SIGTERM)
     assert wait(processes) == [STOPPED]
     assert outcome(run(stopped)) == outcome(run(undisturbed))
+
+
+# ------------------------------------------------------------------------------------------------------- going on from another
+
+ENDLESS = {"optim.schedule": {"name": "constant", "warmup_steps": 2}}
+"""A learning rate that does not depend on the run's length."""
+
+
+def going_on(source: RunFolder, **changes: Any) -> dict[str, Any]:
+    return {**ENDLESS, "training.steps": 9, "init": {"checkpoint": str(source.path), "resume": True}, **changes}
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path: Path) -> None:
+    """With its moments, its queue and its place in the data: bit for bit the run that was as long from the beginning."""
+    shorter = run(prepare(tmp_path / "shorter", toy_spec(**ENDLESS, **{"training.steps": 6})))
+    longer = prepare(tmp_path / "longer", toy_spec(**going_on(shorter)))
+    processes = start(longer)
+    wait_until(lambda: has_row(longer, 8), processes)
+    kill(processes)
+    shutil.rmtree(shorter.path)  # what it needs of it, it has
+    found, whole = outcome(run(longer)), outcome(run(prepare(tmp_path / "whole", toy_spec(**ENDLESS, **{"training.steps": 9}))))
+    assert found.checksums == whole.checksums
+    assert found.rows == [row for row in whole.rows if row["step"] >= 6 and ("loss/total" not in row or row["step"] > 6)]
+    events = [json.loads(line) for line in longer.events.read_text().splitlines()]
+    assert events[0]["event"] == "started"
+    assert events[0]["step"] == 6
+
+
+def test_what_cannot_go_on_from_another_run_is_refused(finished: RunFolder, tmp_path: Path) -> None:
+    def refusal(name: str, **changes: Any) -> str:
+        folder = prepare(tmp_path / name, toy_spec(**going_on(finished, **{"training.steps": 20, **changes})))
+        assert wait(start(folder)) == [REFUSED]
+        return (folder.path / "stderr0.txt").read_text()
+
+    assert "queue.image is [24, 8], here [32, 8]" in refusal("model", **{"model.queue_size": 32})
+    weights = shutil.copy(finished.checkpoints / "step-00000012" / "model.safetensors", tmp_path / "alone.safetensors")
+    at_planning: dict[str, dict[str, Any]] = {
+        "has no checkpoint of a run, with its optimizer": {"init": {"checkpoint": str(weights), "resume": True}},
+        "stands at step 12, and this run ends with step 12": {"training.steps": 12},
+        "was trained with adamw, whose moments lion does not know": {"training.steps": 20, "optim.optimizer": "lion"},
+    }
+    for message, changes in at_planning.items():
+        with pytest.raises(InputError, match=message):
+            prepare(tmp_path / "planned", toy_spec(**going_on(finished, **changes)))
 
 
 # ----------------------------------------------------------------------------------------------------------- several processes
