@@ -100,8 +100,9 @@ def unsharded(encoders: nn.Module) -> Iterator[None]:
     Every process must enter it. Weights may not be changed inside.
     """
     divided = [cast("FSDPModule", each) for each in encoders.modules() if isinstance(each, FSDPModule)]
-    called: dict[nn.Module, None] = {}
-    hooks = [part.register_forward_hook(lambda part, *_: called.setdefault(part)) for part in encoders.children()]
+    called: set[FSDPModule] = set()
+    parts = [part for part in encoders.children() if isinstance(part, FSDPModule)]
+    hooks = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in parts]
     for each in divided:
         _keep_unsharded(each, True)
         each.unshard()
@@ -112,8 +113,7 @@ def unsharded(encoders: nn.Module) -> Iterator[None]:
             _keep_unsharded(each, False)
             each.reshard()
         for part in called:
-            if isinstance(part, FSDPModule):
-                part.reset_iter_state()  # see `_expect_no_backward`
+            part.reset_iter_state()  # see `_expect_no_backward`
         for hook in hooks:
             hook.remove()
 

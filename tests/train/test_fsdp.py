@@ -108,6 +108,28 @@ def test_so_are_downstream_tasks(tmp_path: Path, task: str) -> None:
     assert_same_training(divided, copied)
 
 
+def test_so_is_what_follows_an_evaluation_with_backward_passes(tmp_path: Path) -> None:
+    """Grad-CAM's, of which one process has more than another."""
+    seven = {"source": "scenes", "num_expressions": 7}
+    changes = {
+        **TWO_LAYERS,
+        "training.steps": 6,
+        "tracking.log_every_steps": 1,
+        "launch.num_processes": 3,
+        "evaluation": {
+            "grounding": {"val": seven, "test": seven},
+            "during_training": "val",
+            "every_steps": 3,
+            "at_end": "test",
+        },
+    }
+    divided = run(prepare(tmp_path / "divided", toy_spec(**changes, **{"launch.fsdp": True})))
+    copied = run(prepare(tmp_path / "copied", toy_spec(**changes, **WHOLE)))
+    assert_same_training(divided, copied)
+    found, expected = (folder.read_json(folder.evaluated("grounding", "test"))["metrics"] for folder in (divided, copied))
+    assert found == expected
+
+
 # ------------------------------------------------------------------------------------------------------------------ resuming
 
 
