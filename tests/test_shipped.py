@@ -18,7 +18,9 @@ from .conftest import PROJECT
 EXPERIMENTS = PROJECT / "experiments"
 GOLDEN = PROJECT / "tests" / "golden"
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
-BASES = {"base/tcl.yaml", "base/retrieval.yaml", "base/downstream.yaml", "base/scenes.yaml", "flickr8k/base.yaml", "small/base.yaml"}
+BASES = {
+    "base/tcl.yaml", "base/retrieval.yaml", "base/downstream.yaml", "base/scenes.yaml", "flickr8k/base.yaml", "small/base.yaml",
+}  # fmt: skip
 RUNNABLE = [path for path in FILES if path.relative_to(EXPERIMENTS).as_posix() not in BASES]
 
 
