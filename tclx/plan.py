@@ -242,7 +242,8 @@ def _resumes_within(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         yield Problem(key, message, "a longer run", others=others)
     with suppress(Unreadable):
         run = origin if (origin / "spec.json").exists() else origin.parent.parent
-        theirs = read_object(run / "spec.json").get("optim", {}).get("optimizer")
+        optim = read_object(run / "spec.json").get("optim")
+        theirs = optim.get("optimizer") if isinstance(optim, dict) else None
         if theirs not in (None, spec.optim.optimizer):
             message = f"{origin} was trained with {theirs}, whose moments {spec.optim.optimizer} does not know"
             yield Problem(key, message, f"optim.optimizer: {theirs}, or false", others=("init.checkpoint", "optim.optimizer"))
@@ -275,7 +276,14 @@ def _never_within_the_run(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]
             yield Problem(key, f"{first} is beyond the end, step {plan.total_steps}: {message}", others=_OF_A_LENGTH)
 
 
-_REMARKS: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (_never_within_the_run,)
+def _not_measured(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
+    name = "term_gradients_every_steps"
+    if spec.launch.fsdp and name in spec.tracking.model_fields_set and spec.tracking.term_gradients_every_steps is not None:
+        message = "is not measured with launch.fsdp: no process has whole gradients"
+        yield Problem(f"tracking.{name}", message, others=("launch.fsdp",))
+
+
+_REMARKS: tuple[Callable[[ExperimentSpec, Plan], Iterator[Problem]], ...] = (_never_within_the_run, _not_measured)
 
 _OF_A_LENGTH = ("training.steps", "training.epochs", *OF_A_BATCH)
 

@@ -290,9 +290,9 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "(objectives.balance: {name: uncertainty}, or null)",
         ),
         (
-            ["launch={fsdp: true, num_processes: 2}", "tracking.term_gradients_every_steps=9"],
-            "launch.fsdp: no process has the whole gradients that `tracking.term_gradients_every_steps` measures "
-            "(tracking.term_gradients_every_steps: null)",
+            ["launch={fsdp: true, num_processes: 2}", "tracking.term_gradient_norms_every_steps=9"],
+            "launch.fsdp: no process has the whole gradients that `tracking.term_gradient_norms_every_steps` measures "
+            "(tracking.term_gradient_norms_every_steps: null)",
         ),
         (
             ["training.steps=0", "evaluation.during_training=null"],
@@ -376,6 +376,23 @@ def test_an_evaluation_after_epochs_that_never_end_is_remarked_on(tmp_path: Path
     assert str(remark) == (
         "--set: evaluation.every_epochs: step 390 is beyond the end, step 300: there is one evaluation, at the end"
     )
+
+
+def test_divided_layers_measure_no_gradients_and_are_planned_from_what_was_resolved(tmp_path: Path) -> None:
+    overrides = ["launch={fsdp: true, num_processes: 2}"]
+    spec, origins = load_one(tmp_path, overrides=overrides)
+    plan = make_plan(spec, FACTS, origins)
+    assert remarks(spec, plan, origins) == []
+    assert make_plan(ExperimentSpec.model_validate(spec.model_dump()), FACTS) == plan  # which writes every default out
+    written, origins = load_one(tmp_path, overrides=[*overrides, "tracking.term_gradients_every_steps=9"])
+    (remark,) = remarks(written, make_plan(written, FACTS, origins), origins)
+    assert "tracking.term_gradients_every_steps: is not measured with launch.fsdp" in str(remark)
+
+
+def test_an_older_torch_is_named_before_layers_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tclx.spec.rules.version", lambda _: "2.14.1+cpu")
+    text = refused(tmp_path, "launch={fsdp: true, num_processes: 2}")
+    assert "launch.fsdp: needs torch 2.15 or newer, and 2.14.1+cpu is installed (pip install 'torch>=2.15', or false)" in text
 
 
 def test_defaults_are_not_remarked_on(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ class _Small:
         if spec.data.bad_images.policy == "refuse" and any(source.source != "scenes" for source in _sources(spec)):
             tree["data"]["bad_images"]["policy"] = "skip"
             self.limits["not every image is opened first: tclx data check does that"] = None
+        if spec.init is not None and spec.init.resume:
+            tree["init"]["resume"] = False
+            self.limits["init.resume: from the other run's weights, at step 0"] = None
         for split in ("val", "test"):
             if tree["data"][split] is not None:
                 tree["data"][split] = self._first_rows(tree["data"][split], split)

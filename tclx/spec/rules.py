@@ -264,10 +264,9 @@ def _fsdp(spec: ExperimentSpec) -> Iterator[Problem]:
     if balance is not None and balance.name != "uncertainty":
         message = f"no process has the whole gradients that `{balance.name}` compares"
         yield Problem(key, message, "objectives.balance: {name: uncertainty}, or null", others=("objectives.balance",))
-    for name in ("term_gradients_every_steps", "term_gradient_norms_every_steps"):
-        if name in tracking.model_fields_set and getattr(tracking, name) is not None:
-            message = f"no process has the whole gradients that `tracking.{name}` measures"
-            yield Problem(key, message, f"tracking.{name}: null", others=(f"tracking.{name}",))
+    if tracking.term_gradient_norms_every_steps is not None:
+        other = "tracking.term_gradient_norms_every_steps"
+        yield Problem(key, f"no process has the whole gradients that `{other}` measures", f"{other}: null", others=(other,))
 
 
 def _learning_rates(spec: ExperimentSpec) -> Iterator[Problem]:

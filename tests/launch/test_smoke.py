@@ -46,6 +46,16 @@ def test_a_small_spec_is_short_local_and_silent(shipped: object, tmp_path: Path,
         assert (small.model, small.objectives, small.data.train) == (spec.model, spec.objectives, spec.data.train)
 
 
+def test_a_run_that_goes_on_from_another_begins_at_step_0(tmp_path: Path) -> None:
+    origin = tmp_path / "run" / "checkpoints" / "step-00000060"
+    origin.mkdir(parents=True)
+    changes = ["training.steps=80", f"init={{checkpoint: {origin.parent.parent}, resume: true}}"]
+    (experiment,) = load_experiments(write_spec(tmp_path), changes)
+    small = _Small({})
+    assert small.spec(experiment.spec).init == experiment.spec.init.model_copy(update={"resume": False})
+    assert next(iter(small.limits)) == "init.resume: from the other run's weights, at step 0"
+
+
 def test_only_the_first_images_of_a_split_are_evaluated(tmp_path: Path) -> None:
     small = _Small({})
     files = {"source": "files", "form": "retrieval", "files": ["/a.csv"], "image_root": "/", "limit": None}
