@@ -224,19 +224,27 @@ def _warmup_ends(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
         yield Problem("optim.schedule.warmup_steps", message, f"below {plan.total_steps}", others=_OF_A_LENGTH)
 
 
+def first_step(spec: ExperimentSpec) -> int | None:
+    """The step that a run begins at: 0, or where the run stands that it resumes; None where nothing says where that is."""
+    if spec.init is None or not spec.init.resume:
+        return 0
+    if spec.init.checkpoint is None:
+        return None
+    origin = Path(spec.init.checkpoint)
+    steps = [step_of_checkpoint(path.name) for path in (origin, *origin.glob("checkpoints/step-*"))]
+    return max((step for step in steps if step is not None), default=None)
+
+
 def _resumes_within(spec: ExperimentSpec, plan: Plan) -> Iterator[Problem]:
     """Whether there is something to resume from, where the other run is there already."""
     init = spec.init
     if init is None or not init.resume or init.checkpoint is None or not Path(init.checkpoint).exists():
         return
     key, others = "init.resume", ("init.checkpoint", *_OF_A_LENGTH)
-    origin = Path(init.checkpoint)
-    steps = [step_of_checkpoint(path.name) for path in (origin, *origin.glob("checkpoints/step-*"))]
-    step = max((each for each in steps if each is not None), default=None)
+    origin, step = Path(init.checkpoint), first_step(spec)
     if step is None:
-        yield Problem(
-            key, f"{origin} has no checkpoint of a run, with its optimizer", "false takes over weights alone", others=others
-        )
+        message = f"{origin} has no checkpoint of a run, with its optimizer"
+        yield Problem(key, message, "false takes over weights alone", others=others)
     elif step >= plan.total_steps:
         message = f"{origin} stands at step {step}, and this run ends with step {plan.total_steps}"
         yield Problem(key, message, "a longer run", others=others)

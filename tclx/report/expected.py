@@ -17,6 +17,7 @@ from tclx.gpus import UTILISATION, peak_tflops
 from tclx.launch.costs import Estimate, sections_of
 from tclx.launch.local import slots
 from tclx.launch.order import PlannedRun
+from tclx.plan import first_step
 from tclx.report.cost import Cost, read_cost
 from tclx.report.history import history_of
 from tclx.runs import RunFolder
@@ -73,30 +74,29 @@ def expect(
         runs_dir: where runs that were measured may lie.
         elsewhere: as `slots.trains_on_gpus`.
     """
-    different = {sections_of(run): (run, estimate) for run, estimate in zip(runs, estimates, strict=True)}
-    shapes = {sections: shape_of_run(run) for sections, (run, _) in different.items()}
+    kinds = [(sections_of(run), first_step(run.spec) or 0) for run in runs]
+    different = dict(zip(kinds, zip(runs, estimates, strict=True), strict=True))
+    shapes = {kind: shape_of_run(run) for kind, (run, _) in different.items()}
     measured = _measured(shapes.values(), runs_dir)
-    found = {
-        sections: _expected(
-            run, estimate, measured.get(shapes[sections]), on_gpu=slots.trains_on_gpus(run, elsewhere=elsewhere)
-        )
-        for sections, (run, estimate) in different.items()
-    }
-    return [found[sections_of(run)] for run in runs]
+    found = {}
+    for kind, (run, estimate) in different.items():
+        speed, on_gpu = measured.get(shapes[kind]), slots.trains_on_gpus(run, elsewhere=elsewhere)
+        found[kind] = _expected(run, estimate, speed, num_steps=run.plan.total_steps - kind[1], on_gpu=on_gpu)
+    return [found[kind] for kind in kinds]
 
 
-def _expected(run: PlannedRun, estimate: Estimate, measured: Speed | None, *, on_gpu: bool) -> Expected:
+def _expected(run: PlannedRun, estimate: Estimate, measured: Speed | None, *, num_steps: int, on_gpu: bool) -> Expected:
     plan, cost = run.plan, estimate.cost
     speed = measured or (_by_arithmetic(run, cost, on_gpu=on_gpu) if cost else None)
     seconds = None
     if speed is not None:
         at_end = run.spec.evaluation.at_end is not None
-        num_evaluations = _num_evaluations(plan.total_steps, plan.evaluate_every_steps, at_end=at_end)
-        seconds = plan.total_steps * plan.global_batch_size / speed.images_per_second
+        num_evaluations = _num_evaluations(num_steps, plan.evaluate_every_steps, at_end=at_end)
+        seconds = num_steps * plan.global_batch_size / speed.images_per_second
         seconds += num_evaluations * speed.seconds_per_evaluation
     limit = run.spec.launch.time_limit_minutes if isinstance(run.spec.launch, SlurmLaunch) else None
     kept = run.spec.training.checkpoints.keep_last + (plan.evaluate_every_steps is not None)
-    written = math.ceil(plan.total_steps / plan.checkpoint_every_steps)
+    written = math.ceil(num_steps / plan.checkpoint_every_steps) + (num_steps < plan.total_steps)
     return Expected(
         seconds=seconds,
         process_hours=seconds * plan.world_size / 3600 if seconds is not None else None,

@@ -77,6 +77,13 @@ def test_on_a_cpu_it_is_half_of_what_its_matrix_products_reach(tmp_path: Path) -
     assert found.basis == "50% of this machine's 100 GFLOP/s, evaluations not counted"
 
 
+def test_one_that_goes_on_from_another_takes_what_is_left(tmp_path: Path) -> None:
+    (tmp_path / "other" / "checkpoints" / "step-00000075").mkdir(parents=True)
+    init = {"checkpoint": str(tmp_path / "other"), "resume": True}
+    found = only(planned(tmp_path, init=init), tmp_path)
+    assert found.seconds == pytest.approx(25 * 1e9 / (CPU_SHARE * 100e9))
+
+
 def test_on_a_gpu_it_is_a_stated_share_of_the_named_cards_peak(tmp_path: Path) -> None:
     launch = {"backend": "slurm", "gpus_per_node": 2, "num_nodes": 2, "gpu_type": "h100", "time_limit_minutes": 60}
     runs = planned(tmp_path, launch=launch, training={**TRAINING, "precision": "bf16"})
