@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from tclx.model.sharding import shard_layers
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
 from tclx.spec.experiment import ExperimentSpec
+from tclx.system import peak_memory_bytes
 from tclx.tasks.pretrain.step import TrainingStep
 from tclx.train.cost import CPU_SLACK, estimate_cost
 from tclx.train.optim import build_optimizer
@@ -80,8 +80,7 @@ def work(fsdp: bool, num_steps: int) -> None:
             optimizer.step()
             model.follow(spec.model.momentum)
             seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"mib": (peak - before) / MIB, "seconds": statistics.median(seconds[1:])}))
+    print(json.dumps({"mib": (peak_memory_bytes() - before) / MIB, "seconds": statistics.median(seconds[1:])}))
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ python -m benchmarks.near_duplicates 100000 1000000
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from tclx.data.checking.duplicates import find_duplicates, within
 from tclx.data.checking.look import LOOK
+from tclx.system import peak_memory_bytes
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         looks["hash"] = hashes
         began = time.perf_counter()
         found = within(find_duplicates(looks).near, np.arange(number)).images
-        seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds, peak = time.perf_counter() - began, peak_memory_bytes() / 2**30
         right = int((found >= number - copies).sum())
         size = f"{number:,} images: {seconds:.1f} s, {peak:.2f} GiB"
         print(f"{size}; found {right:,} of {copies:,} copies, {len(found) - right} others")

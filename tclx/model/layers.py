@@ -1,4 +1,4 @@
-"""Of which layers does an encoder consist? Those that are compiled, divided or recomputed one by one."""
+"""Of which layers does an encoder consist? Those that are compiled, or divided among processes, one by one."""
 
 from __future__ import annotations
 

@@ -353,8 +353,7 @@ def _model_paths(spec: ExperimentSpec) -> Iterator[tuple[str, str, str]]:
 
 def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
     """What the spec asks for and only an optional package or a newer one can do, where that is not installed."""
-    installed = version("torch")
-    if spec.launch.fsdp and tuple(map(int, installed.split(".")[:2])) < FSDP_TORCH:
+    if spec.launch.fsdp and tuple(map(int, (installed := version("torch")).split(".")[:2])) < FSDP_TORCH:
         needed = ".".join(map(str, FSDP_TORCH))
         message = f"needs torch {needed} or newer, and {installed} is installed"
         yield Problem("launch.fsdp", message, f"pip install 'torch>={needed}', or false")

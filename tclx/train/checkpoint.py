@@ -500,7 +500,7 @@ def newest_of(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    folder = newest(path / "checkpoints") if (path / "spec.json").is_file() else place_of(path)
+    folder = newest(RunFolder(path).checkpoints) if (path / "spec.json").is_file() else place_of(path)
     if folder is None or not folder.is_dir():
         message = f"{path} has no checkpoint of a run, with its optimizer"
         raise InputError(Problem("init.resume", message, "false takes over weights alone"))

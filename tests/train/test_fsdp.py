@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,4 +254,3 @@ def test_each_process_holds_its_share_and_the_plan_says_so() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.exit()
