@@ -29,6 +29,7 @@ from tclx.tasks.retrieval import QUALITIES
 from tclx.tasks.retrieval.positives import check_positives, quality_by_chance, quality_of, read_positives
 from tclx.tasks.task import Evaluation
 from tests.conftest import PROJECT
+from tests.processes import finish_processes, start_processes
 from tests.train.toy import toy_spec
 
 NUM_IMAGES, PER_IMAGE = 5, 2
@@ -145,6 +146,22 @@ def test_an_evaluation_measures_them_with_intervals_and_chance_and_leaves_the_re
                 assert chance_of(name, found.metrics) == pytest.approx(
                     found.metrics[f"positives/{direction}/{'map_at_r_chance' if one == 'map_at_r' else 'chance'}"]
                 )
+
+
+def figures(found: Evaluation) -> list[Any]:
+    """Every metric, and what each query reached of its positives, as JSON keeps them."""
+    assert found.outcomes is not None
+    return [found.metrics, {name: list(one.values) for name, one in found.outcomes.items() if "positives/" in name}]
+
+
+def test_three_processes_give_what_one_gives(tmp_path: Path) -> None:
+    for rank in range(3):
+        (tmp_path / str(rank)).mkdir()
+    output = tmp_path / "found.json"
+    arguments = ["-m", "tests.tasks.retrieval.worker", str(tmp_path), str(output)]
+    finish_processes(start_processes(arguments, world_size=3))
+    (tmp_path / "alone").mkdir()
+    assert json.loads(output.read_text()) == figures(evaluated(files_spec(tmp_path / "alone")))
 
 
 def test_own_positives_alone_give_the_recall_that_is_always_measured(tmp_path: Path) -> None:
