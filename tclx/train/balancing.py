@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +35,19 @@ class Balancing:
         self._seen: tuple[Tensor, Tensor] | None = None
         self._sums: list[list[Tensor | None]] = []
 
-    def look(self, output: StepOutput, *, scale: float) -> None:
+    def look(self, output: StepOutput, *, scale: Callable[[], float]) -> None:
         """Before the first backward pass of the step: what GradNorm wants to know.
 
         Args:
             output: of a forward pass whose graph is still there; it stays usable.
-            scale: what the loss is multiplied with against underflow (fp16), 1 otherwise.
+            scale: gives what the loss is multiplied with against underflow (fp16), 1 otherwise; a GPU is waited for then.
         """
         if not self._looks or self._balance is None or self._seen is not None:
             return
         multiplied = self._balance.multiplied
         terms = list(output.terms.values())
         weights = torch.stack(torch.autograd.grad(output.loss, terms, retain_graph=True)) / multiplied
-        norms = weighted_gradients(output, self._shared, scale=scale).norm(dim=1) / multiplied
+        norms = weighted_gradients(output, self._shared, scale=scale()).norm(dim=1) / multiplied
         self._seen = norms, distributed.mean(torch.stack([term.detach() for term in terms]) * weights)
 
     def add(self, output: StepOutput, *, scale: float) -> None:

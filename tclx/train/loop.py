@@ -12,11 +12,10 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from tclx import distributed
 from tclx.data.batch import RowBatch
@@ -33,11 +32,12 @@ from tclx.track.console import watch_each
 from tclx.track.jsonl import MetricsFile, Row
 from tclx.track.sink import Sink, TrackedRun
 from tclx.track.sinks import open_sinks
+from tclx.train.agreement import Agreement, Pass, reads_late, update
 from tclx.train.balancing import Balancing
 from tclx.train.failures import known_failure, record_end
 from tclx.train.gauge import Gauge
 from tclx.train.heartbeat import heartbeat
-from tclx.train.measure import Tally, average, describe_nonfinite, term_gradient_norms, term_relations
+from tclx.train.measure import Tally, average, term_gradient_norms, term_relations
 from tclx.train.optim import clip_gradients, gradient_norm, learning_rate, parameters_of
 from tclx.train.precision import autocast, choose_device, prepare_numerics
 from tclx.train.saving import Background
@@ -150,23 +150,12 @@ def _take_all_steps(session: Session) -> None:
         _take_steps(session, first_step, chain([first], batches))
 
 
-class Pass(NamedTuple):
-    """What is kept of one forward and backward pass; its gradients are in the parameters."""
-
-    loss: Tensor
-    """Detached scalar."""
-    measures: dict[str, Tensor]
-    keys: Any
-    rows: Tensor
-    """The training rows that it learned from."""
-
-
 def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) -> None:
     """The loop: a step's batches, their gradients, the update; then write down, save, evaluate.
 
     Raises:
         Interrupted: some process was asked to stop; the step is saved.
-        RunFailed: a loss or a gradient is not finite on some process, and nothing has been changed; or too many images are bad.
+        RunFailed: a loss or a gradient is not finite on some process, and its step was not taken; or too many images are bad.
     """
     spec, plan, trained = session.spec, session.plan, session.trained
     task: TrainingTask = spec.task
@@ -176,6 +165,8 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
     utilisation = Utilisation(spec, plan, session.device, vocab_size=trained.tokenizer.vocab_size)
     balance = model.balance if isinstance(model, TCL) else None
     shared = model.online.last_parameters() if balance is not None else []
+    is_late = reads_late(spec, session.device)
+    before: Agreement | None = None
     for step in range(first_step, plan.total_steps):
         # Every random number of the step follows from here: nothing of the generators' state needs saving, and an evaluation or
         # a resume in between changes nothing.
@@ -216,7 +207,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                         term_norms = term_gradient_norms(output, parameters, scale=scaler.get_scale())
                     if compares_terms and number == 0:
                         term_norms |= term_relations(output, model.online.last_parameters(), scale=scaler.get_scale())
-                    balancing.look(output, scale=scaler.get_scale())
+                    balancing.look(output, scale=scaler.get_scale)
                     if balancing.projects:
                         balancing.add(output, scale=scaler.get_scale() / num_passes)
                     else:
@@ -226,13 +217,22 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
             balancing.put(seed=_step_seed(spec.seed, step, _ALL_RANKS))
             scaler.unscale_(optimizer)
             norm = gradient_norm(parameters)
-            stopping = _agree(session, step, passes, norm)
+            agreement = Agreement(step, passes, norm=norm, scaler=scaler, stop=bool(session.stop))
+            stopping = False if is_late else agreement.read()
             if spec.optim.clip_gradient_norm is not None:
                 clip_gradients(parameters, norm=norm, maximum=spec.optim.clip_gradient_norm)
-            scaler.step(optimizer)
-            scaler.update()
+            update(optimizer, scaler, unless=agreement.is_bad if is_late else None)
             balancing.finish()
             task.after_update(model, spec, [each.keys for each in passes if each.keys is not None])
+
+            evaluates = session.evaluation_is_due(done)
+            saves = evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps)
+            if is_late:
+                stopping = before is not None and before.read()
+                before = agreement
+                if stopping or saves or writes_row:  # what is kept has been found sound
+                    stopping |= agreement.read()
+                    before = None
 
             row: Row = {}
             if writes_row:
@@ -256,8 +256,7 @@ def _take_steps(session: Session, first_step: int, batches: Iterator[RowBatch]) 
                 speed |= utilisation.read(speed["speed/images_per_second"]) | gauge.read()
             session.write_row(row | speed)
             session.write_state("running", done)
-        evaluates = session.evaluation_is_due(done)
-        if stopping or evaluates or done == plan.total_steps or _is_due(done, plan.checkpoint_every_steps):
+        if stopping or saves:
             session.save(done)  # before the evaluation: a run that is killed while it evaluates only evaluates again
         if stopping:
             session.wait_until_saved()
@@ -271,23 +270,6 @@ def _forward(session: Session, batch: RowBatch, *, draw: int, measure: bool, inp
     with autocast(session.spec.training, session.device):
         output: StepOutput = session.trained.step(there, draw=draw, measure=measure, **inputs)
     return output
-
-
-def _agree(session: Session, step: int, passes: Sequence[Pass], norm: Tensor) -> bool:
-    """Whether any process was asked to stop; all processes learn it, and whether this step may be taken, in one exchange.
-
-    Raises:
-        RunFailed: on all processes, where it may not.
-    """
-    bad_loss = ~torch.stack([each.loss for each in passes]).isfinite().all()
-    # fp16 gradients overflow now and then: the scaler skips such a step and tries a smaller scale.
-    bad_gradient = ~norm.isfinite() & (not session.trained.scaler.is_enabled())
-    asked = torch.full_like(bad_gradient, bool(session.stop))  # filled there: a copy from here would be waited for
-    is_bad, stopping = distributed.maximum(torch.stack([bad_loss | bad_gradient, asked]).to(torch.uint8)).tolist()
-    if is_bad:
-        measures, rows = [each.measures for each in passes], torch.cat([each.rows for each in passes])
-        raise RunFailed(describe_nonfinite(step, measures, rows, float(norm)))
-    return bool(stopping)
 
 
 def _limit_bad_images(session: Session, done: int) -> None:

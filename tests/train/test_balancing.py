@@ -163,7 +163,7 @@ def test_gradnorm_sees_the_lengths_of_the_weighted_terms_without_their_multiplie
     other.equalise_(torch.stack(slow), torch.stack(losses))
     for done, moves in ((1, False), (2, True)):
         balancing = Balancing(model.balance, parameters, shared, done=done)
-        balancing.look(output, scale=1.0)
+        balancing.look(output, scale=lambda: 1.0)
         balancing.finish()
         assert torch.equal(model.balance.multiplied, before) != moves
     torch.testing.assert_close(model.balance.multiplied, other.multiplied)

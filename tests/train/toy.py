@@ -89,11 +89,16 @@ _SERVER.set_forkserver_preload(["tclx.train.loop", "tests.train.toy"])
 
 
 def start(
-    folder: RunFolder, *, num_processes: int | None = None, environment: Mapping[str, str] | None = None
+    folder: RunFolder,
+    *,
+    num_processes: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    prepare_process: Callable[[str], None] | None = None,
 ) -> list[BaseProcess]:
     """Start the processes of a prepared run, by default as many as its plan says; stderr goes to `stderr<rank>.txt`.
 
-    They have the environment of the first test that started any, and what `environment` adds to it.
+    They have the environment of the first test that started any, and what `environment` adds to it, and first call
+    `prepare_process` with their device's name.
     """
     world_size = num_processes or read_as(folder.plan, Plan).world_size
     with socket.socket() as free:
@@ -103,7 +108,7 @@ def start(
     for rank in range(world_size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own = {**(environment or {}), **{name: str(value) for name, value in names.items()}}
-        processes.append(_SERVER.Process(target=_work, args=(folder.path, own)))
+        processes.append(_SERVER.Process(target=_work, args=(folder.path, own, prepare_process)))
     for process in processes:
         process.start()
     return processes
@@ -111,8 +116,7 @@ def start(
 
 def start_with(prepare_process: Callable[[str], None], folder: RunFolder) -> BaseProcess:
     """As `start`, one process that first calls the function with its device's name."""
-    process: BaseProcess = _SERVER.Process(target=_work, args=(folder.path, {"RANK": "0", "WORLD_SIZE": "1"}, prepare_process))
-    process.start()
+    (process,) = start(folder, num_processes=1, prepare_process=prepare_process)
     return process
 
 
