@@ -80,7 +80,7 @@ def test_a_runs_loop_waits_for_the_gpu_a_few_times_a_step(device: torch.device) 
     found = run_part("syncs", conditions(device))
     assert found["status"] == "done"
     assert found["num_steps"] == 24
-    # One exchange a step is by design (`_agree`); rows and the first batch have some more.
+    # Rows and the first batch wait; the steps between do not (tests/train/test_agreement.py).
     assert (0 < found["syncs_per_step"] < 4) if device.type == "cuda" else found["num_syncs"] == 0
 
 

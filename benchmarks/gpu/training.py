@@ -183,7 +183,8 @@ def profile_step(conditions: Conditions, precision: Precision, *, compiled: bool
         "seconds_per_step": median(whole),
         "seconds_until_launched": median(launched),
         "seconds_of_kernels": busy,
-        "num_kernels": sum(count for _, count in times.values()) / PROFILED_STEPS,
+        # What took no time on the device is the launches themselves.
+        "num_kernels": sum(count for microseconds, count in times.values() if microseconds) / PROFILED_STEPS,
         "kernels": [
             [name, microseconds / PROFILED_STEPS / 1e3, count / PROFILED_STEPS]
             for name, (microseconds, count) in kernels[:MOST_KERNELS]

@@ -61,16 +61,15 @@ class Balance(nn.Module):
             norms: [K] of the gradients of the weighted terms at shared parameters, multipliers left out.
             losses: [K] the weighted terms.
         """
-        if not bool((norms + losses).isfinite().all()):
-            return
         spec = cast("GradNormBalance", self.spec)
-        self.first_losses.copy_(torch.where(self.first_losses.isnan(), losses, self.first_losses))
+        is_sound = (norms + losses).isfinite().all()  # asked on the device, which nothing waits for
+        self.first_losses.copy_(torch.where(is_sound & self.first_losses.isnan(), losses, self.first_losses))
         lengths = self.multiplied * norms
         slowness = losses / self.first_losses
         wanted = lengths.mean() * (slowness / slowness.mean()) ** spec.alpha
         downhill = norms * (lengths - wanted).sign() / lengths.mean().clamp(min=torch.finfo(norms.dtype).tiny)
         moved = (self.multiplied - spec.rate * downhill).clamp(min=SMALLEST)
-        self.multiplied.copy_(moved * len(moved) / moved.sum())
+        self.multiplied.copy_(torch.where(is_sound, moved * len(moved) / moved.sum(), self.multiplied))
 
 
 def surgery(products: Tensor, order: torch.Generator) -> Tensor:

@@ -16,7 +16,9 @@ from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
 from tclx.train import agreement, checkpoint
 from tclx.train.agreement import Agreement, Pass, reads_late, update
-from tests.train.toy import REFUSED, STOPPED, outcome, prepare, run, start, toy_spec, wait, wait_until
+from tests.tasks.downstream import TASKS, downstream_spec
+from tests.train.silent import NUM_STEPS, steps_are_silent
+from tests.train.toy import REFUSED, STOPPED, outcome, prepare, run, start, start_with, toy_spec, wait, wait_until
 
 
 def late(_device: str) -> None:
@@ -83,6 +85,56 @@ def test_a_step_that_may_not_be_taken_is_named_and_nothing_after_it_is_kept(
         assert (checkpoint.step_of(newest) if newest is not None else 0) == (1 if every_steps == 1 else 0)
     assert reasons[0] == reasons[1]
     assert "step 2 is not finite; it was not taken, and the weights of step 1 are intact" in (reasons[0] or "")
+
+
+NO_ROWS: dict[str, Any] = {
+    "training.steps": NUM_STEPS,
+    "training.checkpoints": {"every_steps": 100},
+    "tracking.log_every_steps": 100,
+    "evaluation": {"during_training": None, "at_end": None},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optim.clip_gradient_norm": 0.5, "training.accumulation_steps": 2},
+        {"training.precision": "bf16"},
+        {"objectives.centred_queue": True, "objectives.balance": {"name": "uncertainty"}},
+        {"objectives.balance": {"name": "gradnorm", "every_steps": 2}},
+        {"compat": "official", "optim.schedule": {"name": "cosine", "warmup_steps": 0}},
+        {"objectives": {"sigmoid": {}, "itm": {}, "mlm": {}, "soft_labels": None}},
+    ],
+    ids=lambda changes: ",".join(changes) or "as it is",
+)
+def test_no_step_between_two_rows_reads_anything_back(tmp_path: Path, device: torch.device, changes: dict[str, Any]) -> None:
+    assert_silent(tmp_path, toy_spec(**{**NO_ROWS, "training.device": device.type, **changes}))
+
+
+@pytest.mark.parametrize("task", [*TASKS, "text_assignment"])
+def test_no_step_of_another_task_does(tmp_path: Path, device: torch.device, task: str) -> None:
+    assert_silent(tmp_path, downstream_spec(task, **{**NO_ROWS, "training.device": device.type}))
+
+
+def assert_silent(place: Path, spec: ExperimentSpec) -> None:
+    folder = prepare(place / "run", spec)
+    assert wait([start_with(steps_are_silent, folder)]) == [0], (folder.path / "stderr0.txt").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_a_step_that_reads_is_found(tmp_path: Path, optimizer: str) -> None:
+    """The same run that does not read late."""
+    folder = prepare(tmp_path / "run", toy_spec(**{**NO_ROWS, "optim.optimizer": optimizer}))
+    wait([start_with(steps_are_silent_and_wait, folder)])
+    assert "WaitError: tolist" in (folder.path / "stderr0.txt").read_text()
+
+
+def steps_are_silent_and_wait(device: str) -> None:
+    from tclx.train import loop
+
+    steps_are_silent(device)
+    loop.reads_late = reads_late
 
 
 # ----------------------------------------------------------------------------------------------------------------- its parts
