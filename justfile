@@ -83,6 +83,10 @@ bench-cli *ARGS:
 bench-sweep *ARGS:
     python -m benchmarks.sweep_overhead {{ARGS}}
 
+# the fusion layers of a training step, with shared and with copied keys and values
+bench-fusion *ARGS:
+    python -m benchmarks.fusing {{ARGS}}
+
 # ITM re-ranking, pairs grouped by image and not
 bench-eval *ARGS:
     python -m benchmarks.reranking {{ARGS}}

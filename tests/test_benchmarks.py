@@ -40,6 +40,21 @@ def test_commands_are_compared_with_a_python_that_does_nothing() -> None:
     assert all(one["times that"] > 1 for one in found["commands"].values())
 
 
+def test_fusing_is_compared_with_copies() -> None:
+    """Which it refuses to do where both do not give the same."""
+    arguments = ["-m", "benchmarks.fusing", "--batch", "4", "--width", "64", "--turns", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    copies, blocks, ratio = ended.stdout.splitlines()
+    assert copies.startswith("copies: ")
+    assert blocks.startswith("blocks: ")
+    memory = re.search(r"memory (\d\.\d+)$", ratio)
+    assert memory is not None
+    assert 0.5 < float(memory[1]) < 0.95
+
+
 def test_each_recipe_names_a_benchmark_that_is_there() -> None:
     modules = re.findall(r"python -m (benchmarks\.\w+) ", (PROJECT / "justfile").read_text())
     assert len(modules) >= 6

@@ -61,6 +61,21 @@ class Groups(NamedTuple):
         return len(self.places) / (len(self.images) * self.num_columns)
 
 
+class Blocks(NamedTuple):
+    """Which image each of k * B texts is read with, block after block of B: in training most are the B images in order, and all
+    texts of an image then attend to its keys and values as one long text.
+    """
+
+    rows: tuple[Tensor | None, ...]
+    """Of each block [B] int64; None: the first B images in order."""
+
+    def flat(self, images: KeysValues) -> Tensor:
+        """[k * B] int64, the same text by text."""
+        size = next((len(rows) for rows in self.rows if rows is not None), len(images.keys))
+        in_order = torch.arange(size, device=images.keys.device)
+        return torch.cat([in_order if rows is None else rows for rows in self.rows])
+
+
 def grouped(rows: Tensor) -> Tensor | Groups:
     """The same as a grid, where half of that or more is used."""
     groups = Groups.of(rows)
@@ -92,6 +107,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: PretrainedConfig, *, image_width: int) -> None:
         super().__init__()
         width = config.hidden_size
+        self.acts_as_on_cpu = False  # on the meta device, what a CPU would keep for the backward pass
         self.num_heads: int = config.num_attention_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(image_width, width)
@@ -142,6 +158,32 @@ class CrossAttention(nn.Module):
         normalised: Tensor = self.norm(self.dense(read) + states)
         return normalised
 
+    def of_blocks(self, states: Tensor, images: KeysValues, blocks: Blocks) -> Tensor:
+        """As `forward` with the images in the order of the blocks, most of them without copies: [R, L, D] -> [R, L, D]."""
+        dropout = self.attention_dropout if self.training else 0.0
+        if dropout and (states.device.type == "cpu" or self.acts_as_on_cpu):
+            # How many numbers dropout draws, and in which order, is part of what a run resumes to there.
+            copied: Tensor = self(states, images.of_rows(blocks.flat(images)))
+            return copied
+        asked = self.query(states).chunk(len(blocks.rows))
+        in_order = [number for number, rows in enumerate(blocks.rows) if rows is None]
+        read: list[Tensor] = list(asked)
+        if in_order:
+            size, (length, width) = len(asked[0]), asked[0].shape[1:]
+            long = torch.stack([asked[number] for number in in_order], dim=1).flatten(1, 2)
+            first = KeysValues(images.keys[:size], images.values[:size])
+            heads = functional.scaled_dot_product_attention(self._split(long), *first, dropout_p=dropout)
+            found = heads.transpose(1, 2).reshape(size, len(in_order), length, width).unbind(dim=1)
+            for number, one in zip(in_order, found, strict=True):
+                read[number] = one
+        for number, rows in enumerate(blocks.rows):
+            if rows is not None:
+                queries = self._split(asked[number])
+                heads = functional.scaled_dot_product_attention(queries, *images.of_rows(rows), dropout_p=dropout)
+                read[number] = heads.transpose(1, 2).flatten(2)
+        normalised: Tensor = self.norm(self.dropout(self.dense(torch.cat(read))) + states)
+        return normalised
+
     def _split(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
@@ -166,16 +208,23 @@ class FusionLayer(nn.Module):
         self.output = layer.get_submodule("output")
 
     def forward(
-        self, states: Tensor, mask: Tensor, images: KeysValues, rows: Tensor | Groups | None, seen: Tensor | None = None
+        self,
+        states: Tensor,
+        mask: Tensor,
+        images: KeysValues,
+        rows: Tensor | Groups | Blocks | None,
+        seen: Tensor | None = None,
     ) -> Tensor:
-        """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row or in groups (eval mode) -> [R, L, D].
+        """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row, in blocks or in groups (eval mode) -> [R, L, D].
 
         Args:
-            seen: [R, 1, 1, N] bool, False at what may not be looked at; not with groups.
+            seen: [R, 1, 1, N] bool, False at what may not be looked at; not with groups or blocks.
         """
         read = self.attention(states, mask)[0]
         if isinstance(rows, Groups):
             return self._feed_forward(self.cross_attention.of_groups(read, images, rows))
+        if isinstance(rows, Blocks):
+            return self._feed_forward(self.cross_attention.of_blocks(read, images, rows))
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.
         return self._feed_forward(self.cross_attention(read, images.of_rows(rows), seen=seen))
 
@@ -208,7 +257,7 @@ class FusionEncoder(nn.Module):
         text_states: Tensor,
         attention_mask: Tensor,
         keys_values: Sequence[KeysValues],
-        image_rows: Tensor | Groups | None = None,
+        image_rows: Tensor | Groups | Blocks | None = None,
     ) -> Tensor:
         """Fuse R texts with an image each.
 
@@ -216,8 +265,8 @@ class FusionEncoder(nn.Module):
             text_states: [R, L, D] from the text encoder.
             attention_mask: [R, L] bool, False at padding.
             keys_values: of B images, from `keys_values`.
-            image_rows: [R] int64, which of the B images each text is read with, in eval mode also as `grouped` gives them; None
-                where R = B and they pair up in order.
+            image_rows: [R] int64, which of the B images each text is read with, also block by block, in eval mode also as
+                `grouped` gives them; None where R = B and they pair up in order.
 
         Returns:
             [R, L, D]; the first token tells whether text and image match, every token what stands there.

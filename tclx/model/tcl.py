@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tclx.errors import InputError, Problem
 from tclx.model.balance import Balance
-from tclx.model.fusion import FusionEncoder
+from tclx.model.fusion import Blocks, FusionEncoder
 from tclx.model.momentum import Pairs
 from tclx.model.queue import FeatureQueue
 from tclx.model.text import TextEncoder, build_text
@@ -86,14 +86,16 @@ class Encoders(nn.Module):
         """Tokens [B, L, width] -> L2-normalised token embeddings [B, L - 1, D] fp32, [CLS] left out, padding not."""
         return _locals(tokens, self.text_projection)
 
-    def fuse(self, text: Tensor, attention_mask: Tensor, images: Tensor, *, image_rows: Tensor | None = None) -> Tensor:
+    def fuse(
+        self, text: Tensor, attention_mask: Tensor, images: Tensor, *, image_rows: Tensor | Blocks | None = None
+    ) -> Tensor:
         """Captions that look at images.
 
         Args:
             text: [P, L, width] tokens of the text encoder.
             attention_mask: [P, L] bool, False at padding.
             images: [R, 1 + N, width] tokens of the image encoder.
-            image_rows: [P] int64, which of them each caption looks at; None: its own, P = R.
+            image_rows: [P] int64, which of them each caption looks at, also block by block; None: its own, P = R.
 
         Returns:
             [P, L, width]; the first token is [CLS] of the pair.

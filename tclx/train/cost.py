@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tclx import distributed
+from tclx.model.fusion import CrossAttention
 from tclx.model.precision import HALF
 from tclx.model.sharding import layers_to_shard
 from tclx.model.tcl import MomentumModel
@@ -82,6 +83,9 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
     task: TrainingTask = spec.task
     with torch.device("meta"), distributed.acting_as_one_of(plan.world_size):
         model = task.build_model(_without_recomputation(spec), vocab_size=vocab_size, pad_token_id=0)
+        for part in model.modules():
+            if isinstance(part, CrossAttention):
+                part.acts_as_on_cpu = on_cpu
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
             with kept.recording(), _Kernels(HALF.get(spec.training.precision), on_cpu=on_cpu):

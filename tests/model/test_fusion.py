@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig
 
-from tclx.model.fusion import CrossAttention, Groups, MaskedLanguageModelHead, grouped
+from tclx.model.fusion import Blocks, CrossAttention, Groups, KeysValues, MaskedLanguageModelHead, grouped
 from tclx.model.tcl import TCL
 from tests.model.tiny import VOCAB_SIZE, tiny_spec
 
@@ -53,6 +53,61 @@ def test_texts_grouped_by_image_are_fused_as_texts_with_copies_of_it(
     copied = fusion(states[texts], mask[texts], keys_values, numbers)
     together = fusion(states[texts], mask[texts], keys_values, Groups.of(numbers))
     torch.testing.assert_close(together, copied, atol=1e-6, rtol=1e-6)
+
+
+BLOCKS = [(None,), (None, [3, 0, 1, 2], None, None), ([2, 2, 2, 2], None), ([1, 0, 3, 2], [0, 0, 1, 1])]
+
+
+def in_blocks(rows: tuple[list[int] | None, ...]) -> tuple[Blocks, Tensor]:
+    """And the same text by text, of four images."""
+    flat = [row for each in rows for row in (each if each is not None else range(4))]
+    return Blocks(tuple(None if each is None else torch.tensor(each) for each in rows)), torch.tensor(flat)
+
+
+@pytest.mark.parametrize("rows", BLOCKS, ids=str)
+@pytest.mark.parametrize("others", [0, 3])
+def test_texts_in_blocks_are_fused_as_texts_with_copies_of_their_image_gradients_included(
+    rows: tuple[list[int] | None, ...], others: int, pairs: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Also where there are further images behind those of the batch."""
+    blocks, flat = in_blocks(rows)
+    states, mask, images = pairs[0].repeat(len(rows), 1, 1), pairs[1].repeat(len(rows), 1), torch.randn(4 + others, 17, 24)
+    if others and rows[0] is not None:
+        flat, blocks = flat.clone(), Blocks((blocks.rows[0] + others, *blocks.rows[1:]))  # type: ignore[operator]
+        flat[:4] += others
+    fusion = model().online.fusion_encoder.eval()
+    found = []
+    for image_rows in (blocks, flat):
+        leaf = images.clone().requires_grad_()
+        fused = fusion(states, mask, fusion.keys_values(leaf), image_rows)
+        (fused * torch.linspace(-1, 1, fused.numel()).view_as(fused)).sum().backward()
+        found.append((fused, leaf.grad))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_cpu_that_drops_weights_draws_as_for_texts_one_by_one(pairs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """A run that goes on has the same bits as before."""
+    blocks, flat = in_blocks((None, [3, 0, 1, 2], None))
+    states, mask, images = pairs[0].repeat(3, 1, 1), pairs[1].repeat(3, 1), pairs[2]
+    fusion = model().online.fusion_encoder.train()
+    found = []
+    for image_rows in (blocks, flat):
+        torch.manual_seed(1)
+        found.append(fusion(states, mask, fusion.keys_values(images), image_rows))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], fusion.eval()(states, mask, fusion.keys_values(images), flat))
+
+
+def test_blocks_copy_the_keys_of_no_image_that_stands_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU computes it, where dropout is on."""
+    asked = []
+    monkeypatch.setattr(KeysValues, "of_rows", lambda self, rows: asked.append(len(rows)) or self)
+    attention = CrossAttention(BertConfig(hidden_size=24, num_attention_heads=2), image_width=24).train()
+    with torch.device("meta"):
+        attention = attention.to("meta")
+        states, images = torch.empty(16, 6, 24), KeysValues(torch.empty(4, 2, 17, 12), torch.empty(4, 2, 17, 12))
+        attention.of_blocks(states, images, Blocks((None, torch.empty(4, dtype=torch.int64), None, None)))
+    assert asked == [4]
 
 
 def test_groups_are_a_grid_of_images_by_texts() -> None:

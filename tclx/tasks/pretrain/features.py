@@ -16,6 +16,7 @@ from tclx import distributed
 from tclx.data.batch import Batch, normalise
 from tclx.losses.contrastive import centring_shift, queue_age_gap, similarity_logits, target_distribution
 from tclx.losses.matching import draw_hard_negatives
+from tclx.model.fusion import Blocks
 from tclx.model.queue import FeatureQueue
 from tclx.model.tcl import TCL, Encoded, Encoders
 from tclx.tasks.needs import Needs
@@ -348,15 +349,19 @@ class Features:
             _ = self.momentum  # first, as it always was: the order in which dropout draws is part of what a run resumes to
         pairs = {name: term.pairs(self) for name, term in self._objectives.terms.items()}
         flat = [pair for of_term in pairs.values() for pair in of_term]
-        images, rows, size = [self.online.image.tokens], [], len(self.batch.row)
+        images, rows, size = [self.online.image.tokens], list[Tensor | None](), len(self.batch.row)
         for pair in flat:
-            rows.append(pair.image_rows if pair.images is None else pair.image_rows + sum(map(len, images)))
-            images += [] if pair.images is None else [pair.images]
+            if pair.images is None:
+                rows.append(pair.image_rows)
+            else:
+                within = pair.image_rows if pair.image_rows is not None else torch.arange(size, device=pair.images.device)
+                rows.append(within + sum(map(len, images)))
+                images.append(pair.images)
         states = self.model.online.fuse(
             torch.cat([pair.text for pair in flat]),
             torch.cat([pair.attention_mask for pair in flat]),
             torch.cat(images) if len(images) > 1 else images[0],
-            image_rows=torch.cat(rows),
+            image_rows=Blocks(tuple(rows)),
         )
         fused = iter(torch.split(states, size))
         return {name: [next(fused) for _ in of_term] for name, of_term in pairs.items()}

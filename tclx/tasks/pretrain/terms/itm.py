@@ -29,17 +29,17 @@ class ItmSpec(Term):
 
     def pairs(self, features: Features) -> list[Pair]:
         """The true pairs, the wrong images, the wrong captions; with a single pair there are no wrong ones."""
-        text, mask, own = features.online.text.tokens, features.batch.attention_mask, features.own_rows
-        true = Pair(text, mask, own)
+        text, mask = features.online.text.tokens, features.batch.attention_mask
+        true = Pair(text, mask)
         if features.num_candidates == 1:
             return [true]
         negatives, images = features.negatives, features.online.image.tokens
         wrong_image = Pair(text, mask, negatives.image)
-        if features.num_candidates > len(own):  # only the images asked for come, and get keys and values
+        if features.num_candidates > len(text):  # only the images asked for come, and get keys and values
             (theirs,) = features.fetched(images, rows=negatives.image, for_products=True)
-            wrong_image = Pair(text, mask, own, theirs)
+            wrong_image = Pair(text, mask, images=theirs)
         wrong_words, wrong_mask = features.fetched(text, mask, rows=negatives.text)
-        wrong_text = Pair(wrong_words, wrong_mask, own)
+        wrong_text = Pair(wrong_words, wrong_mask)
         return [true, wrong_image, wrong_text]
 
     def loss(self, features: Features) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class MlmSpec(Term):
 
     def pairs(self, features: Features) -> list[Pair]:
         """Each caption with words hidden, beside its own image."""
-        return [Pair(features.masked_tokens, features.batch.attention_mask, features.own_rows)]
+        return [Pair(features.masked_tokens, features.batch.attention_mask)]
 
     def loss(self, features: Features) -> dict[str, Tensor]:
         """The hidden words, from the caption's rest and view 1; the momentum model reads view 2."""

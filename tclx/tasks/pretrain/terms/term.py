@@ -24,8 +24,8 @@ class Pair(NamedTuple):
     """[B, L, width] tokens of the text encoder."""
     attention_mask: Tensor
     """[B, L] bool, False at padding."""
-    image_rows: Tensor
-    """[B] int64, rows of `images`."""
+    image_rows: Tensor | None = None
+    """[B] int64, rows of `images`; None: as they come."""
     images: Tensor | None = None
     """[R, 1 + N, width] tokens of the image encoder; None: those of the batch."""
 
