@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tclx.errors import InputError, Problem
-from tclx.model.fusion import FusionLayer, MaskedLanguageModelHead, initialise_linear, padding_mask, run_layer
+from tclx.model.fusion import FusionLayer, Groups, MaskedLanguageModelHead, initialise_linear, padding_mask, run_layer
 from tclx.model.text import BERT_LIKE, TextEncoder
 
 if TYPE_CHECKING:
@@ -53,19 +53,22 @@ class AnswerDecoder(nn.Module):
         attention_mask: Tensor,
         questions: Tensor,
         question_mask: Tensor,
-        rows: Tensor | None = None,
+        rows: Tensor | Groups | None = None,
+        first_place: int = 0,
     ) -> Tensor:
-        """Logits of the next word at every place.
+        """Logits of the next word at every place from one on.
 
         Args:
             input_ids: [R, L] int64, an answer each, [CLS] first.
             attention_mask: [R, L] bool, False at padding.
             questions: [B, N, width] fused states of the questions.
             question_mask: [B, N] bool, False at padding.
-            rows: [R] int64, which question each answer belongs to; None where R = B and they pair up in order.
+            rows: [R] int64, which question each answer belongs to, in eval mode also as `grouped` gives them; None where R = B
+                and they pair up in order.
+            first_place: the logits before it are not computed.
 
         Returns:
-            [R, L, V]
+            [R, L - first_place, V]
         """
         states: Tensor = self.embeddings(input_ids=input_ids)
         if self.projection is not None:
@@ -73,12 +76,14 @@ class AnswerDecoder(nn.Module):
         length = input_ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
         mask = padding_mask(attention_mask) & causal
-        seen = padding_mask(question_mask if rows is None else question_mask[rows])
+        asking = rows.images if isinstance(rows, Groups) else rows
+        seen = padding_mask(question_mask if asking is None else question_mask[asking])
         for layer in cast("Iterable[FusionLayer]", self.layers):
             asked = layer.cross_attention.keys_values(questions)
             states = run_layer(layer, states, mask, asked, rows, seen, recompute=self.activation_checkpointing)
-        logits: Tensor = self.head(states.flatten(0, 1))
-        return logits.view(*input_ids.shape, -1)
+        kept = states[:, first_place:]
+        logits: Tensor = self.head(kept.flatten(0, 1))
+        return logits.view(*kept.shape[:2], -1)
 
 
 def build_decoder(encoders: Encoders, *, num_layers: int | None, key: str) -> AnswerDecoder:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tclx.errors import InputError, Problem
 from tclx.model.decoder import PairedFusion, build_decoder
-from tclx.model.fusion import FusionEncoder
+from tclx.model.fusion import FusionEncoder, Groups
 from tclx.model.tcl import Encoders, MomentumModel, build_encoders
 
 if TYPE_CHECKING:
@@ -177,10 +177,11 @@ class Answerer(Downstream):
         answer_mask: Tensor,
         questions: Tensor,
         question_mask: Tensor,
-        rows: Tensor | None = None,
+        rows: Tensor | Groups | None = None,
+        first_place: int = 0,
     ) -> Tensor:
-        """Logits of each next word [R, L, V]; arguments as `AnswerDecoder.forward`."""
+        """Logits of each next word from a place on [R, L - first_place, V]; arguments as `AnswerDecoder.forward`."""
         if encoders.decoder is None:
             raise TypeError("an answerer without its decoder")
-        logits: Tensor = encoders.decoder(answer_ids, answer_mask, questions, question_mask, rows)
+        logits: Tensor = encoders.decoder(answer_ids, answer_mask, questions, question_mask, rows, first_place)
         return logits

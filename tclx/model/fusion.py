@@ -147,13 +147,17 @@ class CrossAttention(nn.Module):
         normalised: Tensor = self.norm(mixed + states)
         return normalised
 
-    def of_groups(self, states: Tensor, images: KeysValues, groups: Groups) -> Tensor:
-        """As `forward` in eval mode with `images.of_rows`, without copies: states [R, L, D] -> [R, L, D]."""
+    def of_groups(self, states: Tensor, images: KeysValues, groups: Groups, seen: Tensor | None = None) -> Tensor:
+        """As `forward` in eval mode with `images.of_rows`, without copies: states [R, L, D] -> [R, L, D].
+
+        Args:
+            seen: [G, 1, 1, N] bool, False at what may not be looked at.
+        """
         asked, (length, width), num_images = self.query(states), states.shape[1:], len(groups.images)
         queries = asked.new_zeros(num_images * groups.num_columns, length, width)
         queries[groups.places] = asked
         long = self._split(queries.view(num_images, groups.num_columns * length, width))
-        heads = functional.scaled_dot_product_attention(long, *images.of_rows(groups.images))
+        heads = functional.scaled_dot_product_attention(long, *images.of_rows(groups.images), attn_mask=seen)
         read = heads.transpose(1, 2).reshape(-1, length, width)[groups.places]
         normalised: Tensor = self.norm(self.dense(read) + states)
         return normalised
@@ -218,11 +222,11 @@ class FusionLayer(nn.Module):
         """States [R, L, D], mask [R, 1, 1 or L, L], the image of each by row, in blocks or in groups (eval mode) -> [R, L, D].
 
         Args:
-            seen: [R, 1, 1, N] bool, False at what may not be looked at; not with groups or blocks.
+            seen: [R, 1, 1, N] bool, with groups [G, 1, 1, N], False at what may not be looked at; not with blocks.
         """
         read = self.attention(states, mask)[0]
         if isinstance(rows, Groups):
-            return self._feed_forward(self.cross_attention.of_groups(read, images, rows))
+            return self._feed_forward(self.cross_attention.of_groups(read, images, rows, seen))
         if isinstance(rows, Blocks):
             return self._feed_forward(self.cross_attention.of_blocks(read, images, rows))
         # Looked up in here, so that a recomputed layer does not keep R rows of keys and values.

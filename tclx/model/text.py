@@ -24,6 +24,7 @@ from tclx.foreign import reading
 from tclx.model import adapted
 from tclx.model.adapted import AdaptedTextEncoder
 from tclx.model.fusion import FusionEncoder, FusionLayer, MaskedLanguageModelHead, padding_mask, run_layer
+from tclx.model.lora import adapt
 from tclx.model.weights import on_meta
 from tclx.packaged import model_folder
 
@@ -155,6 +156,8 @@ def build_text(
         encoder = AdaptedTextEncoder(model, activation_checkpointing=activation_checkpointing)
         config = adapted.fusion_config(config, num_layers=num_fusion, dropout=spec.dropout)
         layers = adapted.fusion_layers(config) if num_fusion else []
+    if spec.lora is not None:
+        adapt(encoder, encoder.layers, spec.lora, key=f"{KEY}.lora")
     fusion_layers = [FusionLayer(layer, config, image_width=image_width) for layer in layers]
     return TextParts(
         encoder,

@@ -17,6 +17,7 @@ from tclx import hub
 from tclx.errors import InputError, MachineError, Problem
 from tclx.foreign import first_line
 from tclx.model.layout import Layout, layout_of
+from tclx.model.lora import adapt
 from tclx.model.weights import fit_tensor, on_meta, read_tensors
 from tclx.model.without_wandb import VisionTransformer, timm
 from tclx.packaged import weights_file
@@ -64,7 +65,10 @@ class ImageEncoder(nn.Module):
         self.frozen = spec.frozen
         if self.frozen:
             self.body.requires_grad_(False).eval()
-        elif activation_checkpointing:
+            return
+        if spec.lora is not None:
+            adapt(self.body, [self.body], spec.lora, key=f"{KEY}.lora")
+        if activation_checkpointing:
             _recompute_activations(self.body, spec)
 
     def train(self, mode: bool = True) -> Self:

@@ -12,6 +12,21 @@ Weights = Literal["hub"] | LocalPath | None
 """Where an encoder's first weights come from: `hub` (downloaded, or the hub's cache), null (random) or a local path."""
 
 
+class LoraSpec(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): linear layers learn a difference of a low rank, everything else of
+    the encoder stays as it is."""
+
+    rank: Annotated[int, Field(ge=1), Sensible(at_most=4096)] = 8
+    """Rank of what is added to a weight."""
+    alpha: Annotated[float, Field(gt=0), Sensible(at_least=1e-3, at_most=1e4)] = 16.0
+    """What is added is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapters."""
+    layers: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Names of the linear layers that are adapted, such as `[qkv, proj]` of a ViT or `[query, value]` of a BERT; null: all
+    linear layers of the encoder's layers."""
+
+
 class ImageEncoderSpec(Section):
     """A timm model that gives one grid of patches: a ViT, or a network whose feature map's cells serve as patches."""
 
@@ -37,6 +52,8 @@ class ImageEncoderSpec(Section):
     frozen: bool = False
     """Whether its weights and batch-norm statistics stay fixed. That saves its backward pass and, where no term needs a second
     view, its momentum forward pass."""
+    lora: LoraSpec | None = None
+    """Train adapters beside the linear layers in place of the weights; needs `tclx[lora]`."""
 
 
 class TextSizes(Section):
@@ -76,6 +93,9 @@ class TextEncoderSpec(Section):
     """`hub`, null (random) or a local folder in transformers' format."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Hidden and attention dropout of the text and fusion layers; IMC's two text views differ by it alone."""
+    lora: LoraSpec | None = None
+    """Train adapters beside the linear layers of these layers in place of all weights, embeddings included; the fusion encoder
+    is trained whole. Needs `tclx[lora]`."""
 
     @model_validator(mode="after")
     def _one_architecture(self) -> Self:

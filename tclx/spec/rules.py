@@ -79,6 +79,21 @@ def _frozen_needs_weights(spec: ExperimentSpec) -> Iterator[Problem]:
         yield Problem("model.image_encoder.frozen", message, "name its weights, or an init", others=others)
 
 
+def _lora(spec: ExperimentSpec) -> Iterator[Problem]:
+    for key, encoder in (("model.image_encoder", spec.model.image_encoder), ("model.text_encoder", spec.model.text_encoder)):
+        if encoder.lora is not None and encoder.weights is None and spec.init is None:
+            message, others = "adapters beside random weights would learn little", (f"{key}.weights", "init")
+            yield Problem(f"{key}.lora", message, "name its weights, or an init", others=others)
+    image = spec.model.image_encoder
+    if image.lora is not None and image.frozen:
+        message = "the image encoder is frozen; with adapters its own weights stay fixed, too"
+        yield Problem("model.image_encoder.lora", message, "null, or frozen: false", others=("model.image_encoder.frozen",))
+    if spec.launch.fsdp and (image.lora is not None or spec.model.text_encoder.lora is not None):
+        message = "adapters are not divided among processes, and the weights that would be need neither gradients nor moments"
+        others = ("model.image_encoder.lora", "model.text_encoder.lora")
+        yield Problem("launch.fsdp", message, "false", others=others)
+
+
 def _vit_heads(spec: ExperimentSpec) -> Iterator[Problem]:
     encoder = spec.model.image_encoder
     if encoder.width and encoder.num_heads and encoder.width % encoder.num_heads:
@@ -301,6 +316,7 @@ def _mps(spec: ExperimentSpec) -> Iterator[Problem]:
 CONTRADICTIONS: tuple[Callable[[ExperimentSpec], Iterator[Problem]], ...] = (
     _image_size,
     _frozen_needs_weights,
+    _lora,
     _vit_heads,
     _pooled_grid,
     _balance,
@@ -357,6 +373,9 @@ def missing_packages(spec: ExperimentSpec) -> Iterator[Problem]:
         needed = ".".join(map(str, FSDP_TORCH))
         message = f"needs torch {needed} or newer, and {installed} is installed"
         yield Problem("launch.fsdp", message, f"pip install 'torch>={needed}', or false")
+    for key in ("image_encoder", "text_encoder"):
+        if getattr(spec.model, key).lora is not None and find_spec("peft") is None:
+            yield Problem(f"model.{key}.lora", "the package peft is not installed", "pip install 'tclx[lora]', or null")
     for split in ("train", "val", "test"):
         if (source := getattr(spec.data, split)) is not None:
             found = (client_problem(address, key=f"data.{split}.{key}") for key, address in source.addresses())

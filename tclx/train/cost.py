@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tclx import distributed
+from tclx.errors import InputError, Problem
 from tclx.model.fusion import CrossAttention
+from tclx.model.lora import unused_adapters
 from tclx.model.precision import HALF
 from tclx.model.sharding import layers_to_shard
 from tclx.model.tcl import MomentumModel
@@ -92,6 +94,11 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
                 loss = task.act_out(model, spec)
             forward_flops = counter.get_total_flops()
             torch.autograd.backward(loss)
+    if past := unused_adapters(model):
+        key = f"model.{past[0].removeprefix('online.').partition('.')[0]}.lora.layers"
+        layer = past[0].rpartition(".")[2]
+        message = f"the model reads the weights of {layer} past the layer, so that an adapter changes nothing there"
+        raise InputError(Problem(key, message, "name the others"))
     flops = counter.get_total_flops()
     if spec.training.activation_checkpointing:  # one more forward of what is trained, half of what its backward pass costs
         flops += (flops - forward_flops) // 2

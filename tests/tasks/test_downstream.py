@@ -24,6 +24,7 @@ from tclx.spec.experiment import ExperimentSpec
 from tclx.tasks.judging import JudgingStep
 from tclx.tasks.task import Evaluation
 from tclx.tasks.text_assignment.step import LEFT, NEITHER, RIGHT, TextAssignmentStep, draw_assignment
+from tclx.tasks.vqa import evaluation as vqa_evaluation
 from tclx.tasks.vqa.evaluation import generate, rank
 from tclx.track.jsonl import read
 from tclx.train import checkpoint
@@ -234,7 +235,10 @@ def test_accuracy_counts_one_item_at_a_time(task: str) -> None:
     assert found.metrics["num_items"] == items.num_items
 
 
-def test_ranking_prefers_the_answer_with_the_largest_likelihood() -> None:
+@pytest.mark.parametrize("most_logits", [1, vqa_evaluation.MOST_LOGITS])
+def test_ranking_prefers_the_answer_with_the_largest_likelihood(most_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many answers are read at once."""
+    monkeypatch.setattr(vqa_evaluation, "MOST_LOGITS", most_logits)
     spec = downstream_spec("vqa")
     model, tokenizer = untrained(spec)
     model.eval()

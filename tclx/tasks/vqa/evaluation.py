@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tclx import distributed
 from tclx.data.batch import normalise
 from tclx.data.forms.vqa import answers_of
 from tclx.data.items import ItemSet, open_items
 from tclx.data.sources.opening import open_source
-from tclx.losses.answering import answer_losses
+from tclx.model.fusion import grouped
 from tclx.model.precision import autocast
 from tclx.spec.data import FilesSource
 from tclx.tasks.evaluating import evaluating, my_part, require_finite
@@ -118,13 +119,42 @@ def rank(
     first = model.write(model.online, start, torch.ones_like(start, dtype=torch.bool), questions, question_mask)[:, 0]
     likelihood = first.float().log_softmax(dim=1)[:, ids[:, 1]]
     likelihood, numbers = likelihood.topk(min(top_k, len(ids)), dim=1)
-    rows = torch.arange(num_questions, device=device).repeat_interleave(numbers.shape[1])
-    chosen = numbers.flatten()
-    logits = model.write(model.online, ids[chosen], mask[chosen], questions, question_mask, rows)
-    scores = -answer_losses(logits, ids[chosen], mask[chosen]).view(numbers.shape)
+    scores = likelihood + _of_further_words(model, questions, question_mask, ids, mask.sum(dim=1), numbers)
     shares = (scores + likelihood if official else scores).softmax(dim=1)
     shares, order = shares.sort(dim=1, descending=True, stable=True)
     return Ranked(numbers.gather(1, order), shares)
+
+
+MOST_LOGITS = 2**25
+"""At once; 128 MiB in fp32."""
+
+
+def _of_further_words(
+    model: Answerer, questions: Tensor, question_mask: Tensor, ids: Tensor, lengths: Tensor, numbers: Tensor
+) -> Tensor:
+    """[B, k] log-likelihood of all words of an answer but its first, answers of a length at a time: nothing is computed at
+    padding, where most of a list is when one of its answers is long.
+
+    Args:
+        ids: [C, L] int64, the answers.
+        lengths: [C] int64, their words with [CLS] and [SEP].
+        numbers: [B, k] int64, which of them for each question.
+    """
+    rows = torch.arange(len(questions), device=questions.device).repeat_interleave(numbers.shape[1])
+    chosen, found = numbers.flatten(), torch.zeros(numbers.numel(), device=questions.device)
+    for length in torch.unique(lengths[chosen]).tolist():
+        if length <= 2:  # an empty answer ends with its first word
+            continue
+        num_logits = (length - 2) * model.online.text_encoder.word_embeddings.num_embeddings
+        for part in (lengths[chosen] == length).nonzero()[:, 0].split(max(1, MOST_LOGITS // num_logits)):
+            words = ids[chosen[part], :length]
+            written, everything = words[:, :-1], torch.ones_like(words[:, :-1], dtype=torch.bool)
+            logits = model.write(
+                model.online, written, everything, questions, question_mask, grouped(rows[part]), first_place=1
+            )
+            losses = functional.cross_entropy(logits.flatten(0, 1).float(), words[:, 2:].flatten(), reduction="none")
+            found[part] = -losses.view(len(part), -1).sum(dim=1)
+    return found.view(numbers.shape)
 
 
 def generate(

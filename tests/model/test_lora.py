@@ -1,0 +1,212 @@
+"""Adapters: nothing changes at first, they alone learn, and the plain model that computes the same can be made of any state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tclx.errors import InputError
+from tclx.model.lora import merged
+from tclx.model.tcl import TCL
+from tclx.model.weights import from_official, load_initial_weights, official_state_dict
+from tclx.plan import DataFacts, make_plan
+from tclx.runs import RunFolder
+from tclx.spec.experiment import ExperimentSpec
+from tclx.train import checkpoint
+from tclx.train.cost import estimate_cost
+from tests.train.toy import kill, outcome, prepare, run, start, start_with, toy_spec, wait, wait_until
+
+VOCABULARY = 64
+INIT = {"checkpoint": "/x"}
+BOTH: dict[str, Any] = {
+    "model.image_encoder.lora": {"rank": 4},
+    "model.text_encoder.lora": {"rank": 2, "layers": ["query", "value"]},
+}
+
+
+def spec_of(**changes: Any) -> ExperimentSpec:
+    return toy_spec(**{"init": INIT, "model.text_encoder.dropout": 0.0, **BOTH, **changes})
+
+
+def model_of(spec: ExperimentSpec) -> TCL:
+    return TCL(spec, vocab_size=VOCABULARY, pad_token_id=0).eval()
+
+
+def plain_model(**changes: Any) -> TCL:
+    return model_of(spec_of(**{"model.image_encoder.lora": None, "model.text_encoder.lora": None, **changes}))
+
+
+def learned(model: TCL) -> TCL:
+    """With adapters that do something."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def answers(model: TCL) -> list[Tensor]:
+    """Of both encoders and both copies."""
+    torch.manual_seed(0)
+    images, ids = torch.randn(3, 3, 32, 32), torch.randint(5, VOCABULARY, (3, 7))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [6]])
+    assert model.momentum is not None
+    with torch.no_grad():
+        return [
+            found
+            for encoders in (model.online, model.momentum)
+            for found in (encoders.image_encoder(images), encoders.text_encoder(ids, mask)[mask])
+        ]
+
+
+def assert_same(one: TCL, other: TCL, *, tolerance: float = 1e-5) -> None:
+    for first, second in zip(answers(one), answers(other), strict=True):
+        torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)
+
+
+# ------------------------------------------------------------------------------------------------------------- what it computes
+
+
+def test_at_first_nothing_is_changed() -> None:
+    plain, adapted = plain_model(), model_of(spec_of())
+    load_initial_weights(adapted, plain.state_dict(), source="there")
+    assert_same(adapted, plain, tolerance=0.0)
+    assert all(not torch.equal(first, second) for first, second in zip(answers(learned(adapted)), answers(plain), strict=True))
+
+
+def test_the_adapters_are_what_the_paper_writes() -> None:
+    """W x + alpha / rank * B A x."""
+    model = learned(model_of(spec_of(**{"model.image_encoder.lora": {"rank": 4, "alpha": 6.0}})))
+    layer = model.online.image_encoder.body.blocks[0].attn.qkv
+    inputs = torch.randn(5, 16)
+    up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+    expected = layer.base_layer(inputs) + 6.0 / 4 * (inputs @ down.T @ up.T)
+    torch.testing.assert_close(layer(inputs), expected)
+
+
+def test_the_merged_state_computes_the_same_in_a_model_without_adapters() -> None:
+    model, plain = learned(model_of(spec_of())), plain_model()
+    state = merged(model.state_dict())
+    assert state.keys() == plain.state_dict().keys()
+    plain.load_state_dict(state)
+    assert_same(plain, model)
+
+
+def test_a_state_without_adapters_is_its_own() -> None:
+    state = plain_model().state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in merged(state).items())
+
+
+def test_official_checkpoints_are_of_the_merged_model() -> None:
+    model, plain = learned(model_of(spec_of())), plain_model()
+    load_initial_weights(plain, from_official(official_state_dict(model, form="pretrain"), source="there"), source="there")
+    assert_same(plain, model)
+
+
+@pytest.mark.parametrize("rank", [4, 3])
+def test_another_run_starts_from_what_was_learned_whatever_its_rank(rank: int) -> None:
+    model, other = learned(model_of(spec_of())), model_of(spec_of(**{"model.image_encoder.lora": {"rank": rank}}))
+    report = load_initial_weights(other, model.state_dict(), source="there")
+    assert report.missing == ("queue.image_index",)
+    assert not report.unused
+    assert_same(other, model)
+    assert all((parameter == 0).all() for name, parameter in other.named_parameters() if ".lora_B." in name)
+
+
+# --------------------------------------------------------------------------------------------------------------------- training
+
+
+def test_they_alone_are_trained_in_their_encoders() -> None:
+    trained = {name for name, parameter in model_of(spec_of()).named_parameters() if parameter.requires_grad}
+    image = {name for name in trained if name.startswith("online.image_encoder.")}
+    text = {name for name in trained if name.startswith("online.text_encoder.")}
+    assert len(image) == 2 * 4  # qkv, proj, fc1, fc2 of one block
+    assert len(text) == 2 * 2
+    assert all(".lora_" in name for name in image | text)
+    assert {"online.image_projection.weight", "online.fusion_encoder.layers.0.cross_attention.query.weight"} <= trained
+    assert not any(name.startswith("momentum.") for name in trained)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(prepare(tmp_path_factory.mktemp("lora") / "whole", toy_spec()))
+
+
+def adapted(pretrained: RunFolder, path: Path, **changes: Any) -> RunFolder:
+    return prepare(path, spec_of(**{"init": {"checkpoint": str(pretrained.path)}, "training.steps": 8, **changes}))
+
+
+def test_a_run_learns_by_them_and_goes_on_after_a_kill_with_the_same_bits(pretrained: RunFolder, tmp_path: Path) -> None:
+    whole = run(adapted(pretrained, tmp_path / "whole"))
+    folder = adapted(pretrained, tmp_path / "killed")
+    processes = start(folder)
+    wait_until(lambda: bool(checkpoint.complete(folder.checkpoints)), processes)
+    kill(processes)
+    assert outcome(run(folder)) == outcome(whole)
+    before, newest = checkpoint.weights_of(pretrained.path).tensors, checkpoint.newest(whole.checkpoints)
+    assert newest is not None
+    after = load_file(newest / "model.safetensors")
+    fixed = [name for name in after if name.startswith("online.image_encoder.") and ".lora_" not in name]
+    assert len(fixed) > 10
+    assert all(torch.equal(after[name], before[name.replace(".base_layer.", ".")]) for name in fixed)
+    for part in ("online", "momentum"):
+        assert (after[f"{part}.image_encoder.body.blocks.0.attn.qkv.lora_B.default.weight"] != 0).any()
+
+
+def test_several_processes_and_recomputed_layers_train_it(pretrained: RunFolder, tmp_path: Path) -> None:
+    changes = {"launch.num_processes": 2, "training.activation_checkpointing": True, "training.batch_size_per_gpu": 4}
+    run(adapted(pretrained, tmp_path / "two", **changes))
+
+
+def no_wandb_at_its_end(_device: str) -> None:
+    import atexit
+    import os
+
+    atexit.register(lambda: os._exit(9) if "wandb" in sys.modules else None)
+
+
+def test_its_packages_do_not_bring_wandb_into_the_training(pretrained: RunFolder, tmp_path: Path) -> None:
+    assert wait([start_with(no_wandb_at_its_end, adapted(pretrained, tmp_path / "run"))]) == [0]
+
+
+# ------------------------------------------------------------------------------------------------------------ what is refused
+
+
+def planned(spec: ExperimentSpec) -> Any:
+    plan = make_plan(toy_spec(), DataFacts(64, 64, 6, 30, 6, 30))  # of the same steps; the run that spec starts from is nowhere
+    return estimate_cost(spec, plan, vocab_size=VOCABULARY)
+
+
+def test_a_plan_counts_what_is_trained() -> None:
+    adapted, plain = planned(spec_of()), planned(spec_of(**{"model.image_encoder.lora": None, "model.text_encoder.lora": None}))
+    assert adapted.parameters_trainable < plain.parameters_trainable
+    assert adapted.parameters_total > plain.parameters_total
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.image_encoder.lora": {"layers": ["qkv", "query"]}},
+            "no linear layer is called query (of fc1, fc2, proj, qkv)",
+        ),
+        (
+            {"model.image_encoder": {"name": "resnet10t", "image_size": 32, "lora": {}}},
+            "model.image_encoder.lora: this encoder has no linear layers",
+        ),
+        (
+            {"model.image_encoder": {"name": "beit_base_patch16_224", "image_size": 224, "depth": 1, "lora": {}}},
+            "the model reads the weights of qkv past the layer",
+        ),
+    ],
+)
+def test_what_no_adapter_can_reach_is_refused_when_it_is_planned(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        planned(spec_of(**changes))
+    assert message in str(refused.value)
