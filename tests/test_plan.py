@@ -182,6 +182,20 @@ def test_a_plan_reads_back_from_its_json(tmp_path: Path) -> None:
             "(name its weights, or an init)",
         ),
         (
+            ["model.text_encoder.lora={}"],
+            "model.text_encoder.lora: adapters beside random weights would learn little (name its weights, or an init)",
+        ),
+        (
+            ["model.image_encoder={frozen: true, lora: {}, weights: hub}"],
+            "model.image_encoder.lora: the image encoder is frozen; with adapters its own weights stay fixed, too "
+            "(null, or frozen: false)",
+        ),
+        (
+            ["model.image_encoder={lora: {}, weights: hub}", "launch.fsdp=true", "launch.num_processes=2"],
+            "launch.fsdp: adapters are not divided among processes, and the weights that would be need neither gradients nor "
+            "moments (false)",
+        ),
+        (
             ["launch.num_processes=8"],
             "launch.num_processes: at odds with model.queue_size (toy.yaml:8:3): 512 cannot hold one global batch of 1024 "
             "(take 0 or at least 1024)",
@@ -514,6 +528,8 @@ FULL = [
     "data.tokenizer={source: captions}",
     "init={checkpoint: /x, experiment: null}",
     "optim.clip_gradient_norm=1",
+    "model.image_encoder.lora={}",
+    "model.text_encoder.lora={}",
     "objectives.balance={name: gradnorm}",
     "compat=official",
     "tracking.notify={}",

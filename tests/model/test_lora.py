@@ -11,15 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tclx
 from tclx.errors import InputError
-from tclx.model.lora import merged
+from tclx.model.lora import merged, unused_adapters
 from tclx.model.tcl import TCL
+from tclx.model.text import build_text
 from tclx.model.weights import from_official, load_initial_weights, official_state_dict
 from tclx.plan import DataFacts, make_plan
 from tclx.runs import RunFolder
 from tclx.spec.experiment import ExperimentSpec
+from tclx.spec.model import LoraSpec, TextEncoderSpec
+from tclx.spec.rules import missing_packages
 from tclx.train import checkpoint
 from tclx.train.cost import estimate_cost
+from tests.model.test_text_families import TINY, captions, tiny
 from tests.train.toy import kill, outcome, prepare, run, start, start_with, toy_spec, wait, wait_until
 
 VOCABULARY = 64
@@ -210,3 +215,39 @@ def test_what_no_adapter_can_reach_is_refused_when_it_is_planned(changes: dict[s
     with pytest.raises(InputError) as refused:
         planned(spec_of(**changes))
     assert message in str(refused.value)
+
+
+def test_they_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(missing_packages(spec_of())) == []
+    monkeypatch.setattr("tclx.spec.rules.find_spec", lambda name: None if name == "peft" else object())
+    (problem, _) = missing_packages(spec_of())
+    assert str(problem) == "model.image_encoder.lora: the package peft is not installed (pip install 'tclx[lora]', or null)"
+
+
+@pytest.mark.parametrize("family", ["distilbert", "modernbert", "deberta-v2"])
+def test_text_encoders_of_other_families_take_them(family: str, tmp_path: Path) -> None:
+    tiny(family).save_pretrained(tmp_path)
+    spec = TextEncoderSpec(name=str(tmp_path), num_layers=2, dropout=0.0, lora=LoraSpec(rank=2))
+    encoder = build_text(spec, None, vocab_size=TINY["vocab_size"], pad_token_id=0, image_width=12, mlm=False).text_encoder
+    encoder(*captions()).sum().backward()
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert not unused_adapters(encoder)
+
+
+def test_layer_decay_goes_with_them(pretrained: RunFolder, tmp_path: Path) -> None:
+    run(adapted(pretrained, tmp_path / "run", **{"optim.layer_decay": 0.75}))
+
+
+def test_a_trained_run_is_used_like_any(pretrained: RunFolder, tmp_path: Path) -> None:
+    folder = run(adapted(pretrained, tmp_path / "run"))
+    loaded = tclx.load(folder.path)
+    vocabulary = loaded.tokenizer.vocab_size
+    plain = TCL(toy_spec(), vocab_size=vocabulary, pad_token_id=loaded.tokenizer.pad_id).eval()
+    load_initial_weights(plain, checkpoint.weights_of(folder.path).tensors, source=folder.path)
+    ids = torch.from_numpy(loaded.tokenizer.encode(["a red circle"], max_tokens=16).input_ids)
+    with torch.no_grad():
+        expected = plain.online.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)).embedding
+    found = torch.from_numpy(loaded.embed_texts(["a red circle"]))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
