@@ -51,6 +51,10 @@ faults:
 gpu *ARGS:
     python -m benchmarks.gpu {{ARGS}}
 
+# the ablation on real photos, twelve runs one after the other on one GPU (TCLX_DATA holds flickr8k; pip install 'tclx[pretrained]')
+gpu-ablation *ARGS:
+    tclx run experiments/ablation/photos.yaml --set training.device=cuda --set training.precision=bf16 --set data.num_workers=8 {{ARGS}}
+
 # the tables of docs/performance.md from benchmarks/results/
 gpu-page:
     python -m benchmarks.gpu.page
