@@ -80,13 +80,31 @@ def plain_name(name: str) -> str:
     return name.replace(_INSIDE, ".")
 
 
-def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the model without adapters that computes the same; a state dict without any comes back as it is."""
-    found: dict[str, Tensor] = {plain_name(name): tensor for name, tensor in tensors.items() if not is_adapter(name)}
-    for name in tensors:
-        layer = name.removesuffix(_DOWN)
-        parts: list[Any] = [tensors.get(layer + end) for end in (f"{_INSIDE}weight", _UP, _DOWN, _SCALE)]
-        if layer != name and all(part is not None for part in parts):
-            weight, up, down, scale = parts
-            found[f"{layer}.weight"] = (weight.float() + scale.float() * (up.float() @ down.float())).to(weight.dtype)
+def merged(
+    tensors: Mapping[str, Tensor], *, source: object = "the state dict", key: str = "init.checkpoint"
+) -> dict[str, Tensor]:
+    """The state dict of the model without adapters that computes the same; a state dict without any comes back as it is.
+
+    Args:
+        source: where it is from, for errors.
+        key: the spec key that errors name.
+
+    Raises:
+        InputError: an adapter lacks a part, or does not fit its layer.
+    """
+    found = {plain_name(name): tensor for name, tensor in tensors.items() if not is_adapter(name)}
+    ends = (f"{_INSIDE}weight", _UP, _DOWN, _SCALE)
+    adapted = {name.removesuffix(end) for name in tensors for end in ends[1:] if name.endswith(end)}
+    for layer in sorted(adapted):
+        parts = [tensors[layer + end] for end in ends if layer + end in tensors]
+        if len(parts) < len(ends) or not _fit(*parts):
+            message = f"the adapters of {layer} in {source} are not whole, or do not fit its weight"
+            raise InputError(Problem(key, message, "a checkpoint of tclx"))
+        weight, up, down, scale = parts
+        found[f"{layer}.weight"] = (weight.float() + scale.float() * (up.float() @ down.float())).to(weight.dtype)
     return found
+
+
+def _fit(weight: Tensor, up: Tensor, down: Tensor, scale: Tensor) -> bool:
+    are_matrices = weight.ndim == up.ndim == down.ndim == 2 and scale.numel() == 1
+    return are_matrices and (len(up), down.shape[1]) == tuple(weight.shape) and up.shape[1] == len(down)

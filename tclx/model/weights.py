@@ -204,7 +204,8 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pa
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str, key: str) -> LoadReport:
-    own, tensors = model.state_dict(), merged(tensors)  # what adapters have learned there is the weights' here
+    # What adapters have learned there is the weights' here.
+    own, tensors = model.state_dict(), merged(tensors, source=source, key=key)
     found = {name: tensors[plain] for name in own if not is_adapter(name) and (plain := plain_name(name)) in tensors}
     fitted = {name: fit_tensor(name, tensor, own[name]) for name, tensor in found.items()}
     other_shape = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]

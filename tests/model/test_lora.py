@@ -108,6 +108,21 @@ def test_a_state_without_adapters_is_its_own() -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in merged(state).items())
 
 
+@pytest.mark.parametrize("end", [".lora_scale", ".lora_A.default.weight", ".base_layer.weight"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_adapters_that_are_not_whole_are_refused_not_left_out(end: str, is_gone: bool) -> None:
+    state = model_of(spec_of()).state_dict()
+    name = f"online.image_encoder.body.blocks.0.attn.qkv{end}"
+    if is_gone:
+        del state[name]
+    else:
+        state[name] = torch.zeros(3, 5)
+    with pytest.raises(
+        InputError, match=r"init\.checkpoint: the adapters of online\.image_encoder\.body\.blocks\.0\.attn\.qkv in there"
+    ):
+        load_initial_weights(plain_model(), state, source="there")
+
+
 def test_official_checkpoints_are_of_the_merged_model() -> None:
     model, plain = learned(model_of(spec_of())), plain_model()
     load_initial_weights(plain, from_official(official_state_dict(model, form="pretrain"), source="there"), source="there")
