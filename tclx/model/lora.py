@@ -44,8 +44,8 @@ def adapt(module: nn.Module, layers: Iterable[nn.Module], spec: LoraSpec, *, key
         raise InputError(Problem(f"{key}.layers", f"no linear layer is called {', '.join(unknown)}", f"of {', '.join(known)}"))
     chosen = [name for name in names if spec.layers is None or _last(name) in spec.layers]
     module.requires_grad_(False)
-    # Names in full: peft takes the end of a name for any layer that ends so.
     alpha: Any = spec.alpha  # peft says a whole number, and divides it
+    # Names in full: peft takes the end of a name for any layer that ends so.
     config = LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=_exactly(chosen))
     inject_adapter_in_model(config, module)
     for name in chosen:
