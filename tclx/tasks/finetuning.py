@@ -10,11 +10,11 @@ from tclx.errors import InputError, Problem
 from tclx.section import BatchSize
 from tclx.tasks.metric import MeanOfClasses, Metric
 from tclx.tasks.needs import Needs
-from tclx.tasks.task import Evaluation, EvaluationTask, SoftLabelSpec, Split, TrainingTask
+from tclx.tasks.task import Evaluation, EvaluationTask, SoftLabelSpec, Split, StepOutput, TrainingTask
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from tclx.data.batch import RowBatch
     from tclx.data.tokenizer import CaptionTokenizer
@@ -85,7 +85,7 @@ class Judging(FineTuning):
         dataset = partial(LabelledItems, spec=spec, tokenizer=tokenizer)
         return batches_of(dataset, spec, rank=rank, world_size=world_size, start_micro_step=start_micro_step)
 
-    def act_out(self, model: Classifier, spec: ExperimentSpec) -> Tensor:
+    def act_out(self, model: Classifier, spec: ExperimentSpec) -> StepOutput:
         import torch
 
         from tclx.tasks.judging import JudgingStep, LabelledBatch
@@ -93,8 +93,8 @@ class Judging(FineTuning):
         common = act_out_items(spec, num_images=self.num_images)
         batch = LabelledBatch(**common, labels=torch.zeros(len(common["row"]), dtype=torch.int64))
         weight = self.soft_labels.weight if self.soft_labels is not None else 0.0
-        loss: Tensor = JudgingStep(model, spec)(batch, soft_label_weight=weight, draw=0).loss
-        return loss
+        output: StepOutput = JudgingStep(model, spec)(batch, soft_label_weight=weight, draw=0)
+        return output
 
 
 class JudgingEvaluation(EvaluationTask):

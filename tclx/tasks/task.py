@@ -124,8 +124,8 @@ class TrainingTask(Section):
         """What the row of a step has beside the step's own measures."""
         return {"soft_labels/weight": inputs["soft_label_weight"]}
 
-    def act_out(self, model: Any, spec: ExperimentSpec) -> Tensor:
-        """The loss of one micro-batch on the meta device, where it costs what it would cost and computes nothing."""
+    def act_out(self, model: Any, spec: ExperimentSpec) -> StepOutput:
+        """Of one micro-batch on the meta device, where it costs what it would cost and computes nothing."""
         raise NotImplementedError
 
 

@@ -77,19 +77,16 @@ class Balancing:
             return
         used = [any(each is not None for each in found) for found in zip(*self._sums, strict=True)]
         having = [parameter for parameter, is_used in zip(self._parameters, used, strict=True) if is_used]
-        flat = [
-            distributed.mean(
-                torch.cat(
-                    [
-                        (torch.zeros_like(parameter) if gradient is None else gradient).flatten().float()
-                        for parameter, gradient, is_used in zip(self._parameters, found, used, strict=True)
-                        if is_used
-                    ]
-                )
-            )
-            for found in self._sums
-        ]
-        self._sums = []
+        flat: list[Tensor] = []
+        while self._sums:  # one at a time, so that none is there twice for longer
+            found = self._sums.pop(0)
+            parts = [
+                (torch.zeros_like(parameter) if gradient is None else gradient).flatten().float()
+                for parameter, gradient, is_used in zip(self._parameters, found, used, strict=True)
+                if is_used
+            ]
+            flat.append(distributed.mean(torch.cat(parts)))
+            del found, parts
         products = torch.stack([torch.stack([torch.dot(one, other) for other in flat]) for one in flat])
         shares = surgery(products, torch.Generator().manual_seed(seed)).to(flat[0])
         self._balance.multiplied.copy_(shares)

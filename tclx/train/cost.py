@@ -27,6 +27,7 @@ from tclx.model.sharding import layers_to_shard
 from tclx.model.tcl import MomentumModel
 from tclx.plan import Plan
 from tclx.spec.experiment import ExperimentSpec
+from tclx.tasks.pretrain.balance import PCGradBalance
 from tclx.tasks.task import TrainingTask
 from tclx.train.optim import num_moments
 
@@ -91,9 +92,11 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
         kept = _Kept(model, recomputed=_layers(model) if spec.training.activation_checkpointing else ())
         with FlopCounterMode(display=False) as counter:
             with kept.recording(), _Kernels(HALF.get(spec.training.precision), on_cpu=on_cpu):
-                loss = task.act_out(model, spec)
+                output = task.act_out(model, spec)
             forward_flops = counter.get_total_flops()
-            torch.autograd.backward(loss)
+            apart = list(output.terms.values()) if isinstance(spec.objectives.balance, PCGradBalance) else [output.loss]
+            for place, term in enumerate(apart):
+                torch.autograd.backward(term, retain_graph=place < len(apart) - 1)
     if past := unused_adapters(model):
         key = f"model.{past[0].removeprefix('online.').partition('.')[0]}.lora.layers"
         layer = past[0].rpartition(".")[2]
@@ -110,6 +113,8 @@ def _act_out(spec: ExperimentSpec, plan: Plan, *, vocab_size: int, on_cpu: bool)
     gradients_stay = spec.training.accumulation_steps > 1 or plan.world_size > 1
     own_gradients = gradients - elsewhere.gradients
     transient = kept.num_bytes + own_gradients if gradients_stay else max(kept.num_bytes, own_gradients)
+    if len(apart) > 1:  # a gradient of each term until the last pass; then each in one piece, one of them twice, and the whole
+        transient = max(kept.num_bytes + len(apart) * own_gradients, (len(apart) + 2) * own_gradients)
     held = weights - elsewhere.weights + moments - elsewhere.moments
     return Cost(
         parameters_trainable=sum(parameter.numel() for _, parameter in trained),

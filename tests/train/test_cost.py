@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
 
 from tclx import distributed
+from tclx.data.batch import longest_batch
 from tclx.model.tcl import TCL
 from tclx.plan import DataFacts, make_plan
+from tclx.tasks.pretrain.features import HardNegatives
+from tclx.tasks.pretrain.step import TrainingStep
+from tclx.train.balancing import Balancing
 from tclx.train.cost import GIB, Cost, estimate_cost
 from tests.model.tiny import ALL_TERMS, TEXT, VIT, VOCAB_SIZE, tiny_spec
 
@@ -105,6 +110,30 @@ def test_a_term_alone_costs_less_than_all(objectives: dict[str, Any]) -> None:
     alone, together = cost(objectives), cost()
     assert alone.flops_per_step < together.flops_per_step
     assert alone.peak_memory_gib < together.peak_memory_gib
+
+
+def counted_on_the_cpu(objectives: dict[str, Any]) -> int:
+    """Operations of a step's forward and backward passes as training takes them."""
+    spec = tiny_spec(objectives)
+    model, batch = TCL(spec, vocab_size=VOCAB_SIZE, pad_token_id=0), longest_batch(spec)
+    with FlopCounterMode(display=False) as counter:
+        output = TrainingStep(model, spec)(batch, soft_label_weight=0.4, draw=0, negatives=HardNegatives(batch.row, batch.row))
+        balancing = Balancing(model.balance, [each for each in model.parameters() if each.requires_grad], [], done=1)
+        if balancing.projects:
+            balancing.add(output, scale=1.0)
+        else:
+            output.loss.backward()
+    return counter.get_total_flops()
+
+
+def test_projecting_gradients_takes_a_pass_and_a_gradient_for_each_term() -> None:
+    objectives = {**ALL_TERMS, "balance": {"name": "pcgrad"}}
+    projected, plain = cost(objectives), cost()
+    times = counted_on_the_cpu(objectives) / counted_on_the_cpu(ALL_TERMS)
+    assert 2 < times < len(ALL_TERMS)
+    assert projected.flops_per_step / plain.flops_per_step == pytest.approx(times, rel=0.02)
+    gradients = 4 * plain.parameters_trainable / GIB
+    assert 3 * gradients <= projected.peak_memory_gib - plain.peak_memory_gib <= 7 * gradients
 
 
 def test_a_frozen_image_encoder_is_run_forward_once() -> None:

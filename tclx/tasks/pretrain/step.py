@@ -107,11 +107,11 @@ def _accuracies(name: str, term: Term, features: Features) -> dict[str, Tensor]:
     return {names[kind]: 100 * right.float().sum() / max(len(right), 1) for kind, right in term.judged(features).items()}
 
 
-def act_out(model: TCL, spec: ExperimentSpec) -> Tensor:
-    """The loss of one micro-batch on the meta device, every caption as long as the spec allows."""
+def act_out(model: TCL, spec: ExperimentSpec) -> StepOutput:
+    """One micro-batch on the meta device, every caption as long as the spec allows."""
     batch, soft_labels = longest_batch(spec), spec.objectives.soft_labels
     weight = soft_labels.weight if soft_labels is not None else 0.0
     # Which negatives are drawn depends on values, which the meta device does not have.
     negatives = HardNegatives(batch.row, batch.row)
-    loss: Tensor = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives).loss
-    return loss
+    output: StepOutput = TrainingStep(model, spec)(batch, soft_label_weight=weight, draw=0, negatives=negatives)
+    return output

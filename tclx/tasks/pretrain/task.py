@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tclx.tasks.task import CAPTION_FORMS, HealthWarning, SoftLabelSpec, TrainingTask
+from tclx.tasks.task import CAPTION_FORMS, HealthWarning, SoftLabelSpec, StepOutput, TrainingTask
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from tclx.data.batch import Batch
     from tclx.data.tokenizer import CaptionTokenizer
@@ -65,7 +65,7 @@ class PretrainSpec(TrainingTask):
         balance = model.balance.multipliers() if model.balance is not None else {}
         return {**temperatures, **{f"balance/{name}": each for name, each in balance.items()}, **super().row(model, inputs)}
 
-    def act_out(self, model: TCL, spec: ExperimentSpec) -> Tensor:
+    def act_out(self, model: TCL, spec: ExperimentSpec) -> StepOutput:
         from tclx.tasks.pretrain.step import act_out
 
         return act_out(model, spec)

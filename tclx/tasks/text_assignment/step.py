@@ -90,8 +90,9 @@ class TextAssignmentStep(Step):
         return StepOutput(loss, {"text_assignment": loss}, measures)
 
 
-def act_out(model: TextAssigner, spec: ExperimentSpec) -> Tensor:
-    """The loss of one micro-batch on the meta device, every caption as long as the spec allows."""
+def act_out(model: TextAssigner, spec: ExperimentSpec) -> StepOutput:
+    """One micro-batch on the meta device, every caption as long as the spec allows."""
     batch = longest_batch(spec)
-    loss: Tensor = TextAssignmentStep(model, spec)(batch, assignment=Assignment(batch.row, batch.row, batch.row)).loss
-    return loss
+    assignment = Assignment(batch.row, batch.row, batch.row)
+    output: StepOutput = TextAssignmentStep(model, spec)(batch, assignment=assignment)
+    return output

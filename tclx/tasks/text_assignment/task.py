@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tclx.errors import Problem
 from tclx.tasks.needs import Needs
 from tclx.tasks.pairing import in_pairs
-from tclx.tasks.task import CAPTION_FORMS, SoftLabelSpec, TrainingTask
+from tclx.tasks.task import CAPTION_FORMS, SoftLabelSpec, StepOutput, TrainingTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +65,7 @@ class TextAssignmentSpec(TrainingTask):
         """Each fusion layer of a model of one image becomes a pair."""
         return in_pairs(tensors, num_layers=len(model.online.fusion_encoder.layers))
 
-    def act_out(self, model: TextAssigner, spec: ExperimentSpec) -> Tensor:
+    def act_out(self, model: TextAssigner, spec: ExperimentSpec) -> StepOutput:
         from tclx.tasks.text_assignment.step import act_out
 
         return act_out(model, spec)

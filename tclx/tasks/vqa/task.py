@@ -16,7 +16,7 @@ from tclx.errors import InputError, Problem
 from tclx.section import BatchSize, Count, LocalPath, NamedPath, NumLayers, Sensible
 from tclx.tasks.finetuning import FineTuning, act_out_items, trained_otherwise
 from tclx.tasks.metric import Metric
-from tclx.tasks.task import Evaluation, EvaluationTask, Split
+from tclx.tasks.task import Evaluation, EvaluationTask, Split, StepOutput
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class VqaSpec(FineTuning):
                         found[copied] = tensor
         return found
 
-    def act_out(self, model: Answerer, spec: ExperimentSpec) -> Tensor:
+    def act_out(self, model: Answerer, spec: ExperimentSpec) -> StepOutput:
         import torch
 
         from tclx.tasks.vqa.step import AnsweredBatch, AnsweringStep
@@ -103,8 +103,8 @@ class VqaSpec(FineTuning):
             answer_weights=torch.ones(len(rows)),
         )
         weight = self.soft_labels.weight if self.soft_labels is not None else 0.0
-        loss: Tensor = AnsweringStep(model, spec)(batch, soft_label_weight=weight, draw=0).loss
-        return loss
+        output: StepOutput = AnsweringStep(model, spec)(batch, soft_label_weight=weight, draw=0)
+        return output
 
 
 _AGREED = "An answer counts as right in thirds, up to three people who gave it; of a single answer, as equal or not."
