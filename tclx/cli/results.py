@@ -138,7 +138,8 @@ def as_tree(summary: Results, against: Side | None) -> dict[str, Any]:
 
 
 def print_results(summary: Results, *, intervals: bool = False, against: Side | None = None, latex: bool = False) -> None:
-    """The table to stdout (bold or `*`: the best of a column), then what is missing, to stderr.
+    """The table to stdout (bold or `*`: the best of a column), or one for each kind of rows that share no metric; then what is
+    missing, to stderr.
 
     Args:
         summary: what was found.
@@ -147,9 +148,13 @@ def print_results(summary: Results, *, intervals: bool = False, against: Side | 
         latex: for a paper.
     """
     from tclx.launch.watch import describe
+    from tclx.report.results import apart
 
-    if summary.rows:
-        print_table(_cells(summary, intervals) if against is None else _differences(summary, against), latex=latex)
+    if summary.rows and against is not None:
+        print_table(_differences(summary, against), latex=latex)
+    elif summary.rows:
+        for part in apart(summary):
+            print_table(_cells(part, intervals), latex=latex)
     for note in summary.notes:
         say(note)
     for run in summary.unfinished:

@@ -113,6 +113,29 @@ class Results(NamedTuple):
     """Why there are intervals missing, in words."""
 
 
+def apart(summary: Results) -> list[Results]:
+    """As many tables as there are kinds of rows that have no metric in common, such as a pre-training's and a task's."""
+    kinds: list[tuple[set[int], set[str]]] = []
+    for number, row in enumerate(summary.rows):
+        numbers, names = {number}, row.metrics.keys() & set(summary.metrics)
+        others = []
+        for kind in kinds:
+            if kind[1] & names or not (kind[1] and names):  # a row of nothing is of every kind
+                numbers, names = numbers | kind[0], names | kind[1]
+            else:
+                others.append(kind)
+        kinds = [*others, (numbers, names)]
+    if len(kinds) < 2:
+        return [summary]
+    return [
+        summary._replace(
+            rows=tuple(summary.rows[number] for number in sorted(numbers)),
+            metrics=tuple(name for name in summary.metrics if name in names),
+        )
+        for numbers, names in sorted(kinds, key=lambda kind: min(kind[0]))
+    ]
+
+
 def read_runs(selection: Selection) -> list[RunResult]:
     """Read what run folders say of themselves; SLURM is asked where that is not enough.
 

@@ -365,6 +365,30 @@ def test_the_table_has_chance_below_and_marks_what_is_best(tmp_path: Path, capsy
     assert chance.split() == ["chance", "2.0"]
 
 
+def rows_with(*names: str) -> results.Results:
+    """A row for each word, which has the metrics of its letters."""
+    spread = results.Spread(1.0, None)
+    rows = tuple(results.Row(name, (), {}, dict.fromkeys(name.strip("-"), spread), {}, {}) for name in names)
+    return results.Results("test", ("a", "b", "c", "d"), rows, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "tables"),
+    [
+        (("ab", "b"), [(("ab", "b"), "abcd")]),
+        (("ab", "c", "b"), [(("ab", "b"), "ab"), (("c",), "c")]),
+        (("d", "ab", "cd", "a"), [(("d", "cd"), "cd"), (("ab", "a"), "ab")]),
+        (("a", "b", "c", "abc"), [(("a", "b", "c", "abc"), "abcd")]),
+        (("a", "-", "b"), [(("a", "-"), "a"), (("b",), "b")]),
+        (("-", "a", "b"), [(("-", "a"), "a"), (("b",), "b")]),
+        ((), [((), "abcd")]),
+    ],
+)
+def test_rows_that_share_no_metric_are_tables_apart(names: tuple[str, ...], tables: list[tuple[tuple[str, ...], str]]) -> None:
+    found = results.apart(rows_with(*names))
+    assert [(tuple(row.label for row in one.rows), "".join(one.metrics)) for one in found] == tables
+
+
 def test_chance_that_differs_between_rows_is_shown_from_the_least_to_the_most(tmp_path: Path) -> None:
     make_ranked(tmp_path, RIGHT, variant="a")
     make_ranked(tmp_path, RIGHT, captions_of_image=5, variant="b")
