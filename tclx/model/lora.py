@@ -70,14 +70,22 @@ def unused_adapters(module: nn.Module) -> list[str]:
     ]
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of a state dict is an adapter's own."""
-    return name.endswith((_DOWN, _UP, _SCALE))
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Of every tensor of a state dict but the adapters' own: what it is called in a model without adapters."""
+    known = list(names)
+    layers, found = _adapted(known), dict[str, str]()
+    for name in known:
+        layer, _, part = name.rpartition(_INSIDE)
+        if layer in layers:
+            found[name] = f"{layer}.{part}"
+        elif not name.endswith((_UP, _DOWN, _SCALE)):
+            found[name] = name
+    return found
 
 
-def plain_name(name: str) -> str:
-    """Of a tensor, what it is called in a model without adapters."""
-    return name.replace(_INSIDE, ".")
+def _adapted(names: Iterable[str]) -> set[str]:
+    """The layers that have an adapter's tensor; others may have a part of that name, too, as timm's DLA has."""
+    return {name.removesuffix(end) for name in names for end in (_UP, _DOWN, _SCALE) if name.endswith(end)}
 
 
 def merged(
@@ -92,10 +100,9 @@ def merged(
     Raises:
         InputError: an adapter lacks a part, or does not fit its layer.
     """
-    found = {plain_name(name): tensor for name, tensor in tensors.items() if not is_adapter(name)}
+    found = {plain: tensors[name] for name, plain in plain_names(tensors).items()}
     ends = (f"{_INSIDE}weight", _UP, _DOWN, _SCALE)
-    adapted = {name.removesuffix(end) for name in tensors for end in ends[1:] if name.endswith(end)}
-    for layer in sorted(adapted):
+    for layer in sorted(_adapted(tensors)):
         parts = [tensors[layer + end] for end in ends if layer + end in tensors]
         if len(parts) < len(ends) or not _fit(*parts):
             message = f"the adapters of {layer} in {source} are not whole, or do not fit its weight"

@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from tclx.errors import InputError, Problem
 from tclx.files import replacing
-from tclx.model.lora import is_adapter, merged, plain_name
+from tclx.model.lora import merged, plain_names
 from tclx.model.queue import NO_IMAGE
 from tclx.model.sharding import load_state
 
@@ -206,18 +206,19 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Pa
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | str, key: str) -> LoadReport:
     # What adapters have learned there is the weights' here.
     own, tensors = model.state_dict(), merged(tensors, source=source, key=key)
-    found = {name: tensors[plain] for name in own if not is_adapter(name) and (plain := plain_name(name)) in tensors}
+    plain = plain_names(own)
+    found = {name: tensors[theirs] for name, theirs in plain.items() if theirs in tensors}
     fitted = {name: fit_tensor(name, tensor, own[name]) for name, tensor in found.items()}
     other_shape = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
     if any(name.startswith("queue.") for name in other_shape):  # of another size, or of another width: it fills anew
         fitted = {name: tensor for name, tensor in fitted.items() if not name.startswith("queue.")}
-    _check_fit(source, own, fitted, [name for name in other_shape if name in fitted], key=key)
+    _check_fit(source, {name: own[name] for name in plain}, fitted, [name for name in other_shape if name in fitted], key=key)
     load_state(model, own | fitted | _momentum_from_online(own, fitted))
-    used = set(map(plain_name, fitted))
+    used = {plain[name] for name in fitted}
     return LoadReport(
         loaded=tuple(fitted),
         resized=tuple(name for name, tensor in fitted.items() if tensor is not found[name]),
-        missing=tuple(name for name in own if name not in fitted and not is_adapter(name)),
+        missing=tuple(name for name in plain if name not in fitted),
         unused=tuple(name for name in tensors if name not in used),
     )
 
@@ -242,7 +243,7 @@ def _check_fit(
         for name in other_shape[:5]
     ]
     for part in ("image_encoder", "text_encoder"):
-        names = [name for name in own if name.startswith(f"online.{part}.") and not is_adapter(name)]
+        names = [name for name in own if name.startswith(f"online.{part}.")]
         lacking = [name for name in names if name not in fitted]
         if len(lacking) > 0.1 * len(names):
             message = f"{source} lacks {len(lacking)} of the {len(names)} tensors of model.{part}, for instance {lacking[0]}"

@@ -108,6 +108,12 @@ def test_a_state_without_adapters_is_its_own() -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in merged(state).items())
 
 
+def test_a_part_that_is_called_as_peft_calls_its_own_keeps_its_name() -> None:
+    """timm's DLA has one."""
+    state = {"online.image_encoder.body.base_layer.0.weight": torch.ones(2), **model_of(spec_of()).state_dict()}
+    assert torch.equal(merged(state)["online.image_encoder.body.base_layer.0.weight"], torch.ones(2))
+
+
 @pytest.mark.parametrize("end", [".lora_scale", ".lora_A.default.weight", ".base_layer.weight"])
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_adapters_that_are_not_whole_are_refused_not_left_out(end: str, is_gone: bool) -> None:
@@ -185,14 +191,25 @@ def test_several_processes_and_recomputed_layers_train_it(pretrained: RunFolder,
 
 
 def no_wandb_at_its_end(_device: str) -> None:
-    import atexit
-    import os
+    from tclx.train.session import Session
 
-    atexit.register(lambda: os._exit(9) if "wandb" in sys.modules else None)
+    finish = Session.finish
+
+    def checked(self: Session) -> None:
+        finish(self)
+        assert "wandb" not in sys.modules
+
+    Session.finish = checked  # type: ignore[method-assign]
+
+
+def wandb_at_its_end(device: str) -> None:
+    no_wandb_at_its_end(device)
+    sys.modules["wandb"] = sys
 
 
 def test_its_packages_do_not_bring_wandb_into_the_training(pretrained: RunFolder, tmp_path: Path) -> None:
     assert wait([start_with(no_wandb_at_its_end, adapted(pretrained, tmp_path / "run"))]) == [0]
+    assert wait([start_with(wandb_at_its_end, adapted(pretrained, tmp_path / "brought"))]) == [1]
 
 
 # ------------------------------------------------------------------------------------------------------------ what is refused
