@@ -35,7 +35,7 @@ def main() -> None:
     texts = torch.randn(4 * asked.batch, LENGTH, asked.width, device=asked.device, requires_grad=True)
     mask = torch.ones(texts.shape[:2], dtype=torch.bool, device=asked.device)
     blocks = Blocks((None, torch.randperm(asked.batch, device=asked.device), None, None))
-    copies = torch.cat([torch.arange(asked.batch, device=asked.device) if rows is None else rows for rows in blocks.rows])
+    copies = blocks.flat(fusion.keys_values(images)[0])
 
     def fused(image_rows: Tensor | Blocks) -> Tensor:
         with torch.autocast(asked.device, dtype=torch.bfloat16, enabled=asked.precision == "bf16"):
